@@ -1,0 +1,54 @@
+# Everything sets itself up: `make demo` and `make test` need Python 3.11 or later and nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help env demo test test-all test-ledger lint clean \
+        bench-utility bench-step bench-coverage bench-ledger bench-audit bench-accounting
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+env: $(STAMP) ## build the environment in .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 …"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP) ## train, audit and report on the first data found, until the dataset locks
+	$(BIN)/dptrain demo $(ARGS)
+
+test: $(STAMP) ## the tests that CI runs (under 15 minutes on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-all: $(STAMP) ## every test, the slow ones too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "" $(ARGS)
+
+test-ledger: $(STAMP) ## crash, race and fault counts of the ledger (under 60 minutes)
+	$(BIN)/python -m benchmarks.ledger_faults
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench-accounting: $(STAMP) ## overhead of the gate against joint PLD
+	$(BIN)/python -m benchmarks.accounting
+bench-ledger: $(STAMP) ## time and memory of the ledger
+	$(BIN)/python -m benchmarks.ledger
+bench-coverage: $(STAMP) ## exactness on every MONAI network
+	$(BIN)/python -m benchmarks.coverage
+bench-step: $(STAMP) ## step time and memory against plain SGD and Opacus
+	$(BIN)/python -m benchmarks.step_time
+bench-audit: $(STAMP) ## exposed patients, and how fast reference models train
+	$(BIN)/python -m benchmarks.audit
+bench-utility: $(STAMP) ## utility against epsilon (QUICK=1: under 20 minutes)
+	$(BIN)/python -m benchmarks.utility $(if $(QUICK),--quick)
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

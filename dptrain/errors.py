@@ -1,0 +1,79 @@
+"""Errors that are meant for people: what happened, what is allowed, what to do.
+
+Every error that a user can cause is a :class:`DptrainError`. The command line prints its message and its
+remedy without a traceback and ends with its exit code. Messages never hold pixels, labels or patient ids.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_INTERNAL = 1
+EXIT_USAGE = 2
+EXIT_REFUSED_BY_LEDGER = 3
+EXIT_REFUSED_BY_CHECK = 4
+EXIT_DATA_UNREADABLE = 5
+EXIT_GUARANTEE_BROKEN = 6
+EXIT_INTERRUPTED = 130
+
+
+class DptrainError(Exception):
+    """Base of all errors shown to people.
+
+    Args:
+        message: what happened, with the offending value and what is allowed.
+        remedy: what the person can do about it, as an instruction.
+    """
+
+    exit_code = EXIT_INTERNAL
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return self.message if self.remedy is None else f"{self.message}\n{self.remedy}"
+
+
+class ConfigError(DptrainError):
+    """The command or the configuration is wrong (exit code 2)."""
+
+    exit_code = EXIT_USAGE
+
+
+class LedgerRefused(DptrainError):
+    """The ledger does not grant this, or cannot be trusted (exit code 3)."""
+
+    exit_code = EXIT_REFUSED_BY_LEDGER
+
+
+class CheckRefused(DptrainError):
+    """The pre-flight check found something that would break the guarantee (exit code 4)."""
+
+    exit_code = EXIT_REFUSED_BY_CHECK
+
+
+class DataUnreadable(DptrainError):
+    """A manifest or its records cannot be used (exit code 5).
+
+    Args:
+        faults: every fault found, one line each (row number and what is wrong; no pixels, no patient ids).
+    """
+
+    exit_code = EXIT_DATA_UNREADABLE
+
+    def __init__(self, message: str, *, faults: list[str] | None = None, remedy: str | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.faults = list(faults or [])
+
+    def __str__(self) -> str:
+        lines = [self.message, *(f"  {fault}" for fault in self.faults)]
+        if self.remedy is not None:
+            lines.append(self.remedy)
+        return "\n".join(lines)
+
+
+class GuaranteeBroken(DptrainError):
+    """An audit's lower bound on epsilon passes the promised epsilon (exit code 6)."""
+
+    exit_code = EXIT_GUARANTEE_BROKEN
