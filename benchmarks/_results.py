@@ -1,0 +1,87 @@
+"""One way to write a benchmark's results: JSON rows, a Markdown table, and who, when, where, how."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def meta(command: str) -> dict[str, str]:
+    """Date, commit, machine and the command that made the rows."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": commit or "unknown",
+        "machine": _machine(),
+        "command": command,
+    }
+
+
+def _machine() -> str:
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        python = platform.python_version()
+        return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {python}"
+    except (OSError, ValueError):
+        return f"{name}, {os.cpu_count()} cores"
+
+
+def write(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    command: str,
+    table_columns: Sequence[str],
+    title: str,
+    notes: str = "",
+    folder: Path = RESULTS,
+) -> Path:
+    """Write `<name>.json` and `<name>.md` below `folder`; returns the JSON's path.
+
+    Args:
+        rows: flat objects, one a row.
+        table_columns: keys of the rows to show, in order; a missing value shows as an empty cell.
+        notes: Markdown below the table: what was not run, and what bounds a figure.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    head = meta(command)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"meta": head, "rows": list(rows)}, indent=1, allow_nan=False) + "\n")
+    lines = [
+        f"# {title}",
+        "",
+        f"{head['date']} · commit {head['commit']} · {head['machine']} · `{head['command']}`",
+        "",
+        "| " + " | ".join(table_columns) + " |",
+        "|" + " --- |" * len(table_columns),
+        *("| " + " | ".join(_cell(row.get(key)) for key in table_columns) + " |" for row in rows),
+    ]
+    if notes:
+        lines += ["", notes.strip()]
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
