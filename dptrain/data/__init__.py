@@ -1,0 +1,43 @@
+"""Data: from a manifest to a cohort, and from a grant to batches of whole patients.
+
+`import dptrain.data` is light; torch and MONAI are imported where records are read.
+"""
+
+from __future__ import annotations
+
+from dptrain.data.cohort import Cohort, Patient, Record, cohort_from_dataset, scan
+from dptrain.data.config import DataConfig
+from dptrain.data.crypto_random import CryptoRandom
+from dptrain.data.loading import (
+    LogicalBatch,
+    PatientBatch,
+    PatientLoader,
+    PoissonSampler,
+    Tensors,
+    check_sampler,
+    load_records,
+    load_tensors,
+    tensors_of,
+)
+from dptrain.data.manifest import Manifest, read_manifest
+
+__all__ = [
+    "Cohort",
+    "CryptoRandom",
+    "DataConfig",
+    "LogicalBatch",
+    "Manifest",
+    "Patient",
+    "PatientBatch",
+    "PatientLoader",
+    "PoissonSampler",
+    "Record",
+    "Tensors",
+    "check_sampler",
+    "cohort_from_dataset",
+    "load_records",
+    "load_tensors",
+    "read_manifest",
+    "scan",
+    "tensors_of",
+]

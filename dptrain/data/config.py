@@ -5,6 +5,7 @@ Light on purpose: no torch, no MONAI. :func:`check` refuses settings that contra
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -267,5 +268,5 @@ def _check_table(config: DataConfig) -> None:
 def _rising(name: str, values: list[Any]) -> None:
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         raise ConfigError(f"{name}={list(values)} must be numbers.")
-    if any(not low < high for low, high in zip(values, values[1:])):
+    if any(not low < high for low, high in itertools.pairwise(values)):
         raise ConfigError(f"{name}={list(values)} must rise.")
