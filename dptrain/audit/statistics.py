@@ -1,0 +1,302 @@
+"""Honest numbers about an attack: areas, rates, intervals, p-values and false discoveries.
+
+All functions take arrays and work on many patients at once. `inside` and `outside` mean the models that had
+the patient and those that had not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.stats import beta, binom, norm, rankdata
+
+from dptrain.audit.scores import Array
+
+LEVEL = 0.95
+EXACT_UP_TO = 256  # largest number of pairs in a fold for which the exact null distribution is used
+
+
+@dataclass(frozen=True)
+class Area:
+    """Areas under the ROC of many patients, each [P]; NaN where no fold has both classes.
+
+    auc: share of (inside, outside) pairs of one fold that the evidence orders rightly, ties counted half.
+    wins: that share times `pairs`. inside, outside: models of each class in each fold [K, P].
+    inflation: factor on the variance for intervals (:func:`dptrain.audit.patients.inflation`).
+    """
+
+    auc: Array
+    wins: Array
+    inside: np.ndarray
+    outside: np.ndarray
+    inflation: Array | float = 1.0
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """Compared pairs of models [P]."""
+        return (self.inside * self.outside).sum(axis=0)
+
+
+def stratified_auc(evidence: Array, member: np.ndarray, fold: np.ndarray) -> Area:
+    """Mann–Whitney statistic summed over folds (van Elteren's strata).
+
+    Args:
+        evidence: [M, P]; member: bool [M, P]; fold: [M].
+    """
+    numbers = np.unique(fold)
+    inside = np.zeros((numbers.size, evidence.shape[1]), dtype=np.int64)
+    outside = np.zeros_like(inside)
+    wins = np.zeros(evidence.shape[1])
+    for row, number in enumerate(numbers):
+        held = fold == number
+        here = member[held]
+        inside[row], outside[row] = here.sum(axis=0), (~here).sum(axis=0)
+        ranks = rankdata(evidence[held], axis=0)
+        u = np.where(here, ranks, 0.0).sum(axis=0) - inside[row] * (inside[row] + 1) / 2
+        wins += np.where(outside[row] > 0, u, 0.0)
+    pairs = (inside * outside).sum(axis=0)
+    wins = np.where(np.isnan(evidence).any(axis=0), np.nan, wins)
+    return Area(wins / np.where(pairs > 0, pairs, np.nan), wins, inside, outside)
+
+
+def auc_interval(area: Area, level: float = LEVEL) -> tuple[Array, Array]:
+    """Score interval for each AUC: all θ with |AUC − θ| ≤ z·sqrt(V(θ)).
+
+    V is Hanley & McNeil's variance with Newcombe's balanced sizes (Newcombe 2006, "Confidence intervals for
+    an effect size measure based on the Mann–Whitney statistic", method 5), summed over folds. Being solved
+    for θ it keeps its coverage near 1, where Wald and DeLong intervals shrink to nothing.
+    """
+    z = norm.isf((1 - level) / 2)
+    m, n = area.inside.astype(float), area.outside.astype(float)
+    pairs = m * n
+    weight = np.where(pairs > 0, pairs / np.where(area.pairs > 0, area.pairs, 1), 0.0)
+    balanced = (m + n) / 2 - 1
+
+    def variance(theta: Array) -> Array:
+        factor = 1 + balanced * (1 - theta) / (2 - theta) + balanced * theta / (1 + theta)
+        each = theta * (1 - theta) * factor / np.where(pairs > 0, pairs, 1)
+        return area.inflation * np.sum(weight**2 * each, axis=0)
+
+    def solve(start: Array, end: Array) -> Array:
+        good, bad = start.copy(), end.copy()
+        for _ in range(50):
+            middle = (good + bad) / 2
+            inside_interval = (area.auc - middle) ** 2 <= z**2 * variance(middle)
+            good, bad = np.where(inside_interval, middle, good), np.where(inside_interval, bad, middle)
+        return good
+
+    low, high = solve(area.auc, np.zeros_like(area.auc)), solve(area.auc, np.ones_like(area.auc))
+    undefined = np.isnan(area.auc)
+    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+
+
+@lru_cache(maxsize=4096)
+def _mann_whitney_pmf(m: int, n: int) -> Array:
+    """Null distribution of U for m and n values without ties: Gaussian binomial coefficients, normalised."""
+    pmf = np.zeros(m * n + 1)
+    pmf[0] = 1.0
+    for i in range(1, m + 1):
+        up = n + i  # times (1 − q^up), then divided by (1 − q^i)
+        if up <= m * n:
+            pmf[up:] = pmf[up:] - pmf[:-up]
+        for j in range(i, m * n + 1):
+            pmf[j] += pmf[j - i]
+    return pmf / math.comb(m + n, m)
+
+
+@lru_cache(maxsize=4096)
+def _tail(sizes: tuple[tuple[int, int], ...]) -> Array:
+    """Pr[sum of U over folds ≥ u] for u = 0, 1, …"""
+    pmf = np.ones(1)
+    for m, n in sizes:
+        pmf = np.convolve(pmf, _mann_whitney_pmf(m, n))
+    return np.minimum(np.cumsum(pmf[::-1])[::-1], 1.0)
+
+
+def auc_p_values(area: Area) -> Array:
+    """One-sided p-values [P] of "the patient's presence leaves no trace" (AUC = 1/2), each exact on its own.
+
+    Membership was drawn by the audit, independently of everything else, so without a trace all orders of the
+    models of a fold are equally likely: a randomisation test that assumes nothing about the scores. Above
+    256 pairs a fold the normal approximation with continuity correction is used. Ties count half and are
+    rounded down.
+    """
+    result = np.full(area.auc.shape, np.nan)
+    known = ~np.isnan(area.auc)
+    pairs = area.inside * area.outside
+    exact = known & (pairs.max(axis=0, initial=0) <= EXACT_UP_TO)
+    small = np.minimum(area.inside, area.outside)
+    large = np.maximum(area.inside, area.outside)
+    keys: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for p in np.flatnonzero(exact):
+        sizes = tuple(sorted((int(a), int(b)) for a, b in zip(small[:, p], large[:, p], strict=True) if a > 0))
+        keys.setdefault(sizes, []).append(int(p))
+    for sizes, who in keys.items():
+        result[who] = _tail(sizes)[np.floor(area.wins[who] + 1e-9).astype(int)]
+    rest = known & ~exact
+    if rest.any():
+        m, n = area.inside[:, rest], area.outside[:, rest]
+        spread = np.sqrt(np.sum(m * n * (m + n + 1) / 12, axis=0))
+        result[rest] = norm.sf((np.floor(area.wins[rest] + 1e-9) - 0.5 - np.sum(m * n, axis=0) / 2) / spread)
+    return result
+
+
+def smallest_p_value(area: Area) -> float:
+    """The smallest p-value that the typical patient could get with these models."""
+    m, n = np.median(area.inside, axis=1), np.median(area.outside, axis=1)
+    return float(math.prod(1 / math.comb(int(a + b), int(a)) for a, b in zip(m, n, strict=True)))
+
+
+def models_needed(patients: int, false_discovery_rate: float, folds: int) -> int:
+    """Fewest reference models with which a single exposed patient could pass the false-discovery control."""
+    for models in range(2 * folds, 4096, folds):
+        size = models // folds
+        if math.comb(size, size // 2) ** -folds <= false_discovery_rate / max(patients, 1):
+            return models
+    return 4096
+
+
+def benjamini_hochberg(p_values: Array, *, arbitrary_dependence: bool = False) -> Array:
+    """Adjusted p-values [P]: reject where ≤ q and the expected share of false discoveries is at most q.
+
+    In the population game a patient without a trace has a membership that is independent of all scores and
+    of all other patients' membership, so Benjamini & Hochberg 1995 holds as it stands. Where models are
+    shared otherwise (release game), `arbitrary_dependence` multiplies by Σ 1/i (Benjamini & Yekutieli 2001).
+    NaN stays NaN and does not count.
+    """
+    result = np.full(np.shape(p_values), np.nan)
+    known = np.flatnonzero(~np.isnan(p_values))
+    if known.size == 0:
+        return result
+    order = known[np.argsort(p_values[known], kind="stable")]
+    total = order.size
+    factor = float(np.sum(1 / np.arange(1, total + 1))) if arbitrary_dependence else 1.0
+    raw = p_values[order] * total * factor / np.arange(1, total + 1)
+    result[order] = np.minimum(np.minimum.accumulate(raw[::-1])[::-1], 1.0)
+    return result
+
+
+def clopper_pearson(successes: Array | int, trials: Array | int, level: float = LEVEL) -> tuple[Array, Array]:
+    """Exact two-sided interval of a share (Clopper & Pearson 1934); (0, 1) for no trials."""
+    k, n = np.asarray(successes, dtype=float), np.asarray(trials, dtype=float)
+    tail = (1 - level) / 2
+    low = np.where(k > 0, beta.ppf(tail, np.maximum(k, 1e-9), n - k + 1), 0.0)
+    high = np.where(k < n, beta.isf(tail, k + 1, np.maximum(n - k, 1e-9)), 1.0)
+    return low, high
+
+
+def wilson(successes: float, trials: float, level: float = LEVEL) -> tuple[float, float]:
+    """Score interval of a share (Wilson 1927)."""
+    if trials == 0:
+        return 0.0, 1.0
+    z = float(norm.isf((1 - level) / 2))
+    share = successes / trials
+    middle = share + z * z / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    below = 1 + z * z / trials
+    return max(0.0, (middle - half) / below), min(1.0, (middle + half) / below)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """TPR at one FPR for many patients, each [P]. extrapolated: from a fitted normal pair, not counted."""
+
+    tpr: Array
+    low: Array
+    high: Array
+    extrapolated: np.ndarray
+
+
+def tpr_at(evidence: Array, member: np.ndarray, fpr: float, area: Area, level: float = LEVEL) -> Rate:
+    """TPR at a false-positive rate for each patient, counted where the models suffice, else extrapolated.
+
+    Counted (at least 1/fpr models outside): the threshold is the order statistic with at most `fpr` of the
+    outside models above it. The interval joins the threshold's own uncertainty (distribution-free order
+    statistics, half of the error) to Clopper & Pearson's for the inside models (the other half).
+    Extrapolated: the equal-variance normal pair with the measured AUC, TPR = Φ(Φ⁻¹(fpr) + √2·Φ⁻¹(AUC)), and
+    the same function of the AUC's interval.
+    """
+    count_in, count_out = member.sum(axis=0), (~member).sum(axis=0)
+    descending = -np.sort(np.where(member, np.inf, -evidence), axis=0)  # outside values first, large to small
+    columns = np.arange(member.shape[1])
+
+    def share_above(rank: np.ndarray) -> np.ndarray:
+        """Inside models above the rank-th largest outside value (rank 0: above everything)."""
+        row = np.clip(rank - 1, 0, member.shape[0] - 1)
+        threshold = np.where(rank <= 0, np.inf, np.where(rank > count_out, -np.inf, descending[row, columns]))
+        return np.sum(member & (evidence > threshold), axis=0)
+
+    half = (1 + level) / 2
+    tail = (1 - half) / 2
+    hits = share_above(np.floor(fpr * count_out + 1e-9).astype(int) + 1)
+    strict = share_above(binom.ppf(tail, count_out, fpr).astype(int))
+    loose = share_above(binom.isf(tail, count_out, fpr).astype(int) + 1)
+    low = clopper_pearson(strict, count_in, half)[0]
+    high = clopper_pearson(loose, count_in, half)[1]
+    counted = hits / np.maximum(count_in, 1)
+    auc_low, auc_high = auc_interval(area, level)
+    extrapolated = count_out < 1 / fpr - 1e-9
+    unknown = np.isnan(area.auc)
+
+    def choose(count: Array, auc: Array) -> Array:
+        return np.where(unknown, np.nan, np.where(extrapolated, binormal_tpr(auc, fpr), count))
+
+    return Rate(choose(counted, area.auc), choose(low, auc_low), choose(high, auc_high), extrapolated)
+
+
+def binormal_tpr(auc: Array, fpr: float) -> Array:
+    """TPR at `fpr` of two unit normals whose AUC is `auc`."""
+    separation = np.sqrt(2) * norm.ppf(np.clip(auc, 1e-9, 1 - 1e-9))
+    return np.asarray(norm.cdf(norm.ppf(fpr) + separation))
+
+
+VERDICTS = ("exposed", "not shown", "inconclusive")
+
+
+def verdicts(adjusted: Array, auc_high: Array, *, false_discovery_rate: float, tolerance: float) -> np.ndarray:
+    """One of :data:`VERDICTS` for each patient.
+
+    exposed: adjusted p-value at most the false-discovery rate. not shown: not exposed, and the AUC's interval
+    ends below `tolerance`. inconclusive: neither; more reference models would decide.
+    """
+    exposed = np.nan_to_num(adjusted, nan=1.0) <= false_discovery_rate
+    cleared = np.nan_to_num(auc_high, nan=1.0) < tolerance
+    return np.select([exposed, cleared], [VERDICTS[0], VERDICTS[1]], VERDICTS[2])
+
+
+def pooled_roc(evidence: Array, member: np.ndarray, points: int = 200) -> tuple[Array, Array]:
+    """(fpr, tpr) of one threshold for all patients and models, at `points` false-positive rates."""
+    known = ~np.isnan(evidence)
+    inside = np.sort(evidence[known & member])
+    outside = np.sort(evidence[known & ~member])
+    grid = np.unique(np.concatenate([[0.0, 1.0], np.geomspace(1e-3, 1, points // 2), np.linspace(0, 1, points // 2)]))
+    if inside.size == 0 or outside.size == 0:
+        return grid, np.full(grid.shape, np.nan)
+    allowed = np.floor(grid * outside.size + 1e-9).astype(int)
+    threshold = np.where(allowed >= outside.size, -np.inf, outside[np.clip(outside.size - 1 - allowed, 0, None)])
+    return grid, 1 - np.searchsorted(inside, threshold, side="right") / inside.size
+
+
+def mean_interval(
+    values: Array, *, replicates: int = 2000, level: float = LEVEL, generator: np.random.Generator | None = None
+) -> tuple[float, float]:
+    """Patient-bootstrap interval of a mean; NaN entries are left out."""
+    known = values[~np.isnan(values)]
+    if known.size < 2:
+        return math.nan, math.nan
+    draw = generator or np.random.default_rng()
+    means = [float(known[draw.integers(0, known.size, known.size)].mean()) for _ in range(replicates)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def survival(auc: Array, grid: Sequence[float]) -> list[float]:
+    """Share of patients whose AUC is at least each value of the grid."""
+    known = np.sort(auc[~np.isnan(auc)])
+    if known.size == 0:
+        return [math.nan for _ in grid]
+    return [float(1 - np.searchsorted(known, value - 1e-12) / known.size) for value in grid]
