@@ -1,0 +1,401 @@
+"""Configuration: typed settings from Hydra groups, recipes and overrides; unknown names never pass.
+
+`conf/` holds a group for each noun (data, model, privacy, optimizer, training, audit, ledger, report) and
+`recipes/<task>/recipe/<task>.yaml` overrides what differs. Both are found in a checkout and in an installed
+wheel alike; further recipes are found below `./recipes` and the folders named in `DPTRAIN_RECIPES`.
+
+Configuration is code, so only names below :data:`PREFIXES` are ever instantiated.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dptrain.audit.config import AuditConfig
+from dptrain.data.config import DataConfig
+from dptrain.errors import ConfigError
+from dptrain.report.config import ReportConfig
+from dptrain.words import suggest
+
+PREFIXES = (
+    "monai.networks.",
+    "monai.transforms.",
+    "monai.losses.",
+    "torch.nn.",
+    "dptrain.models.",
+    "dptrain.data.",
+    "dptrain.training.losses.",
+    "efficientnet_lite_pytorch.",
+)
+CONFIG_NAME = "train"
+
+
+def _choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value} is unknown.", remedy=suggest(str(value), list(allowed)))
+
+
+def _at_least(name: str, value: float, low: float, *, strict: bool = False) -> None:
+    if math.isnan(value) or (value <= low if strict else value < low):
+        raise ConfigError(f"{name}={value} must be {'above' if strict else 'at least'} {low:g}.")
+
+
+@dataclass
+class ModelConfig:
+    """The network, what of it is trained, and where its weights start.
+
+    network: `_target_` and its arguments. train: head, last_blocks or all. weights: a file that the steward
+    has declared public, or the folder of a run in the ledger; null for random weights or those that the
+    network brings itself. batchnorm: replace, freeze or refuse.
+    """
+
+    network: dict[str, Any] = field(default_factory=dict)
+    train: str = "all"
+    weights: str | None = None
+    batchnorm: str = "refuse"
+
+    def __post_init__(self) -> None:
+        _choice("model.train", self.train, ("head", "last_blocks", "all"))
+        _choice("model.batchnorm", self.batchnorm, ("replace", "freeze", "refuse"))
+
+
+@dataclass
+class PrivacyConfig:
+    """What a patient is promised. The plan is made from these and from the size that the ledger declares.
+
+    target_epsilon: what this run may cost at the cohort's gate; `inf` trains without privacy and is allowed
+    on cohorts declared public only. noise_multiplier: set it instead of calibrating. delta: null for
+    min(1e-5, 1/(10 N)). steps or epochs: one of them.
+    """
+
+    target_epsilon: float = 8.0
+    noise_multiplier: float | None = None
+    delta: float | None = None
+    max_grad_norm: float = 1.0
+    expected_batch_size: int = 256
+    steps: int | None = None
+    epochs: float | None = None
+    max_records_per_patient: int = 8
+    views: int = 1
+    generator: str = "cryptographic"
+    calibration_noise_multiplier: float | None = None
+    unit: str = "patient"
+
+    def __post_init__(self) -> None:
+        if not self.target_epsilon > 0:
+            raise ConfigError(
+                f"privacy.target_epsilon={self.target_epsilon:g} is not accepted: epsilon must be above 0.",
+                remedy="Usual values lie between 0.5 (strict) and 8 (loose); inf on public cohorts only.",
+            )
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError("privacy.steps and privacy.epochs are both set.", remedy="Set one of them to null.")
+        if self.steps is None and self.epochs is None:
+            raise ConfigError("Neither privacy.steps nor privacy.epochs is set.", remedy="Set one of them.")
+        if self.epochs is not None:
+            _at_least("privacy.epochs", self.epochs, 0, strict=True)
+        _choice("privacy.generator", self.generator, ("cryptographic", "fast"))
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimiser of the noisy gradient. schedule: constant, cosine or linear decay after a warm-up."""
+
+    name: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _choice("optimizer.name", self.name, ("sgd", "adam", "adamw"))
+        _choice("optimizer.schedule", self.schedule, ("constant", "cosine", "linear"))
+        _at_least("optimizer.lr", self.lr, 0, strict=True)
+        _at_least("optimizer.momentum", self.momentum, 0)
+        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+
+
+@dataclass
+class TrainingConfig:
+    """How the training runs; nothing here changes the guarantee.
+
+    run: the run folder; null for runs/<name>-<time>. chunk: records in one physical chunk. ema: decay of the
+    weight average (0: none). seed: of the starting weights only; noise and draws have none. lease: steps
+    paid at once; null for the ledger's default. resume: the folder of a run to continue.
+    """
+
+    run: str | None = None
+    resume: str | None = None
+    device: str = "auto"
+    precision: str = "float32"
+    chunk: int = 64
+    ema: float = 0.0
+    seed: int = 0
+    lease: int | None = None
+    checkpoint_steps: int = 50
+    cache_features: bool = True
+    workers: int = 0
+    evaluate: bool = True
+
+    def __post_init__(self) -> None:
+        _choice("training.device", self.device, ("auto", "cpu", "cuda"))
+        _choice("training.precision", self.precision, ("float32", "bf16"))
+        _at_least("training.chunk", self.chunk, 1)
+        _at_least("training.checkpoint_steps", self.checkpoint_steps, 1)
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"training.ema={self.ema} is a decay: allowed is 0 (no average) up to below 1.")
+        if self.lease is not None:
+            _at_least("training.lease", self.lease, 1)
+
+
+@dataclass
+class LedgerConfig:
+    """Where the ledger, its keys and its witness are, and which cohort is meant.
+
+    url: a path (SQLite) or a PostgreSQL URL; null for DPTRAIN_LEDGER or the default place. keys: the keys'
+    folder; null for DPTRAIN_KEYS or `keys` beside the ledger. witness: a file or URL that holds a head.
+    """
+
+    url: str | None = None
+    keys: str | None = None
+    witness: str | None = None
+    cohort: str | None = None
+
+
+@dataclass
+class Settings:
+    """All settings of a run, typed; see the class of each part."""
+
+    name: str = "run"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    privacy: PrivacyConfig = field(default_factory=lambda: PrivacyConfig(steps=100))
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+
+def shipped(kind: str) -> Path:
+    """The folder `conf` or `recipes`, in a checkout or in an installed wheel."""
+    package = Path(__file__).parent
+    for folder in (package / "_shipped" / kind, package.parent / kind):
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"the folder '{kind}' is missing from this installation.", remedy="Install dptrain again.")
+
+
+def recipe_folders() -> dict[str, Path]:
+    """Recipe name -> its folder; a recipe is any folder that holds `recipe/<name>.yaml`."""
+    extra = [Path(part) for part in os.environ.get("DPTRAIN_RECIPES", "").split(os.pathsep) if part]
+    found: dict[str, Path] = {}
+    for root in [shipped("recipes"), Path("recipes"), *extra]:
+        for file in sorted(root.glob("*/recipe/*.yaml")):
+            if file.stem == file.parents[1].name:
+                found[file.stem] = file.parents[1].resolve()
+    return found
+
+
+def search_path_override() -> str:
+    """The Hydra override that makes every recipe known."""
+    folders = ",".join(f"'file://{folder}'" for folder in recipe_folders().values())
+    return f"hydra.searchpath=[{folders}]"
+
+
+def _register_schema() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Settings)
+
+
+def compose(overrides: Sequence[str]) -> Any:
+    """The composed DictConfig of `conf/train.yaml`, its groups, the recipe and the overrides.
+
+    Raises:
+        ConfigError: a name or value that does not exist, with the nearest ones that do.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    _register_schema()
+    words = list(overrides)
+    if not any(word.startswith("hydra.searchpath") for word in words):
+        words.append(search_path_override())
+    with friendly_errors(), initialize_config_dir(str(shipped("conf").resolve()), version_base="1.3"):
+        return hydra_compose(CONFIG_NAME, overrides=words)
+
+
+def load(overrides: Sequence[str]) -> Settings:
+    """Typed settings for `name=value` overrides, recipes included."""
+    return settings_of(compose(overrides))
+
+
+def settings_of(config: Any) -> Settings:
+    """The typed settings of a composed DictConfig. Raises ConfigError for a value of the wrong kind or range."""
+    from omegaconf import OmegaConf
+
+    with friendly_errors():
+        # merged once more into the schema, so that a name added with '+' does not slip in
+        values = OmegaConf.to_container(config, resolve=True)
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), values))
+    if not isinstance(settings, Settings):
+        raise ConfigError(
+            "the configuration does not begin with the schema.", remedy="Keep conf/train.yaml's defaults."
+        )
+    return settings
+
+
+def from_yaml(path: Path) -> Settings:
+    """The settings that a run folder's `config.yaml` holds."""
+    from omegaconf import OmegaConf
+
+    with friendly_errors():
+        return settings_of(OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.load(path)))
+
+
+def to_yaml(settings: Settings) -> str:
+    """YAML that :func:`from_yaml` reads back to equal settings."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+
+
+class friendly_errors:  # noqa: N801 - a context manager, used like a function
+    """Turn Hydra's and OmegaConf's errors into a ConfigError that names the nearest valid names."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None or isinstance(error, ConfigError):
+            return
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        if isinstance(error, HydraException | OmegaConfBaseException):
+            raise explain(error) from None
+
+
+def explain(error: BaseException) -> ConfigError:
+    """A Hydra or OmegaConf error in plain words, with the nearest valid names."""
+    cause = error.__cause__
+    texts = [str(error), str(cause) if cause is not None else ""]
+    full = "\n".join(texts)
+    unknown = re.search(r"Could not (?:override|append to config\. ?.*?) ?'([^']+)'", full)
+    if unknown is None:
+        unknown = re.search(r"Key '([^']+)' (?:is )?not in", full)
+    if unknown is not None:
+        key = unknown.group(1)
+        names = setting_names()
+        near = suggest(key, names)
+        if near.startswith("Valid names"):
+            parent = key.rpartition(".")[0]
+            siblings = [name for name in names if name.startswith(f"{parent}.")] if parent else names
+            near = suggest(key, siblings or names)
+        if near.startswith("Valid names"):
+            near = "See `dptrain train --cfg job` for all names."
+        return ConfigError(f"There is no setting '{key}'.", remedy=near)
+    option = re.search(r"Could not find '([^']+)/([^'/]+)'", full)
+    if option is not None:
+        group, name = option.group(1), option.group(2)
+        choices = sorted(recipe_folders()) if group == "recipe" else _options(group)
+        return ConfigError(f"There is no {group}={name}.", remedy=suggest(name, choices) if choices else None)
+    group_missing = re.search(r"Could not override '([^']+)'\. No match in the defaults list", full)
+    if group_missing is not None:
+        name = group_missing.group(1)
+        return ConfigError(f"There is no group '{name}'.", remedy=suggest(name, GROUPS))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key_line = next((line for line in lines if line.startswith("full_key:")), "")
+    message = lines[0] if lines else type(error).__name__
+    if cause is not None and str(cause).strip():
+        message = f"{message.rstrip('.')}: {str(cause).strip().splitlines()[0]}"
+    if key_line:
+        message = f"{key_line.removeprefix('full_key:').strip()}: {message}"
+    return ConfigError(message.rstrip(".") + ".", remedy="See `dptrain train --cfg job` for names and values.")
+
+
+GROUPS = ("data", "model", "privacy", "optimizer", "training", "audit", "ledger", "report", "recipe", "debug")
+
+
+def _options(group: str) -> list[str]:
+    return sorted(file.stem for file in (shipped("conf") / group).glob("*.yaml"))
+
+
+def setting_names() -> list[str]:
+    """Every dotted name that an override may set."""
+    from omegaconf import DictConfig, OmegaConf
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        names: list[str] = []
+        for key in node:
+            name = f"{prefix}{key}"
+            names.append(name)
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                names += walk(child, f"{name}.")
+        return names
+
+    return sorted({*walk(OmegaConf.structured(Settings), ""), *GROUPS})
+
+
+def locate(target: str, allowed: Sequence[str] = PREFIXES) -> Callable[..., Any]:
+    """The class or function that an allow-listed dotted name means.
+
+    Raises:
+        ConfigError: a name outside the allow-list, one that leads outside it through a module's own imports
+            (`torch.nn.modules.os.system`), or one that does not exist.
+    """
+    if not any(target.startswith(prefix) for prefix in allowed):
+        raise ConfigError(
+            f"_target_ '{target}' is not on the list of what a configuration may call.",
+            remedy=f"Allowed are names that begin with {', '.join(allowed)}.",
+        )
+    parts = target.split(".")
+    found: Any = None
+    for end in range(len(parts) - 1, 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ImportError:
+            continue
+        for part in parts[end:]:
+            found = getattr(found, part, None)
+        break
+    if found is None:
+        raise ConfigError(f"_target_ '{target}' does not exist.", remedy="Check the spelling of module and class.")
+    home = f"{getattr(found, '__module__', '') or ''}."
+    if not callable(found) or not any(home.startswith(prefix.split(".")[0] + ".") for prefix in allowed):
+        raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
+    return found
+
+
+def instantiate(node: Any, allowed: Sequence[str] = PREFIXES, **overrides: Any) -> Any:
+    """Build what `_target_` names, arguments first; lists and plain values come back as they are.
+
+    `_partial_: true` gives a partial instead of a call. Raises ConfigError as :func:`locate` does, and for
+    arguments that the target does not take.
+    """
+    if isinstance(node, list | tuple):
+        return [instantiate(item, allowed) for item in node]
+    if not isinstance(node, dict):
+        return node
+    values = {key: instantiate(value, allowed) for key, value in node.items() if key not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return values
+    found = locate(str(node["_target_"]), allowed)
+    values.update(overrides)
+    if node.get("_partial_"):
+        return partial(found, **values)
+    try:
+        return found(**values)
+    except TypeError as error:
+        raise ConfigError(f"{node['_target_']} does not take these arguments: {error}.") from None

@@ -1,0 +1,136 @@
+"""Temperature and conformal sets from one noisy histogram, so that their patients are charged like any other.
+
+Each patient of the calibration split contributes the mean over its records (and labels) of the indicator of
+the bin that holds the true class's margin φ = log p_y − log Σ_{j≠y} p_j. That vector has l2 norm at most 1,
+so the histogram with Gaussian noise σ in every bin is one Gaussian mechanism of sensitivity 1 under
+add/remove of a patient: the plan's `calibration` mechanism. Everything below is post-processing of it.
+
+Temperature: Guo et al. 2017, section 4.2, on binned margins (exact for two classes; for more, the margin
+against all others is scaled). Conformal sets: Vovk et al. 2005; Angelopoulos & Bates 2021, section 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from dptrain.engine import NoiseSource
+
+EDGES = np.concatenate([np.linspace(-8, 8, 33)])
+CENTRES = np.concatenate([[-9.0], (EDGES[1:] + EDGES[:-1]) / 2, [9.0]])
+MISCOVERAGE = 0.1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """temperature divides the logits; a class is in the set where its margin φ/T is at least `threshold`.
+
+    `patients` is the noisy total of the histogram, never the count.
+    """
+
+    temperature: float
+    threshold: float
+    miscoverage: float
+    noise_multiplier: float
+    patients: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def margins(logits: NDArray[np.float64], task: str) -> NDArray[np.float64]:
+    """φ of every class: [R] -> [R, 2] (binary), [R, C] -> [R, C] (multiclass) or [R, C, 2] (multilabel)."""
+    if task == "binary":
+        flat = logits.reshape(len(logits))
+        return np.stack([-flat, flat], axis=1)
+    if task == "multilabel":
+        return np.stack([-logits, logits], axis=-1)
+    whole = np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    log_p = logits - whole
+    return log_p - np.log(-np.expm1(np.minimum(log_p, -1e-12)))
+
+
+def true_margins(logits: NDArray[np.float64], label: NDArray[Any], task: str) -> NDArray[np.float64]:
+    """φ of the true class: [R, 1], or [R, C] for multilabel."""
+    phi = margins(logits, task)
+    if task == "multilabel":
+        return np.take_along_axis(phi, label.astype(int)[..., None], axis=2)[..., 0]
+    return np.take_along_axis(phi, label.reshape(-1, 1).astype(int), axis=1)
+
+
+def patient_histogram(phi: NDArray[np.float64], patient: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One row a patient: the mean over its values of the indicator of their bin; each row sums to 1.
+
+    phi: [R, K]; patient: [R]. Not-a-number counts as the worst margin.
+    """
+    values = np.nan_to_num(phi, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    which = np.searchsorted(EDGES, values, side="right")
+    names, position = np.unique(patient, return_inverse=True)
+    rows = np.zeros((len(names), len(CENTRES)))
+    np.add.at(rows, (np.repeat(position, phi.shape[1]), which.ravel()), 1.0)
+    return rows / np.maximum(rows.sum(axis=1, keepdims=True), 1.0)
+
+
+def fit_calibration(
+    logits: NDArray[np.float64],
+    label: NDArray[Any],
+    patient: NDArray[np.int64],
+    task: str,
+    *,
+    noise_multiplier: float,
+    generator: str = "cryptographic",
+) -> Calibration:
+    """Release the noisy histogram once and fit temperature and threshold to it.
+
+    Args:
+        logits: [R] or [R, C]; label: [R] or [R, C]; patient: [R] of the calibration split.
+        noise_multiplier: σ of the plan's calibration mechanism (0 on cohorts declared public only).
+    """
+    histogram = torch.from_numpy(patient_histogram(true_margins(logits, label, task), patient).sum(axis=0))
+    if noise_multiplier > 0:
+        source = NoiseSource(generator)
+        try:
+            histogram = histogram + noise_multiplier * source.normal(histogram.shape, dtype=torch.float64)
+        finally:
+            source.close()
+    return from_histogram(histogram.numpy(), noise_multiplier)
+
+
+def from_histogram(counts: NDArray[np.float64], noise_multiplier: float) -> Calibration:
+    """Post-processing of the noisy histogram [bins]: the only thing that is ever seen of the patients."""
+    total = float(counts.sum())
+    # Adjacent bins are pooled until each is well above the noise; negative noise is not a patient.
+    weight = np.maximum(_pooled(counts, 2 * noise_multiplier), 0.0)
+    if weight.sum() <= 0:
+        return Calibration(1.0, -1e9, MISCOVERAGE, noise_multiplier, total)
+
+    def loss(log_temperature: float) -> float:
+        return float((weight * np.logaddexp(0.0, -CENTRES / np.exp(log_temperature))).sum())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.1), np.log(10.0)), method="bounded")
+    temperature = float(np.exp(found.x))
+    cumulative = np.cumsum(weight) / weight.sum()
+    position = int(np.searchsorted(cumulative, MISCOVERAGE, side="left"))
+    lower = np.concatenate([[-np.inf], EDGES])
+    threshold = lower[min(position, len(lower) - 1)]
+    return Calibration(temperature, float(max(threshold, -1e9) / temperature), MISCOVERAGE, noise_multiplier, total)
+
+
+def _pooled(counts: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """Spread runs of bins evenly until each run holds at least `least`, outermost bins first."""
+    pooled = counts.astype(float).copy()
+    start = 0
+    while start < len(pooled):
+        end, held = start, 0.0
+        while end < len(pooled) and (end == start or held < least):
+            held += counts[end]
+            end += 1
+        pooled[start:end] = held / (end - start)
+        start = end
+    return pooled

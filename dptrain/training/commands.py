@@ -1,0 +1,323 @@
+"""`dptrain plan`, `check`, `train`, `evaluate`: words in, plain sentences and tables out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dptrain.config import Settings, explain, load, recipe_folders, search_path_override, settings_of, shipped
+from dptrain.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED_BY_CHECK,
+    ConfigError,
+    DptrainError,
+    LedgerRefused,
+)
+from dptrain.words import Word, parse_words, suggest
+
+if TYPE_CHECKING:
+    from dptrain.training.train import Outcome
+
+PLAN_HELP = """\
+usage: dptrain plan public_size=N [privacy.…=… recipe=… --json]
+
+What would a training promise, and what would it cost? Touches no data and no ledger.
+
+  dptrain plan public_size=2215 privacy.expected_batch_size=600 privacy.steps=200 privacy.target_epsilon=3
+  dptrain plan public_size=2215 recipe=chest_xray_pneumonia privacy.target_epsilon=1
+  dptrain plan public_size=800 privacy.expected_batch_size=64 privacy.epochs=20 privacy.steps=null
+
+public_size is the number of training patients that the steward declares (never a count of the private data)."""
+
+CHECK_HELP = """\
+usage: dptrain check [recipe=… model.…=… data.…=…]
+
+Is this network, loss and pipeline fit for private training? Uses made-up data only; charges nothing.
+Exit code 4 where something is refused.
+
+  dptrain check recipe=chest_xray_pneumonia
+  dptrain check model.network._target_=monai.networks.nets.DenseNet121 model.batchnorm=replace"""
+
+TRAIN_HELP = """\
+usage: dptrain train [recipe=…] [group=option] [name=value …] [-m for a sweep] [--cfg job]
+
+Train under a plan that the ledger has granted.
+
+  dptrain train recipe=chest_xray_pneumonia privacy.target_epsilon=8
+  dptrain train recipe=chest_xray_pneumonia debug=steps            a few steps, charged like any other
+  dptrain train -m recipe=chest_xray_pneumonia privacy.target_epsilon=1,2,4    a sweep: every trial is charged
+  dptrain train training.resume=runs/…                              go on after a crash; noise is never repeated
+  dptrain train recipe=chest_xray_pneumonia --cfg job               print the configuration and stop
+
+groups: data, model, privacy, optimizer, training, audit, ledger, report, recipe, debug
+exit codes: 0 done · 2 configuration · 3 refused by the ledger · 4 refused by the check · 5 data unreadable
+            130 interrupted after a clean close"""
+
+EVALUATE_HELP = """\
+usage: dptrain evaluate run=FOLDER [split=test] [ledger.url=… ledger.keys=…]
+
+Score a finished run again. A new request: refused (exit code 3) once the cohort is locked.
+
+  dptrain evaluate run=runs/demo
+  dptrain evaluate run=runs/demo split=validation"""
+
+
+def _help(argv: Sequence[str], text: str) -> bool:
+    if any(word in ("-h", "--help") for word in argv):
+        print(text)
+        return True
+    return False
+
+
+def plan_main(argv: list[str]) -> int:
+    """`dptrain plan`."""
+    if _help(argv, PLAN_HELP):
+        return EXIT_DONE
+    as_json = "--json" in argv
+    words = [word for word in argv if word != "--json"]
+    mine = [word for word in words if word.startswith("public_size=")]
+    spec = {"public_size": Word(int, "the number of training patients declared public, e.g. public_size=2215")}
+    size = parse_words(mine, spec)["public_size"]
+    settings = load([word for word in words if word not in mine])
+    from dptrain.training.planning import forecast
+
+    result = forecast(settings.privacy, public_size=size)
+    if as_json:
+        print(json.dumps(result, indent=1, allow_nan=False))
+    else:
+        _print_plan(result)
+    return EXIT_DONE
+
+
+def _print_plan(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    plan = result["plan"]
+    console.print(
+        f"[bold]{plan['steps']} steps[/bold] of {plan['expected_batch_size']} expected {plan['unit']}s out of "
+        f"{plan['public_size']} (rate {result['sample_rate']:.4g}, {result['epochs']:.1f} epochs), "
+        f"clip {plan['max_grad_norm']:g}, delta {plan['delta']:.3g} (N·delta = {result['n_delta']:.3g}), "
+        "one patient added or removed"
+    )
+    table = Table(title="Two kinds of budget for the same promise", title_justify="left")
+    for name in ("budget", "gate", "noise multiplier", "charged at the gate", "epsilon by PLD"):
+        table.add_column(name, justify="left" if name in ("budget", "gate") else "right")
+    for row in result["budgets"]:
+        table.add_row(
+            row["kind"],
+            row["gate"],
+            f"{row['noise_multiplier']:.4f}",
+            f"{row['gate_epsilon']:.3f}",
+            f"{row['pld_epsilon']:.3f}",
+        )
+    console.print(table)
+    console.print(result["advice"])
+    ceiling = Table(title="What an attacker could at most do (planned budget)", title_justify="left")
+    ceiling.add_column("reading")
+    ceiling.add_column("ceiling", justify="right")
+    promised = result["promise"]
+    for fpr in (1, 5, 10):
+        ceiling.add_row(
+            f"members found when {fpr} of 100 others are accused wrongly",
+            f"{100 * promised[f'tpr_at_{fpr}pct_fpr']:.1f} of 100",
+        )
+    ceiling.add_row("area under the attack's ROC curve (0.5 = guessing)", f"{promised['auc_ceiling']:.3f}")
+    ceiling.add_row("advantage over guessing", f"{promised['advantage']:.3f}")
+    ceiling.add_row("reconstruction from a 1 % prior guess", f"{100 * promised['reconstruction']['0.01']:.1f} %")
+    ceiling.add_row("epsilon of two patients together", _number(promised["group_epsilon"]["2"]))
+    console.print(ceiling)
+    over = Table(title="epsilon over the steps (PLD)", title_justify="left")
+    over.add_column("step", justify="right")
+    over.add_column("epsilon", justify="right")
+    points = result["epsilon_over_steps"]
+    for step, epsilon in points[:: max(1, len(points) // 8)]:
+        over.add_row(str(step), f"{epsilon:.3f}")
+    if points and (len(points) - 1) % max(1, len(points) // 8):
+        over.add_row(str(points[-1][0]), f"{points[-1][1]:.3f}")
+    console.print(over)
+
+
+def _number(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.3f}"
+
+
+def check_main(argv: list[str]) -> int:
+    """`dptrain check`."""
+    if _help(argv, CHECK_HELP):
+        return EXIT_DONE
+    settings = load(argv)
+    from dptrain import models
+    from dptrain.training.session import check
+
+    findings = check(settings)
+    models.print_findings(findings)
+    return EXIT_REFUSED_BY_CHECK if any(finding.status == "refused" for finding in findings) else EXIT_DONE
+
+
+def train_main(argv: list[str]) -> int:
+    """`dptrain train`: Hydra composes, sweeps (`-m`) and prints (`--cfg job`); each trial is one run."""
+    if _help(argv, TRAIN_HELP):
+        return EXIT_DONE
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store(name="schema", node=Settings)
+    words = list(argv)
+    if not any(word.startswith("hydra.searchpath") for word in words):
+        words.append(search_path_override())
+    sweep = any(word in ("-m", "--multirun") for word in words)
+    outcomes = Path(f".dptrain-sweep-{os.getpid()}.jsonl")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ["DPTRAIN_SWEEP"] = str(outcomes.resolve()) if sweep else ""
+    os.environ["DPTRAIN_COMMAND"] = "dptrain train " + " ".join(argv)
+    before = sys.argv
+    sys.argv = ["dptrain", *words]
+    decorate = hydra.main(version_base="1.3", config_path=str(shipped("conf").resolve()), config_name="train")
+    try:
+        result = decorate(run_job)()
+        if sweep:
+            return _end_sweep(outcomes)
+        return EXIT_DONE if result is None else int(result)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from None
+    except SystemExit as error:  # Hydra's argument parser ends the program for a word that it does not know
+        if error.code in (0, None):
+            return EXIT_DONE
+        raise ConfigError("the words of this command cannot be read.", remedy="See `dptrain train --help`.") from None
+    finally:
+        sys.argv = before
+        outcomes.unlink(missing_ok=True)
+
+
+def run_job(config: Any) -> int:
+    """One trial. In a sweep a refused trial is written down and the others go on."""
+    sweep = os.environ.get("DPTRAIN_SWEEP", "")
+    from hydra.core.hydra_config import HydraConfig
+
+    command = os.environ.get("DPTRAIN_COMMAND", "dptrain train")
+    words = " ".join(HydraConfig.get().overrides.task)
+    try:
+        settings = settings_of(config)
+        if sweep and settings.training.run is None:
+            settings.training.run = str(Path(HydraConfig.get().sweep.dir) / str(HydraConfig.get().job.num))
+        from dptrain.training.train import train
+
+        outcome = train(settings, command=command)
+    except DptrainError as error:
+        if not sweep:
+            raise
+        _write_outcome(sweep, {"trial": words, "code": error.exit_code, "message": error.message, "run": None})
+        print(f"trial {words}: {error}", file=sys.stderr)
+        return error.exit_code
+    _print_outcome(outcome)
+    code = EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
+    if sweep:
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        _write_outcome(sweep, {"trial": words, "code": code, "message": "", "run": str(outcome.folder.path)})
+    return code
+
+
+def _write_outcome(path: str, row: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _end_sweep(outcomes: Path) -> int:
+    """A table of the trials, what they cost together, and 3 where the ledger refused one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dptrain.training.runfolder import RunFolder
+
+    if not outcomes.exists():
+        return EXIT_DONE
+    rows = [json.loads(line) for line in outcomes.read_text(encoding="utf-8").splitlines()]
+    table = Table(title="The trials of this sweep", title_justify="left")
+    for name in ("trial", "epsilon (PLD)", "spent after (gate)", "ended"):
+        table.add_column(name, justify="left" if name in ("trial", "ended") else "right")
+    runs = [RunFolder(row["run"]) for row in rows if row["run"]]
+    facts = {str(run.path): run.read_facts() for run in runs}
+    from dptrain.training.planning import sweep_cost
+
+    together = sweep_cost(list(facts.values()))
+    for row in rows:
+        if row["run"]:
+            one = facts[row["run"]]
+            table.add_row(
+                row["trial"], _number(one["privacy"]["epsilon"]), _number(one["gate"]["spent_after"]), row["run"]
+            )
+        else:
+            table.add_row(row["trial"], "", "", row["message"].splitlines()[0])
+    Console().print(table)
+    if together is not None:
+        print(f"together, the sweep cost epsilon {_number(together['epsilon_total'])} (joint PLD of all trials)")
+        for run in runs:
+            run.write_facts({**facts[str(run.path)], "sweep": together})
+    codes = [row["code"] for row in rows]
+    return LedgerRefused.exit_code if LedgerRefused.exit_code in codes else max(codes, default=EXIT_DONE)
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    facts = outcome.facts
+    privacy, gate = facts["privacy"], facts["gate"]
+    unit = privacy["unit"]
+    if privacy["infinite"]:
+        print(f"\nNo privacy: epsilon is infinite ({unit} unit, public cohort).")
+    else:
+        print(
+            f"\nepsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:.3g} for one {unit} added or removed "
+            f"({privacy['accountant']}; {privacy['steps_charged']} steps charged, {privacy['steps_run']} run)"
+        )
+    if not facts["cohort"]["public"]:
+        print(
+            f"{facts['cohort']['name']}: {_number(gate['spent_after'])} of epsilon "
+            f"{_number(gate['budget_epsilon'])} spent ({gate['accountant']}), {_number(gate['remaining'])} left"
+            + (": locked" if gate["locked"] else "")
+        )
+    if outcome.interrupted:
+        print("interrupted: the model so far is kept and the charge is closed")
+    print(f"run folder: {outcome.folder.path}")
+    if outcome.folder.metrics.exists():
+        print(f"test metrics (restricted): {outcome.folder.metrics}")
+
+
+def evaluate_main(argv: list[str]) -> int:
+    """`dptrain evaluate`."""
+    if _help(argv, EVALUATE_HELP):
+        return EXIT_DONE
+    spec = {
+        "run": Word(str, "the run folder"),
+        "split": Word(_split, "test, validation, calibration or train", "test"),
+        "ledger.url": Word(str, "the ledger's path or URL", None),
+        "ledger.keys": Word(str, "the keys' folder", None),
+        "ledger.witness": Word(str, "a file or URL with a witness head", None),
+    }
+    words = parse_words(argv, spec)
+    from dptrain.training.train import evaluate_run
+
+    places = {name: words[f"ledger.{name}"] for name in ("url", "keys", "witness")}
+    path = evaluate_run(words["run"], split=words["split"], ledger=places)
+    print(f"metrics (restricted, not covered by epsilon): {path}")
+    return EXIT_DONE
+
+
+def _split(text: str) -> str:
+    allowed = ("train", "calibration", "validation", "test")
+    if text not in allowed:
+        raise ValueError(suggest(text, allowed))
+    return text
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that can be found."""
+    return sorted(recipe_folders())

@@ -1,0 +1,271 @@
+"""Metrics with patient-bootstrap intervals, overall and by group. Nothing here is covered by epsilon.
+
+A replicate draws patients with replacement; a patient's records come along with the patient (Efron 1979;
+cluster bootstrap, Field & Welsh 2007), so that thirty images of one child do not count as thirty children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptrain.training.runfolder import METRICS_SCHEMA
+
+Array = NDArray[np.float64]
+REPLICATES = 500
+LEVEL = 0.95
+MINIMUM_PATIENTS = 10
+MINIMUM_OF_A_CLASS = 10
+BINS = 10
+
+
+def _curve(score: Array, label: Array, weight: Array) -> tuple[Array, Array]:
+    """Cumulative positive and negative weight at each distinct threshold, highest first: [B, K] each."""
+    order = np.argsort(-score, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
+    weighted = weight[:, order]
+    positive = np.add.reduceat(weighted * label[order], starts, axis=1).cumsum(axis=1)
+    negative = np.add.reduceat(weighted * (1 - label[order]), starts, axis=1).cumsum(axis=1)
+    return positive, negative
+
+
+def auroc(score: Array, label: Array, weight: Array) -> Array:
+    """Area under the ROC curve by trapezoids (ties count half). score, label [R], weight [B, R] -> [B]."""
+    positive, negative = _curve(score, label, weight)
+    zero = np.zeros((len(weight), 1))
+    tp, fp = np.hstack([zero, positive]), np.hstack([zero, negative])
+    area = (np.diff(fp, axis=1) * (tp[:, 1:] + tp[:, :-1]) / 2).sum(axis=1)
+    return _ratio(area, positive[:, -1] * negative[:, -1])
+
+
+def average_precision(score: Array, label: Array, weight: Array) -> Array:
+    """Sum of precision times the rise in recall over thresholds, without interpolation -> [B]."""
+    positive, negative = _curve(score, label, weight)
+    precision = _ratio(positive, positive + negative, empty=0.0)
+    rise = np.diff(positive, axis=1, prepend=0.0)
+    return _ratio((precision * rise).sum(axis=1), positive[:, -1])
+
+
+def sensitivity_at(specificity: float) -> Callable[[Array, Array, Array], Array]:
+    """The best sensitivity at a specificity of at least `specificity`."""
+
+    def metric(score: Array, label: Array, weight: Array) -> Array:
+        positive, negative = _curve(score, label, weight)
+        sensitivity = _ratio(positive, positive[:, -1:])
+        allowed = negative <= (1 - specificity) * negative[:, -1:] + 1e-9
+        best = np.where(allowed, sensitivity, 0.0).max(axis=1)
+        return np.where(np.isfinite(sensitivity[:, -1]) & (negative[:, -1] > 0), best, np.nan)
+
+    return metric
+
+
+def brier(score: Array, label: Array, weight: Array) -> Array:
+    """Mean squared difference between probability and outcome (Brier 1950) -> [B]."""
+    return _ratio((weight * (score - label) ** 2).sum(axis=1), weight.sum(axis=1))
+
+
+def calibration_error(score: Array, label: Array, weight: Array) -> Array:
+    """Expected calibration error over 10 equal bins of the probability (Guo et al. 2017, eq. 3) -> [B]."""
+    which = np.minimum((score * BINS).astype(int), BINS - 1)
+    total = np.zeros(len(weight))
+    for index in range(BINS):
+        inside = which == index
+        total += np.abs((weight[:, inside] * (score[inside] - label[inside])).sum(axis=1))
+    return _ratio(total, weight.sum(axis=1))
+
+
+METRICS: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "auroc": auroc,
+    "average_precision": average_precision,
+    "sensitivity_at_90_specificity": sensitivity_at(0.90),
+    "sensitivity_at_95_specificity": sensitivity_at(0.95),
+    "brier": brier,
+    "calibration_error": calibration_error,
+}
+
+
+def _ratio(above: Array, below: Array, empty: float = np.nan) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(below > 0, above / np.where(below > 0, below, 1), empty)
+
+
+def bootstrap_weights(patient: NDArray[np.int64], replicates: int = REPLICATES, seed: int = 0) -> Array:
+    """Row 0: every record once; rows 1…replicates: records weighted by how often their patient was drawn.
+
+    Args:
+        patient: [R], any integer for each record's patient.
+    """
+    names, position = np.unique(patient, return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), replicates)
+    return np.vstack([np.ones(len(patient)), drawn[:, position]]).astype(np.float64)
+
+
+def interval(values: Array) -> dict[str, float | None]:
+    """Value of the data (row 0) with the percentile interval of the replicates."""
+    value, replicates = values[0], values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(value) or len(replicates) < 20:
+        return {"value": float(value) if np.isfinite(value) else None, "low": None, "high": None}
+    low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def classification(
+    probability: Array, label: Array, patient: NDArray[np.int64], classes: Sequence[str], task: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(overall, by class) metrics of a set of records.
+
+    Args:
+        probability: [R] for binary, [R, C] otherwise. label: [R] (class number) or [R, C] for multilabel.
+
+    For several classes each is scored against the rest; the overall figure is the mean over classes with at
+    least 10 records on either side (others are withheld by the caller's suppression).
+    """
+    weight = bootstrap_weights(patient)
+    if task == "binary":
+        columns = {classes[-1] if classes else "positive": (probability.reshape(-1), (label > 0).astype(float))}
+    elif task == "multiclass":
+        columns = {name: (probability[:, c], (label == c).astype(float)) for c, name in enumerate(classes)}
+    else:
+        columns = {name: (probability[:, c], label[:, c].astype(float)) for c, name in enumerate(classes)}
+    rows: dict[str, dict[str, Array]] = {}
+    for name, (score, truth) in columns.items():
+        if min(truth.sum(), (1 - truth).sum()) < (1 if task == "binary" else MINIMUM_OF_A_CLASS):
+            continue
+        rows[name] = {metric: function(score, truth, weight) for metric, function in METRICS.items()}
+    if not rows:
+        return {}, {}
+    overall = {metric: interval(np.mean([row[metric] for row in rows.values()], axis=0)) for metric in METRICS}
+    if task == "binary":
+        return overall, {}
+    return overall, {name: {m: interval(v) for m, v in row.items()} for name, row in rows.items()}
+
+
+def reliability(probability: Array, label: Array) -> list[dict[str, float]]:
+    """Mean confidence and observed frequency in 10 equal bins; empty bins are left out."""
+    score, truth = probability.reshape(-1), label.reshape(-1).astype(float)
+    which = np.minimum((score * BINS).astype(int), BINS - 1)
+    return [
+        {
+            "low": index / BINS,
+            "high": (index + 1) / BINS,
+            "confidence": float(score[which == index].mean()),
+            "observed": float(truth[which == index].mean()),
+            "count": int((which == index).sum()),
+        }
+        for index in range(BINS)
+        if (which == index).any()
+    ]
+
+
+def evaluate_classification(
+    probability: Array,
+    label: Array,
+    patient: NDArray[np.int64],
+    groups: Mapping[str, Sequence[str]],
+    *,
+    task: str,
+    classes: Sequence[str],
+    split: str = "test",
+) -> dict[str, Any]:
+    """`restricted/metrics.json` of a classification: overall, by class, by group, with small cells suppressed."""
+    overall, by_class = classification(probability, label, patient, classes, task)
+    tables: dict[str, dict[str, Any]] = {}
+    suppressed: list[dict[str, str]] = []
+    for column, values in groups.items():
+        tables[column] = {}
+        for value in sorted(set(values) - {""}):
+            inside = np.array([item == value for item in values])
+            patients = len(np.unique(patient[inside]))
+            why = too_small(label[inside], patients, task)
+            if why:
+                suppressed.append({"group": column, "value": value, "why": why})
+                continue
+            metrics, _ = classification(probability[inside], label[inside], patient[inside], classes, task)
+            tables[column][value] = {"patients": patients, "records": int(inside.sum()), **metrics}
+    if task == "multilabel":
+        for column_index, name in enumerate(classes):
+            if name not in by_class:
+                have = int(label[:, column_index].sum())
+                why = f"{have} positive records: fewer than {MINIMUM_OF_A_CLASS}"
+                suppressed.append({"group": "class", "value": name, "why": why})
+    truth = _one_hot(label, len(classes)) if task == "multiclass" else label
+    return {
+        "schema": METRICS_SCHEMA,
+        "split": split,
+        "level": "record",
+        "task": task,
+        "patients": len(np.unique(patient)),
+        "records": len(patient),
+        "overall": overall,
+        "by_class": by_class,
+        "groups": tables,
+        "suppressed": suppressed,
+        "reliability": reliability(probability, truth),
+        "temperature": None,
+        "conformal": None,
+        "bootstrap": {"replicates": REPLICATES, "level": LEVEL, "unit": "patient"},
+    }
+
+
+def too_small(label: NDArray[Any], patients: int, task: str) -> str | None:
+    """Why a group's cell is withheld, or None: too few patients, or too few of a class to score."""
+    if patients < MINIMUM_PATIENTS:
+        return f"fewer than {MINIMUM_PATIENTS} patients"
+    if task == "binary" and min((label > 0).sum(), (label <= 0).sum()) < MINIMUM_OF_A_CLASS:
+        return f"fewer than {MINIMUM_OF_A_CLASS} records of one class"
+    return None
+
+
+def _one_hot(label: NDArray[Any], classes: int) -> NDArray[Any]:
+    return np.eye(classes)[label.astype(int)]
+
+
+def evaluate_segmentation(
+    dice: Array,
+    patient: NDArray[np.int64],
+    groups: Mapping[str, Sequence[str]],
+    *,
+    classes: Sequence[str],
+    split: str = "test",
+) -> dict[str, Any]:
+    """`restricted/metrics.json` of a segmentation. dice: [R, C], one value a record and structure."""
+
+    def table(values: Array, of: NDArray[np.int64]) -> tuple[dict[str, Any], dict[str, Any]]:
+        weight = bootstrap_weights(of)
+        present = np.isfinite(values)
+        each = _ratio(weight @ np.where(present, values, 0.0), weight @ present.astype(float))
+        by_class = {name: {"dice": interval(each[:, c])} for c, name in enumerate(classes)}
+        return {"dice": interval(each.mean(axis=1))}, by_class
+
+    overall, by_class = table(dice, patient)
+    tables: dict[str, dict[str, Any]] = {}
+    suppressed: list[dict[str, str]] = []
+    for column, values in groups.items():
+        tables[column] = {}
+        for value in sorted(set(values) - {""}):
+            inside = np.array([item == value for item in values])
+            patients = len(np.unique(patient[inside]))
+            if patients < MINIMUM_PATIENTS:
+                suppressed.append({"group": column, "value": value, "why": f"fewer than {MINIMUM_PATIENTS} patients"})
+                continue
+            metrics, _ = table(dice[inside], patient[inside])
+            tables[column][value] = {"patients": patients, "records": int(inside.sum()), **metrics}
+    return {
+        "schema": METRICS_SCHEMA,
+        "split": split,
+        "level": "record",
+        "task": "segmentation",
+        "patients": len(np.unique(patient)),
+        "records": len(patient),
+        "overall": overall,
+        "by_class": by_class,
+        "groups": tables,
+        "suppressed": suppressed,
+        "reliability": [],
+        "temperature": None,
+        "conformal": None,
+        "bootstrap": {"replicates": REPLICATES, "level": LEVEL, "unit": "patient"},
+    }

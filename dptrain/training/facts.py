@@ -1,0 +1,225 @@
+"""run.json: the public facts of a run. Only configuration, charges and what the guarantee covers; no metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from dptrain import __version__, accounting
+from dptrain.config import Settings
+from dptrain.plan import Mechanism, Plan
+from dptrain.training.planning import finite, promise
+from dptrain.training.runfolder import RUN_SCHEMA, RunFolder
+
+if TYPE_CHECKING:
+    from dptrain.ledger import CohortStatus, Grant, SignedHead
+
+
+def program(device: str) -> dict[str, str]:
+    """Versions of what ran."""
+    return {
+        "dptrain": __version__,
+        **{name: version(name) for name in ("torch", "opacus", "monai", "numpy", "dp-accounting")},
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "device": device,
+    }
+
+
+def charged(plan: Plan, steps: int) -> tuple[Mechanism, ...]:
+    """The mechanisms that were paid for when `steps` of the plan's steps were committed."""
+    if steps == 0:
+        return ()
+    training, *others = plan.mechanisms
+    return (Mechanism(training.sample_rate, training.noise_multiplier, steps, training.what), *others)
+
+
+def privacy(
+    plan: Plan, target_epsilon: float, *, run: int, paid: int, inherited: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The privacy section: what was promised, stated with unit, adjacency, delta and accountant."""
+    mechanisms = charged(plan, paid)
+    before = tuple(Mechanism(**values) for item in inherited for values in item["mechanisms"])
+    whole = (*before, *mechanisms)
+    said = promise(whole, plan.delta) if whole else {"epsilon": 0.0, "infinite": False, "accountant": "PLD"}
+    over = accounting.epsilon_over_steps(mechanisms, plan.delta) if mechanisms and plan.private else []
+    return {
+        "unit": plan.unit,
+        "adjacency": "add_remove",
+        "target_epsilon": finite(target_epsilon),
+        "delta": plan.delta,
+        "n_delta": plan.delta * plan.public_size,
+        **said,
+        "sample_rate": plan.sample_rate,
+        "expected_batch_size": plan.expected_batch_size,
+        "normaliser": plan.expected_batch_size,
+        "steps_planned": plan.steps,
+        "steps_run": run,
+        "steps_charged": paid,
+        "noise_multiplier": plan.noise_multiplier,
+        "max_grad_norm": finite(plan.max_grad_norm),
+        "max_records_per_patient": plan.max_records_per_patient,
+        "views": plan.views,
+        "generator": plan.generator,
+        "mechanisms": [
+            {"sample_rate": m.sample_rate, "noise_multiplier": m.noise_multiplier, "steps": m.steps, "what": m.what}
+            for m in mechanisms
+        ],
+        "inherited": inherited,
+        "epsilon_over_steps": [[int(step), float(epsilon)] for step, epsilon in over],
+    }
+
+
+NOT_COVERED = (
+    ("test and validation patients", "not_covered", "They are read after training to measure; they have no epsilon."),
+    (
+        "test metrics and group tables",
+        "not_covered",
+        "Un-noised; they stay restricted until the controller releases them.",
+    ),
+    ("audit results", "not_covered", "Un-noised; they stay restricted until the controller releases aggregates."),
+    ("normalisation constants", "public", "Fixed in the configuration; none was computed from the cohort."),
+    ("training length and final weights", "public", "Fixed before training; no early stopping on private data."),
+)
+
+
+def not_covered(plan: Plan, weights_kind: str, weights_note: str) -> list[dict[str, str]]:
+    """Everything that touched private data beside the training steps, with what became of it (contract 10)."""
+    rows = [{"what": what, "status": status, "note": note} for what, status, note in NOT_COVERED]
+    if plan.calibration_noise_multiplier is not None:
+        rows.append(
+            {
+                "what": "temperature and conformal sets",
+                "status": "charged",
+                "note": "Fitted to one noisy histogram that is part of the charge.",
+            }
+        )
+    status = "charged" if weights_kind == "ledger" else "public"
+    rows.append({"what": "starting weights", "status": status, "note": weights_note})
+    return rows
+
+
+def checks(plan: Plan, *, separable: bool, witness: bool) -> list[dict[str, Any]]:
+    """Assumptions with a tick for each that the program checked and an open box for each that a person must."""
+
+    def row(identity: str, name: str, done: bool | None, by: str, note: str = "") -> dict[str, Any]:
+        status = "not_checked" if done is None else "passed" if done else "failed"
+        return {"id": identity, "name": name, "status": status, "by": by, "note": note}
+
+    return [
+        row("one_plan", "Sampler, clipping, noise and charge came from one plan", True, "program"),
+        row("charged_first", "Every step was paid before it ran", True, "program"),
+        row(
+            "separable",
+            "No patient's gradient depends on another patient (test on made-up data)",
+            separable,
+            "program",
+        ),
+        row("rules", "Every trained parameter has an exact gradient rule", True, "program"),
+        row("poisson", "Patients were drawn independently by a cryptographic generator", True, "program"),
+        row("noise", "Noise came from a cryptographic generator", plan.generator == "cryptographic", "program"),
+        row("rollback", "The ledger is held against a witness head", True if witness else None, "program"),
+        row("unit", "One unit is one person (ids were joined correctly, issuer by issuer)", None, "person"),
+        row(
+            "size",
+            "The declared number of patients is public and was not taken from this cohort's count",
+            None,
+            "person",
+        ),
+        row("weights", "Starting weights declared public were not trained on these patients", None, "person"),
+        row(
+            "constants",
+            "Transforms, class names and ranges in the configuration are public knowledge",
+            None,
+            "person",
+        ),
+        row("access", "Only the controller reads the folder `restricted`", None, "person"),
+    ]
+
+
+def gate(before: CohortStatus, after: CohortStatus) -> dict[str, Any]:
+    """What the budget was, is and has left."""
+    return {
+        "kind": after.kind,
+        "accountant": "none (public cohort)"
+        if after.public
+        else "RDP at one order"
+        if after.kind == "open"
+        else "joint PLD",
+        "order": after.order,
+        "budget_epsilon": finite_or_none(after.budget_epsilon),
+        "budget_delta": after.budget_delta,
+        "spent_before": finite_or_none(before.spent_epsilon),
+        "spent_after": finite_or_none(after.spent_epsilon),
+        "remaining": finite_or_none(after.remaining_epsilon),
+        "minimum_charge": finite_or_none(after.minimum_charge),
+        "locked": after.locked,
+    }
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """None stays None; infinity becomes None."""
+    return None if value is None else finite(value)
+
+
+def ledger(grant: Grant, head: SignedHead, witness: bool) -> dict[str, Any]:
+    """The grant and the signed head of the chain after it."""
+    return {
+        "grant": grant.id,
+        "site": head.site,
+        "head": head.to_dict(),
+        "witness": witness,
+        "rollback_detectable": witness,
+    }
+
+
+def base(
+    identity: str, created: str, settings: Settings, plan: Plan, status: CohortStatus, command: str, device: str
+) -> dict[str, Any]:
+    """What is known before the first step."""
+    return {
+        "schema": RUN_SCHEMA,
+        "id": identity,
+        "created": created,
+        "finished": None,
+        "status": "running",
+        "program": program(device),
+        "recipe": settings.name,
+        "command": command,
+        "task": settings.data.task,
+        "classes": list(settings.data.classes),
+        "plan": plan.to_dict(),
+        "cohort": {
+            "name": status.name,
+            "version": status.version,
+            "unit": status.unit,
+            "unit_column": settings.data.columns.patient,
+            "units_per_person": settings.data.units_per_person,
+            "public": status.public,
+            "public_size": status.public_size,
+            "owner": status.owner,
+            "source": status.source,
+            "licence": status.licence,
+            "cautions": list(status.cautions),
+        },
+        "sweep": None,
+        "released": None,
+        "resume": {"crashes": 0, "steps_lost": 0},
+    }
+
+
+def model_facts(
+    folder: RunFolder, network: Any, trainable: Any, settings: Settings, changes: list[Any]
+) -> dict[str, Any]:
+    """Size and hash of the model that was kept."""
+    return {
+        "file": str(folder.weights.relative_to(folder.path)),
+        "sha256": hashlib.sha256(folder.weights.read_bytes()).hexdigest(),
+        "network": str(settings.model.network.get("_target_", "")),
+        "train": settings.model.train,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "trainable_parameters": sum(p.numel() for p in trainable.parameters() if p.requires_grad),
+        "changes": [str(change) for change in changes],
+    }

@@ -1,0 +1,74 @@
+"""Losses that give one value a record [N], so that no patient's loss depends on another's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dptrain.errors import ConfigError
+
+
+class BinaryLoss(nn.Module):
+    """Cross-entropy of one logit a record: logits [N, 1] or [N], labels [N] in {0, 1} -> [N]."""
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(
+            logits.float().reshape(label.shape[0]), label.float().reshape(-1), reduction="none"
+        )
+
+
+class MulticlassLoss(nn.Module):
+    """Cross-entropy: logits [N, C], labels [N] in 0…C−1 -> [N]."""
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        return functional.cross_entropy(logits.float(), label.long().reshape(-1), reduction="none")
+
+
+class MultilabelLoss(nn.Module):
+    """Mean binary cross-entropy over the labels: logits [N, C], labels [N, C] in {0, 1} -> [N]."""
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        loss = functional.binary_cross_entropy_with_logits(logits.float(), label.float(), reduction="none")
+        return loss.mean(dim=1)
+
+
+class SegmentationLoss(nn.Module):
+    """Soft Dice over the classes plus cross-entropy, a record at a time.
+
+    logits [N, C, *space], labels [N, 1, *space] or [N, *space] in 0…C−1 -> [N]. The Dice term is computed
+    within each record (MONAI's `batch=True` would couple the patients of a batch).
+    """
+
+    def __init__(self, smooth: float = 1.0) -> None:
+        super().__init__()
+        self.smooth = smooth
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        logits = logits.float()
+        if label.dim() == logits.dim():
+            label = label.squeeze(1)
+        label = label.long()
+        entropy = functional.cross_entropy(logits, label, reduction="none").flatten(1).mean(1)
+        probability = logits.softmax(1).flatten(2)
+        truth = functional.one_hot(label, logits.shape[1]).movedim(-1, 1).to(probability.dtype).flatten(2)
+        overlap = (probability * truth).sum(2)
+        total = probability.sum(2) + truth.sum(2)
+        dice = (2 * overlap + self.smooth) / (total + self.smooth)
+        return entropy + 1 - dice[:, 1:].mean(1)
+
+
+_LOSSES: dict[str, type[nn.Module]] = {
+    "binary": BinaryLoss,
+    "multiclass": MulticlassLoss,
+    "multilabel": MultilabelLoss,
+    "segmentation": SegmentationLoss,
+}
+
+
+def for_task(task: str, **options: Any) -> nn.Module:
+    """The per-record loss of a task. Raises ConfigError for a task that has none."""
+    if task not in _LOSSES:
+        raise ConfigError(f"task={task} is unknown.", remedy=f"Tasks: {', '.join(_LOSSES)}.")
+    return _LOSSES[task](**options)

@@ -1,0 +1,175 @@
+"""From settings and what the ledger declares to the one plan, and from a plan to what it promises."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from dptrain import accounting
+from dptrain.config import PrivacyConfig
+from dptrain.errors import ConfigError
+from dptrain.plan import Generator, Mechanism, Plan, default_delta
+
+if TYPE_CHECKING:
+    from dptrain.ledger import CohortStatus
+
+
+def make_plan(
+    privacy: PrivacyConfig,
+    *,
+    public_size: int,
+    unit: str | None = None,
+    declares: tuple[str, ...] = ("evaluate",),
+    gate: CohortStatus | None = None,
+) -> Plan:
+    """The plan of a run; noise is calibrated so that the gate's own charge stays within the target.
+
+    Args:
+        public_size: N, training patients as the steward declared them.
+        gate: the cohort's budget. An open budget gates by RDP at its signed order, a planned one by the
+            joint PLD; None calibrates by PLD alone.
+
+    Raises:
+        ConfigError: settings out of range, or a target that no noise can reach.
+    """
+    delta = default_delta(public_size) if privacy.delta is None else privacy.delta
+    if privacy.expected_batch_size > public_size:
+        raise ConfigError(
+            f"privacy.expected_batch_size={privacy.expected_batch_size} of {public_size} patients is a rate of "
+            f"{privacy.expected_batch_size / public_size:.3g}: a rate above 1 does not exist.",
+            remedy=f"Choose between 1 and {public_size}.",
+        )
+    rate = privacy.expected_batch_size / public_size
+    steps = privacy.steps if privacy.steps is not None else max(1, math.ceil((privacy.epochs or 0) / rate))
+    calibration = privacy.calibration_noise_multiplier
+    also = (Mechanism(1.0, calibration, 1, "calibration"),) if calibration is not None else ()
+    norm = privacy.max_grad_norm
+    if privacy.noise_multiplier is not None:
+        noise = privacy.noise_multiplier
+    elif math.isinf(privacy.target_epsilon):
+        noise, norm, calibration = 0.0, math.inf, None if calibration is None else 0.0
+    else:
+        noise = calibrate(privacy.target_epsilon, delta, rate, steps, also=also, gate=gate)
+    generator: Generator = "fast" if privacy.generator == "fast" else "cryptographic"
+    return Plan(
+        public_size=public_size,
+        expected_batch_size=privacy.expected_batch_size,
+        steps=steps,
+        noise_multiplier=noise,
+        max_grad_norm=norm,
+        delta=delta,
+        max_records_per_patient=privacy.max_records_per_patient,
+        views=privacy.views,
+        generator=generator,
+        calibration_noise_multiplier=calibration,
+        declares=declares,
+        unit=unit or privacy.unit,
+    )
+
+
+def calibrate(
+    target_epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    *,
+    also: tuple[Mechanism, ...] = (),
+    gate: CohortStatus | None = None,
+) -> float:
+    """The least noise multiplier whose charge at the gate is at most `target_epsilon`."""
+    if gate is not None and gate.kind == "open" and gate.order is not None:
+        return accounting.calibrate_noise(
+            target_epsilon, delta, sample_rate, steps, also=also, accountant="rdp", order=gate.order
+        )
+    return accounting.calibrate_noise(target_epsilon, delta, sample_rate, steps, also=also)
+
+
+def promise(mechanisms: tuple[Mechanism, ...], delta: float) -> dict[str, Any]:
+    """What a patient is promised: epsilon, the trade-off curve and its readings, as plain JSON values.
+
+    Returns the keys epsilon (None where infinite), infinite, accountant, tradeoff, tpr_at_*_fpr,
+    auc_ceiling, advantage, mu, group_epsilon, reconstruction of the run facts.
+    """
+    if any(mechanism.noise_multiplier == 0 for mechanism in mechanisms):
+        return {"epsilon": None, "infinite": True, "accountant": "PLD", "tradeoff": None}
+    curve = accounting.tradeoff(mechanisms)
+    fpr, tpr = curve.points(101)
+    return {
+        "epsilon": accounting.pld_epsilon(mechanisms, delta),
+        "infinite": False,
+        "accountant": "PLD",
+        "tradeoff": {"fpr": [float(value) for value in fpr], "tpr": [float(value) for value in tpr]},
+        "tpr_at_1pct_fpr": float(curve.tpr(0.01)),
+        "tpr_at_5pct_fpr": float(curve.tpr(0.05)),
+        "tpr_at_10pct_fpr": float(curve.tpr(0.10)),
+        "auc_ceiling": float(curve.auc),
+        "advantage": float(curve.advantage),
+        "mu": float(curve.mu),
+        "group_epsilon": {"2": finite(accounting.group(mechanisms, 2, delta))},
+        "reconstruction": {f"{kappa:g}": float(curve.reconstruction(kappa)) for kappa in (0.001, 0.01, 0.1)},
+    }
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is infinite or not a number (JSON has neither)."""
+    return float(value) if math.isfinite(value) else None
+
+
+def forecast(privacy: PrivacyConfig, *, public_size: int) -> dict[str, Any]:
+    """What `dptrain plan` prints: the plan under both kinds of budget, the promise and its ceilings.
+
+    The open budget's order is the one that is best for this very plan (the steward's forecast).
+    """
+    plan = make_plan(privacy, public_size=public_size)
+    if not plan.private:
+        raise ConfigError("without privacy there is nothing to plan: epsilon is infinite.")
+    target = privacy.target_epsilon
+    if privacy.noise_multiplier is not None:
+        target = accounting.pld_epsilon(plan.mechanisms, plan.delta)
+    also = plan.mechanisms[1:]
+    order = accounting.best_order(target, plan.delta, plan.mechanisms)
+    open_noise = accounting.calibrate_noise(
+        target, plan.delta, plan.sample_rate, plan.steps, also=also, accountant="rdp", order=order
+    )
+    budgets = []
+    for kind, noise in (("planned", plan.noise_multiplier), ("open", open_noise)):
+        mechanisms = (Mechanism(plan.sample_rate, noise, plan.steps), *also)
+        by_pld = accounting.pld_epsilon(mechanisms, plan.delta)
+        by_rdp = accounting.rdp_epsilon(float(accounting.rdp(mechanisms, (order,))[0]), order, plan.delta)
+        budgets.append(
+            {
+                "kind": kind,
+                "gate": "joint PLD of declared runs" if kind == "planned" else f"RDP at order {order:g}",
+                "noise_multiplier": noise,
+                "gate_epsilon": by_pld if kind == "planned" else by_rdp,
+                "pld_epsilon": by_pld,
+            }
+        )
+    extra = open_noise / plan.noise_multiplier - 1
+    advice = (
+        f"An open budget (any runs, chosen as you go) needs {100 * extra:.1f} % more noise here than a planned one."
+    )
+    if extra > 0.1:
+        advice += " If you can name your runs beforehand, ask for a planned budget (kind=planned)."
+    return {
+        "plan": plan.to_dict(),
+        "sample_rate": plan.sample_rate,
+        "epochs": plan.sample_rate * plan.steps,
+        "n_delta": plan.delta * plan.public_size,
+        "target_epsilon": target,
+        "budgets": budgets,
+        "advice": advice,
+        "promise": promise(plan.mechanisms, plan.delta),
+        "epsilon_over_steps": accounting.epsilon_over_steps(plan.mechanisms, plan.delta),
+    }
+
+
+def sweep_cost(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The joint cost of a sweep's trials, for their run facts; None where there are none."""
+    if not runs:
+        return None
+    mechanisms = tuple(Mechanism(**values) for run in runs for values in run["privacy"]["mechanisms"])
+    if not mechanisms or any(mechanism.noise_multiplier == 0 for mechanism in mechanisms):
+        return {"trials": len(runs), "epsilon_total": None}
+    delta = min(run["privacy"]["delta"] for run in runs)
+    return {"trials": len(runs), "epsilon_total": accounting.pld_epsilon(mechanisms, delta)}

@@ -1,0 +1,115 @@
+"""The run folder: one place for the names of its files, their modes, and whole-or-nothing writing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from dptrain.errors import ConfigError
+
+RUN_SCHEMA = "dptrain.run/1"
+METRICS_SCHEMA = "dptrain.metrics/1"
+
+
+class RunFolder:
+    """Paths of a run. Everything below `restricted/` is for the controller alone (modes 0700 and 0600)."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.facts = self.path / "run.json"
+        self.config = self.path / "config.yaml"
+        self.model = self.path / "model"
+        self.weights = self.model / "model.safetensors"
+        self.tensorboard = self.path / "tensorboard"
+        self.report = self.path / "report"
+        self.restricted = self.path / "restricted"
+        self.metrics = self.restricted / "metrics.json"
+        self.predictions = self.restricted / "predictions.npz"
+        self.training_log = self.restricted / "training.jsonl"
+        self.checkpoint = self.restricted / "checkpoint.pt"
+        self.restricted_tensorboard = self.restricted / "tensorboard"
+        self.audit = self.restricted / "audit"
+        self.restricted_report = self.restricted / "report"
+        self.access_log = self.restricted / "access.log"
+
+    def create(self) -> RunFolder:
+        """Make the folder; refuses one that already holds a run."""
+        if self.facts.exists():
+            raise ConfigError(
+                f"{self.path} already holds a run.", remedy="Choose another training.run, or resume it."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.restricted.mkdir(mode=0o700, exist_ok=True)
+        os.chmod(self.restricted, 0o700)
+        self.model.mkdir(exist_ok=True)
+        return self
+
+    def read_facts(self) -> dict[str, Any]:
+        """run.json. Raises ConfigError where there is none, it is torn, or of a schema that is not known."""
+        try:
+            facts = json.loads(self.facts.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{self.path} holds no run (run.json is missing).", remedy="Name the folder that `train` printed."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.facts} cannot be read: {type(error).__name__}.") from None
+        if not isinstance(facts, dict) or facts.get("schema") != RUN_SCHEMA:
+            raise ConfigError(f"{self.facts} is not of schema {RUN_SCHEMA}: this program cannot read it.")
+        return facts
+
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        """Write run.json whole."""
+        write_json(self.facts, facts)
+
+    def note_access(self, what: str) -> None:
+        """Append who read or wrote restricted material, and when."""
+        line = f"{now()}\t{os.getuid() if hasattr(os, 'getuid') else '?'}\t{what}\n"
+        descriptor = os.open(self.access_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(line)
+
+
+def now() -> str:
+    """UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@contextmanager
+def whole_or_nothing(path: Path, mode: str = "w", *, private: bool | None = None) -> Iterator[IO[Any]]:
+    """Write a file so that a crash or a full disk leaves the earlier one whole (temporary file, fsync, rename).
+
+    Args:
+        private: mode 0600; by default for everything below a folder named `restricted`.
+    """
+    if private is None:
+        private = "restricted" in path.parts
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o644)
+    try:
+        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, values: Any) -> None:
+    """JSON without NaN or infinity, written whole or not at all."""
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
+    with whole_or_nothing(path) as file:
+        file.write(text + "\n")

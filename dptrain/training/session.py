@@ -1,0 +1,252 @@
+"""One run from settings to a finished run folder: plan, check, scan, reserve, train, calibrate, evaluate, keep."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dptrain import data, models
+from dptrain.config import Settings, from_yaml
+from dptrain.data import Cohort, Tensors
+from dptrain.engine import coverage
+from dptrain.errors import CheckRefused, ConfigError
+from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource
+from dptrain.ledger.places import open_ledger
+from dptrain.plan import Plan
+from dptrain.progress import progress
+from dptrain.training import losses
+from dptrain.training.planning import make_plan
+from dptrain.training.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Network:
+    """The network whole, and in its parts, which share its parameters.
+
+    frozen gives features without gradients, or is None; trainable goes from there (or from the image) to the
+    output. weights_kind is random, package, public or ledger.
+    """
+
+    whole: nn.Module
+    frozen: nn.Module | None
+    trainable: nn.Module
+    changes: list[Any]
+    weights: WeightsSource | None
+    weights_kind: str
+    weights_note: str
+
+
+@dataclass
+class Prepared:
+    """A cohort's records as tensors, for training or for reference models of an audit.
+
+    inputs: [R, …] images, or features of the frozen part. label: [R] or [R, C] or [R, 1, *space].
+    patient: [R], position of each record's patient in `cohort.patients`. record: [R], position in
+    `cohort.records`.
+    """
+
+    cohort: Cohort
+    inputs: Tensor
+    label: Tensor
+    patient: Tensor
+    record: NDArray[np.int64]
+    network: Network
+    loss: nn.Module
+
+    def tensors(self) -> Tensors:
+        """As a source for :class:`dptrain.data.PatientLoader`."""
+        return Tensors(self.inputs, self.label, self.patient, self.cohort)
+
+
+@dataclass
+class Run:
+    """A finished or interrupted run, read back from its folder."""
+
+    folder: RunFolder
+    facts: dict[str, Any]
+    settings: Settings
+    plan: Plan
+
+
+@dataclass
+class Outcome:
+    """What `train` did: the run folder and its public facts."""
+
+    folder: RunFolder
+    facts: dict[str, Any]
+    interrupted: bool
+
+
+def device_of(name: str) -> torch.device:
+    """auto: CUDA where there is one. Raises ConfigError for cuda without a GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device=cuda, but torch sees no GPU.", remedy="Use training.device=cpu or auto.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_run(folder: str | os.PathLike[str]) -> Run:
+    """Read a run folder. Raises ConfigError where facts or configuration are missing or do not match."""
+    place = RunFolder(folder)
+    facts = place.read_facts()
+    if not place.config.is_file():
+        raise ConfigError(f"{place.config} is missing: the run cannot be reproduced.")
+    if hashlib.sha256(place.config.read_bytes()).hexdigest() != facts["config_sha256"]:
+        raise ConfigError(f"{place.config} is not the configuration that this run was made with (its hash differs).")
+    return Run(place, facts, from_yaml(place.config), Plan.from_dict(facts["plan"]))
+
+
+def build_network(settings: Settings) -> Network:
+    """Build, load starting weights, make fit for private training, and split off what stays frozen."""
+    torch.manual_seed(settings.training.seed)
+    network = models.build(settings.model)
+    source: WeightsSource | None = None
+    kind, note = "random", "random weights"
+    if settings.model.weights is not None:
+        source, note = _starting_weights(network, Path(settings.model.weights))
+        kind = "ledger" if source.run else "public"
+    elif (package := getattr(network, "weights_sha256", None)) is not None:
+        source = WeightsSource(sha256=str(package))
+        kind, note = "package", str(getattr(network, "weights_note", "weights of an installed package"))
+    network, changes = models.make_private(network, batchnorm=settings.model.batchnorm)
+    frozen, trainable = models.split_frozen(network, train=settings.model.train)
+    return Network(network, frozen, trainable, changes, source, kind, note)
+
+
+def _starting_weights(network: nn.Module, path: Path) -> tuple[WeightsSource, str]:
+    """Load a declared file, or the model of a run folder, into the network."""
+    if path.is_dir():
+        run = RunFolder(path)
+        facts = run.read_facts()
+        sha = models.load_weights(network, run.weights)
+        return WeightsSource(sha256=sha, run=str(facts["id"])), f"model of run {facts['id']}"
+    sha = models.load_weights(network, path)
+    return WeightsSource(sha256=sha), f"file {path.name}"
+
+
+def check(settings: Settings, network: Network | None = None, *, say: Say = lambda _: None) -> list[models.Finding]:
+    """The pre-flight check: network, loss, pipeline and gradient rules, on made-up data only.
+
+    Returns every finding; :func:`refuse` raises for the refused ones.
+    """
+    network = network or build_network(settings)
+    loss = losses.for_task(settings.data.task)
+    findings = models.preflight(
+        network.whole,
+        loss,
+        tuple(settings.data.image_shape),
+        settings.data.task,
+        classes=len(settings.data.classes),
+        transforms=[*settings.data.transforms, *settings.data.augment],
+    )
+    try:
+        for rule in coverage(network.trainable):
+            if rule.cost:
+                findings.append(
+                    models.Finding(f"{rule.name} ({rule.type})", "ok", f"no fast rule: {rule.rule}; {rule.cost}", "")
+                )
+    except CheckRefused as error:
+        findings.append(models.Finding("gradient rules", "refused", error.message, error.remedy or ""))
+    for change in network.changes:
+        findings.append(models.Finding(str(change), "changed", "made fit for private training", ""))
+    return findings
+
+
+def refuse(findings: list[models.Finding]) -> None:
+    """Raise CheckRefused (exit code 4) where any finding is refused."""
+    bad = [finding for finding in findings if finding.status == "refused"]
+    if bad:
+        raise CheckRefused(
+            "The pre-flight check refuses this network or pipeline; nothing was charged:\n"
+            + "\n".join(f"  {finding.what}: {finding.why}" for finding in bad),
+            remedy="\n".join(f"  {finding.remedy}" for finding in bad if finding.remedy) or None,
+        )
+
+
+def open_status(settings: Settings) -> tuple[Ledger, Keys, CohortStatus]:
+    """The ledger, the keys, and where the cohort stands. Raises LedgerRefused for a cohort it does not know."""
+    ledger, keys = open_ledger(settings.ledger.url, settings.ledger.keys, settings.ledger.witness)
+    return ledger, keys, ledger.status(settings.ledger.cohort or settings.name)
+
+
+def plan_for(settings: Settings, status: CohortStatus) -> Plan:
+    """The plan that these settings and this cohort's budget make."""
+    declares = ("evaluate",) if settings.training.evaluate else ()
+    if settings.audit.declare:
+        declares = (*declares, "audit")
+    return make_plan(
+        settings.privacy, public_size=status.public_size, unit=status.unit, declares=declares, gate=status
+    )
+
+
+def load_inputs(
+    cohort: Cohort,
+    records: NDArray[np.int64],
+    grant: Grant,
+    frozen: nn.Module | None,
+    device: torch.device,
+    *,
+    label: str = "reading images",
+    batch: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Images [R, C, …] of these records, or what the frozen part makes of them, and their labels, on the CPU."""
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    if frozen is not None:
+        frozen = frozen.to(device).eval()
+    with progress(len(records), label) as bar, torch.inference_mode():
+        for start in range(0, len(records), batch):
+            part, truth = data.load_tensors(cohort, records[start : start + batch], grant)
+            if frozen is not None:
+                part = frozen(part.to(device)).float().cpu()
+            images.append(part)
+            labels.append(truth)
+            bar.advance(len(part))
+    if not images:
+        return torch.zeros(0), torch.zeros(0)
+    return torch.cat(images).clone(), torch.cat(labels).clone()
+
+
+def prepare(
+    settings: Settings,
+    cohort: Cohort,
+    grant: Grant,
+    *,
+    splits: tuple[str, ...] = ("train",),
+    network: Network | None = None,
+    device: torch.device | None = None,
+) -> Prepared:
+    """Read the records of the named splits into memory, through the frozen part where there is one.
+
+    Excluded patients (withdrawn, or spent elsewhere) stay among the rows; the loader never draws them.
+    Raises LedgerRefused where the grant is closed or of another cohort.
+    """
+    grant.require()
+    network = network or build_network(settings)
+    device = device or device_of(settings.training.device)
+    wanted = {position for split in splits for position in cohort.split(split)}
+    pairs = [(p, r) for p in sorted(wanted) for r in cohort.patients[p].records]
+    record = np.array([r for _, r in pairs], dtype=np.int64)
+    patient = torch.tensor([p for p, _ in pairs], dtype=torch.long)
+    what = "computing features" if network.frozen is not None else "reading images"
+    inputs, label = load_inputs(cohort, record, grant, network.frozen, device, label=f"{what} ({'+'.join(splits)})")
+    return Prepared(cohort, inputs, label, patient, record, network, losses.for_task(settings.data.task))
+
+
+def in_memory(settings: Settings, network: Network) -> bool:
+    """Whether inputs are the same at every step, so that they are computed once."""
+    if settings.data.augment:
+        return False
+    return settings.training.cache_features if network.frozen is not None else True

@@ -1,0 +1,465 @@
+"""`train` and `evaluate`: one run from settings to a finished folder, and scores of a run's test patients."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dptrain import data
+from dptrain.config import Settings, to_yaml
+from dptrain.data import Cohort, PatientLoader
+from dptrain.errors import ConfigError
+from dptrain.ledger import Grant
+from dptrain.plan import Plan
+from dptrain.progress import progress
+from dptrain.training import facts as make
+from dptrain.training import losses
+from dptrain.training.bundle import write_bundle
+from dptrain.training.calibration import Calibration, fit_calibration
+from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
+from dptrain.training.fit import FitResult, State, StepLog, fit
+from dptrain.training.runfolder import RunFolder, now, whole_or_nothing, write_json
+from dptrain.training.session import (
+    Network,
+    Prepared,
+    build_network,
+    check,
+    device_of,
+    in_memory,
+    load_inputs,
+    load_run,
+    open_status,
+    plan_for,
+    prepare,
+    refuse,
+)
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Outcome:
+    """What `train` did: the run folder, its public facts, and whether it was stopped early."""
+
+    folder: RunFolder
+    facts: dict[str, Any]
+    interrupted: bool
+
+
+def train(settings: Settings, *, command: str = "dptrain train", say: Say = print) -> Outcome:
+    """Plan, check, read, reserve, train, calibrate, evaluate and keep one run.
+
+    Raises:
+        ConfigError: settings that make no plan. LedgerRefused: no budget, a locked cohort, unknown weights.
+        CheckRefused: a network or pipeline that would break the guarantee (nothing was charged).
+        DataUnreadable: every fault of the manifest (nothing was charged).
+    """
+    resumed = load_run(settings.training.resume) if settings.training.resume else None
+    if resumed is not None:
+        ledger_settings, resume = settings.ledger, settings.training.resume
+        settings = resumed.settings
+        settings.training.resume = resume
+        for name in ("url", "keys", "witness"):
+            if getattr(ledger_settings, name) is not None:
+                setattr(settings.ledger, name, getattr(ledger_settings, name))
+        if resumed.facts["status"] not in ("running", "crashed"):
+            raise ConfigError(
+                f"{resumed.folder.path} is {resumed.facts['status']}: there is nothing to resume.",
+                remedy="A run that ended cleanly has closed its charge; start a new one.",
+            )
+    ledger, keys, status = open_status(settings)
+    plan = resumed.plan if resumed is not None else plan_for(settings, status)
+    device = device_of(settings.training.device)
+    network = build_network(settings)
+    findings = check(settings, network)
+    refuse(findings)
+    for finding in findings:
+        if finding.status == "changed":
+            say(f"changed: {finding.what}")
+    largest = plan.max_records_per_patient * plan.views
+    if settings.training.chunk < largest:
+        raise ConfigError(
+            f"training.chunk={settings.training.chunk} cannot hold one patient: the record cap "
+            f"{plan.max_records_per_patient} times {plan.views} views makes {largest}.",
+            remedy="Raise training.chunk, or lower privacy.max_records_per_patient or privacy.views.",
+        )
+    say(f"reading and hashing {settings.data.name}")
+    cohort = data.scan(settings.data, keys)
+
+    if resumed is None:
+        folder = RunFolder(settings.training.run or _run_name(settings))
+        if folder.facts.exists():
+            folder.create()  # refuses
+        identity = uuid.uuid4().hex[:16]
+        grant = ledger.reserve(
+            plan,
+            status.name,
+            run=identity,
+            fingerprint=cohort.fingerprint,
+            weights=network.weights,
+            lease=settings.training.lease,
+        )
+        folder.create()
+        with whole_or_nothing(folder.config) as file:
+            file.write(to_yaml(settings))
+        facts = make.base(identity, now(), settings, plan, status, command, str(device))
+        start = None
+    else:
+        folder, facts = resumed.folder, resumed.facts
+        identity = facts["id"]
+        grant = ledger.resume(identity, fingerprint=cohort.fingerprint)
+        start = _resume_state(folder, grant, plan, network, settings, say)
+        facts["resume"] = {"crashes": start.crashes, "steps_lost": start.steps_lost}
+        facts["status"] = "running"
+    facts["config_sha256"] = hashlib.sha256(folder.config.read_bytes()).hexdigest()
+    folder.write_facts(facts)
+    folder.note_access("train")
+    say(_plan_line(plan, status.kind))
+
+    with _interruptible(say) as stop:
+        source, loader, prepared = _loader(settings, cohort, grant, plan, network, device, start)
+        result = _fit(settings, network, loader, plan, grant, folder, device, start, stop)
+    calibration = None
+    if not result.interrupted and plan.calibration_noise_multiplier is not None:
+        calibration = _calibrate(settings, cohort, grant, plan, network, device)
+    metrics = None
+    if settings.training.evaluate and not result.interrupted:
+        metrics, predictions = score(settings, cohort, grant, network, device, calibration)
+        write_json(folder.metrics, metrics)
+        with whole_or_nothing(folder.predictions, "wb") as file:
+            np.savez_compressed(file, **predictions)
+    receipt = grant.close("interrupted" if result.interrupted else "complete", steps_run=result.state.step)
+    write_bundle(folder, network.whole, settings, calibration.to_dict() if calibration else None)
+    folder.checkpoint.unlink(missing_ok=True)
+    after = ledger.status(status.name)
+    facts.update(
+        finished=now(),
+        status="interrupted" if result.interrupted else "complete",
+        privacy=make.privacy(
+            plan,
+            settings.privacy.target_epsilon,
+            run=result.state.step - result.state.steps_lost,
+            paid=receipt.steps_charged,
+            inherited=list(grant.inherited),
+        ),
+        gate=make.gate(status, after),
+        ledger=make.ledger(grant, ledger.head(), settings.ledger.witness is not None),
+        weights={
+            "source": network.weights_kind,
+            "sha256": network.weights.sha256 if network.weights else None,
+            "note": network.weights_note,
+        },
+        model=make.model_facts(folder, network.whole, network.trainable, settings, network.changes),
+        calibration=calibration.to_dict() if calibration else None,
+        not_covered=make.not_covered(plan, network.weights_kind, network.weights_note),
+        checks=make.checks(plan, separable=True, witness=settings.ledger.witness is not None),
+    )
+    folder.write_facts(facts)
+    del source, prepared
+    return Outcome(folder, facts, result.interrupted)
+
+
+def _run_name(settings: Settings) -> str:
+    return f"runs/{settings.name}-{now().replace(':', '').replace('-', '')}-{os.urandom(2).hex()}"
+
+
+def _plan_line(plan: Plan, kind: str | None) -> str:
+    if not plan.private:
+        return f"no privacy (epsilon is infinite): {plan.steps} steps, {plan.expected_batch_size} {plan.unit}s a step"
+    return (
+        f"{plan.steps} steps, {plan.expected_batch_size} of {plan.public_size} {plan.unit}s expected a step, "
+        f"noise multiplier {plan.noise_multiplier:.3f}, clip {plan.max_grad_norm:g}, delta {plan.delta:.2g} "
+        f"({kind} budget)"
+    )
+
+
+def _resume_state(
+    folder: RunFolder, grant: Grant, plan: Plan, network: Network, settings: Settings, say: Say
+) -> State:
+    """The checkpoint moved past the steps that were paid and lost; without one, the starting weights."""
+    if folder.checkpoint.exists():
+        state = State.load(folder.checkpoint)
+    else:
+        from dptrain.training.fit import build_optimizer
+
+        model = network.trainable
+        average = None
+        if settings.training.ema:
+            average = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        state = State(
+            0, model.state_dict(), build_optimizer(model, settings.optimizer).state_dict(), average, plan.digest
+        )
+    lost = grant.committed - state.step
+    state.step = grant.committed
+    state.crashes += 1
+    state.steps_lost += lost
+    say(
+        f"resumed at step {grant.committed} of {plan.steps}: the crash cost {lost} steps that were paid for and are "
+        "not repeated; noise and draws are fresh"
+    )
+    return state
+
+
+def _loader(
+    settings: Settings,
+    cohort: Cohort,
+    grant: Grant,
+    plan: Plan,
+    network: Network,
+    device: torch.device,
+    start: State | None,
+) -> tuple[object, PatientLoader, Prepared | None]:
+    first = 0 if start is None else start.step
+    if in_memory(settings, network):
+        prepared = prepare(settings, cohort, grant, splits=("train",), network=network, device=device)
+        source = prepared.tensors()
+        return source, PatientLoader(source, plan, grant, chunk=settings.training.chunk, start=first), prepared
+    augment = settings.data.augment
+    loader = PatientLoader(cohort, plan, grant, augment=augment, chunk=settings.training.chunk, start=first)
+    return cohort, loader, None
+
+
+def _fit(
+    settings: Settings,
+    network: Network,
+    loader: PatientLoader,
+    plan: Plan,
+    grant: Grant,
+    folder: RunFolder,
+    device: torch.device,
+    start: State | None,
+    stop: Callable[[], bool],
+) -> FitResult:
+    from torch.utils.tensorboard import SummaryWriter
+
+    model = network.trainable
+    if network.frozen is not None and not in_memory(settings, network):
+        model = nn.Sequential(network.frozen.to(device), network.trainable)
+    public, restricted = SummaryWriter(str(folder.tensorboard)), SummaryWriter(str(folder.restricted_tensorboard))
+    for path in folder.restricted_tensorboard.rglob("*"):
+        os.chmod(path, 0o700 if path.is_dir() else 0o600)
+    os.chmod(folder.restricted_tensorboard, 0o700)
+    descriptor = os.open(folder.training_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as log, progress(plan.steps, "training") as bar:
+        if start is not None:
+            bar.advance(start.step)
+
+        def on_step(entry: StepLog) -> None:
+            bar.advance(1)
+            for name, value in entry.public.items():
+                public.add_scalar(f"training/{name}", value, entry.step)
+            for name, value in entry.restricted.items():
+                restricted.add_scalar(f"training/{name}", value, entry.step)
+            log.write(json.dumps({"step": entry.step, **entry.restricted, **entry.public}) + "\n")
+
+        try:
+            result = fit(
+                model,
+                loader,
+                plan,
+                grant,
+                loss=losses.for_task(settings.data.task),
+                optimizer=settings.optimizer,
+                ema=settings.training.ema,
+                device=device,
+                precision=settings.training.precision,
+                start=start,
+                on_step=on_step,
+                checkpoint=folder.checkpoint,
+                checkpoint_steps=settings.training.checkpoint_steps,
+                stop=stop,
+            )
+        finally:
+            if plan.private:
+                training = plan.mechanisms[:1]
+                from dptrain import accounting
+
+                for step, epsilon in accounting.epsilon_over_steps(training, plan.delta):
+                    public.add_scalar("privacy/epsilon", epsilon, step)
+            public.close()
+            restricted.close()
+    return result
+
+
+@contextmanager
+def _interruptible(say: Say) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the loop to end after the current step; a second one ends at once."""
+    asked = False
+
+    def on_signal(_number: int, _frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        say("ending after this step (Ctrl-C again to stop at once)")
+
+    try:
+        before = signal.signal(signal.SIGINT, on_signal)
+    except ValueError:  # not the main thread
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _logits(
+    settings: Settings,
+    cohort: Cohort,
+    record: NDArray[np.int64],
+    grant: Grant,
+    network: Network,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Outputs of the whole network for these records and their labels, on the CPU, in float32."""
+    inputs, label = load_inputs(cohort, record, grant, network.frozen, device)
+    model = network.trainable.to(device).eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(inputs), 64):
+            parts.append(model(inputs[start : start + 64].to(device)).float().cpu())
+    return (torch.cat(parts) if parts else torch.zeros(0)), label
+
+
+def _of_split(cohort: Cohort, split: str, excluded: frozenset[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(record, patient) positions of a split's records, without the patients that the ledger leaves out."""
+    pairs = [(r, p) for p in cohort.split(split, excluded) for r in cohort.patients[p].records]
+    array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def _calibrate(
+    settings: Settings, cohort: Cohort, grant: Grant, plan: Plan, network: Network, device: torch.device
+) -> Calibration | None:
+    """One noisy histogram over the calibration patients; None for segmentation."""
+    if settings.data.task == "segmentation" or plan.calibration_noise_multiplier is None:
+        return None
+    record, patient = _of_split(cohort, "calibration", grant.excluded)
+    logits, label = _logits(cohort, record, grant, network, device)
+    if len(record) == 0:
+        shape = (0,) if settings.data.task == "binary" else (0, len(settings.data.classes))
+        logits, label = torch.zeros(shape), torch.zeros(shape)
+    return fit_calibration(
+        logits.double().numpy(),
+        label.numpy(),
+        patient,
+        settings.data.task,
+        noise_multiplier=plan.calibration_noise_multiplier,
+        generator=plan.generator,
+    )
+
+
+def score(
+    settings: Settings,
+    cohort: Cohort,
+    grant: Grant,
+    network: Network,
+    device: torch.device,
+    calibration: Calibration | None,
+    split: str = "test",
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Metrics of a split and the predictions behind them, by pseudonym. Un-noised: restricted."""
+    record, patient = _of_split(cohort, split, grant.excluded)
+    if len(record) == 0:
+        raise ConfigError(f"the {split} split holds no patient.", remedy="Set data.split so that it does.")
+    logits, label = _logits(cohort, record, grant, network, device)
+    groups = {column: [values[r] for r in record] for column, values in cohort.groups.items()}
+    names = np.array([cohort.pseudonym(int(p)) for p in patient])
+    task, classes = settings.data.task, list(settings.data.classes)
+    if task == "segmentation":
+        dice = dice_scores(logits, label)
+        metrics = evaluate_segmentation(dice, patient, groups, classes=classes, split=split)
+        return metrics, {"patient": names, "record": record, "dice": dice}
+    temperature = calibration.temperature if calibration else 1.0
+    scaled = logits.double() / temperature
+    probability = (scaled.softmax(1) if task == "multiclass" else scaled.sigmoid()).numpy()
+    if task == "binary":
+        probability = probability.reshape(-1)
+    truth = label.numpy()
+    metrics = evaluate_classification(probability, truth, patient, groups, task=task, classes=classes, split=split)
+    if calibration is not None:
+        metrics["temperature"] = calibration.temperature
+        metrics["conformal"] = conformal_report(scaled.numpy(), truth, task, calibration)
+    return metrics, {"patient": names, "record": record, "label": truth, "probability": probability}
+
+
+def conformal_report(
+    scaled: NDArray[np.float64], label: NDArray[Any], task: str, calibration: Calibration
+) -> dict[str, float]:
+    """How often the sets hold the truth on these records, and how large they are."""
+    from dptrain.training.calibration import margins, true_margins
+
+    inside = margins(scaled, task) >= calibration.threshold
+    covered = true_margins(scaled, label, task) >= calibration.threshold
+    return {
+        "miscoverage": calibration.miscoverage,
+        "threshold": calibration.threshold,
+        "coverage": float(covered.mean()),
+        "set_size": float(inside.sum(axis=-1).mean()),
+    }
+
+
+def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
+    """Dice of each structure in each record: logits [R, C+1, *space], label [R, 1, *space] -> [R, C].
+
+    NaN where neither prediction nor truth holds the structure.
+    """
+    predicted = logits.argmax(1).flatten(1)
+    truth = label.reshape(predicted.shape)
+    columns = []
+    for structure in range(1, logits.shape[1]):
+        a, b = predicted == structure, truth == structure
+        total = a.sum(1) + b.sum(1)
+        columns.append(torch.where(total > 0, 2.0 * (a & b).sum(1) / total.clamp(min=1), torch.nan))
+    return torch.stack(columns, 1).double().numpy()
+
+
+def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str | None] | None = None) -> Path:
+    """Score a finished run again. A new request to the ledger: refused on a locked cohort (exit code 3)."""
+    run = load_run(path)
+    settings = run.settings
+    for name, value in (ledger or {}).items():
+        if value is not None:
+            setattr(settings.ledger, name, value)
+    if run.facts["status"] == "running":
+        raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
+    store, keys, status = open_status(settings)
+    cohort = data.scan(settings.data, keys)
+    grant = store.admit(status.name, purpose="evaluate", run=run.facts["id"], fingerprint=cohort.fingerprint)
+    try:
+        network = build_network(settings)
+        load_trained(network, run.folder)
+        calibration = Calibration(**run.facts["calibration"]) if run.facts.get("calibration") else None
+        device = device_of(settings.training.device)
+        metrics, predictions = score(settings, cohort, grant, network, device, calibration, split)
+    finally:
+        grant.close("complete", steps_run=0)
+    target = run.folder.metrics if split == "test" else run.folder.metrics.with_name(f"metrics-{split}.json")
+    write_json(target, metrics)
+    with whole_or_nothing(run.folder.predictions, "wb") as file:
+        np.savez_compressed(file, **predictions)
+    run.folder.note_access(f"evaluate {split}")
+    return target
+
+
+def load_trained(network: Network, folder: RunFolder) -> None:
+    """Put a run's final weights into a freshly built network."""
+    from safetensors.torch import load_file
+
+    if not folder.weights.is_file():
+        raise ConfigError(f"{folder.weights} is missing: the run kept no model.")
+    network.whole.load_state_dict(load_file(str(folder.weights)))

@@ -1,0 +1,102 @@
+"""Names that do not exist are never accepted, and a configuration calls nothing that is not on the list."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from dptrain import config
+from dptrain.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("privacy.target_epsilo=3", "privacy.target_epsilon"),
+        ("optimizer.lrr=1", "optimizer.lr"),
+        ("model=small_cn", "small_cnn"),
+        ("modle=small_cnn", "model"),
+        ("data.colums.patient=id", "data.columns"),
+    ],
+)
+def test_a_typo_gets_the_nearest_names(word: str, near: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.load([word])
+    assert near in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "+surprise=1",
+        "+privacy.refund=1",
+        "recipe=no_such_recipe",
+        "privacy.target_epsilon=abc",
+        "privacy.target_epsilon=0",
+        "privacy.target_epsilon=-1",
+        "privacy.target_epsilon=nan",
+        "privacy.steps",
+        "privacy.epochs=3",
+        "training.ema=1.0",
+        "training.precision=fp8",
+        "optimizer.name=sgdd",
+        "training.chunk=0",
+    ],
+)
+def test_a_wrong_word_is_a_configuration_error(word: str) -> None:
+    with pytest.raises(ConfigError):
+        config.load([word])
+
+
+def test_groups_and_presets_compose() -> None:
+    settings = config.load(["privacy=none", "debug=steps", "optimizer=adam"])
+    assert math.isinf(settings.privacy.target_epsilon)
+    assert (settings.privacy.steps, settings.optimizer.name) == (3, "adam")
+
+
+def test_settings_survive_their_file(tmp_path: Path) -> None:
+    settings = config.load(["privacy.target_epsilon=3", "privacy.delta=1e-6"])
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml(settings))
+    assert config.from_yaml(file) == settings
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.load",
+        "torch.nn.modules.module.os.system",
+        "monai.transforms.io.array.os.remove",
+        "monai.networks.nets.NoSuchNet",
+        "dptrain.ledger.Ledger",
+        "dptrain.models.build.instantiate",
+    ],
+)
+def test_what_is_not_on_the_list_is_not_called(target: str) -> None:
+    with pytest.raises(ConfigError):
+        config.instantiate({"_target_": target})
+
+
+def test_nested_targets_are_checked_too() -> None:
+    with pytest.raises(ConfigError):
+        config.instantiate({"_target_": "torch.nn.Sequential", "modules": [{"_target_": "os.getcwd"}]})
+
+
+def test_instantiate_builds_nested_arguments() -> None:
+    built = config.instantiate({"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2})
+    assert tuple(built.weight.shape) == (2, 3)
+    with pytest.raises(ConfigError):
+        config.instantiate({"_target_": "torch.nn.Linear", "in_feature": 3})
+
+
+def test_a_recipe_is_a_folder_and_needs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "spine" / "recipe"
+    folder.mkdir(parents=True)
+    (folder / "spine.yaml").write_text("# @package _global_\nname: spine\nprivacy: {steps: 7}\n")
+    monkeypatch.setenv("DPTRAIN_RECIPES", str(tmp_path))
+    settings = config.load(["recipe=spine"])
+    assert (settings.name, settings.privacy.steps) == ("spine", 7)
