@@ -1,0 +1,73 @@
+"""What a plan costs the patients: the mathematics of charges, gates and readings.
+
+Every number is an upper bound on what is lost: rounded up, with the error of its own computation inside.
+All functions hold for one unit of privacy added or removed (add/remove adjacency), Poisson draws and Gaussian
+noise, as :class:`dptrain.plan.Mechanism` describes them. A noise multiplier of 0 costs infinity.
+
+================  ===========================================================================================
+:mod:`.renyi`     Rényi divergences on a fixed grid of orders; conversions; what an *open* budget gates
+:mod:`.units`     charges as whole numbers, so that sums are exact
+:mod:`.losses`    privacy loss distributions: what a *planned* budget gates, and what reports show
+:mod:`.noise`     the least noise that meets a target
+:mod:`.attacks`   what an attacker can reach at most: trade-off curve and its readings
+:mod:`.trials`    choosing the best of a random number of trials
+:mod:`.outlook`   what a budget would cost and allow, for `dptrain plan` and the benchmark
+================  ===========================================================================================
+
+Importing this package imports nothing heavy (the ledger's `show` starts in under half a second): a name loads
+its module when it is first used. No module is called like a public name, or the one would hide the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dptrain.accounting.attacks import TradeOff as TradeOff
+    from dptrain.accounting.attacks import tradeoff as tradeoff
+    from dptrain.accounting.losses import epsilon_over_steps as epsilon_over_steps
+    from dptrain.accounting.losses import group as group
+    from dptrain.accounting.losses import pld_delta as pld_delta
+    from dptrain.accounting.losses import pld_epsilon as pld_epsilon
+    from dptrain.accounting.noise import calibrate_noise as calibrate_noise
+    from dptrain.accounting.outlook import Forecast as Forecast
+    from dptrain.accounting.outlook import forecast as forecast
+    from dptrain.accounting.renyi import ORDERS as ORDERS
+    from dptrain.accounting.renyi import ORDERS_VERSION as ORDERS_VERSION
+    from dptrain.accounting.renyi import best_order as best_order
+    from dptrain.accounting.renyi import rdp as rdp
+    from dptrain.accounting.renyi import rdp_budget as rdp_budget
+    from dptrain.accounting.renyi import rdp_delta as rdp_delta
+    from dptrain.accounting.renyi import rdp_epsilon as rdp_epsilon
+    from dptrain.accounting.trials import random_stopping_epsilon as random_stopping_epsilon
+    from dptrain.accounting.units import INFINITE_UNITS as INFINITE_UNITS
+    from dptrain.accounting.units import UNIT_BITS as UNIT_BITS
+    from dptrain.accounting.units import budget_units as budget_units
+    from dptrain.accounting.units import charge_units as charge_units
+    from dptrain.accounting.units import from_units as from_units
+    from dptrain.accounting.units import to_units as to_units
+
+_NAMES = {
+    "attacks": ("TradeOff", "tradeoff"),
+    "losses": ("epsilon_over_steps", "group", "pld_delta", "pld_epsilon"),
+    "noise": ("calibrate_noise",),
+    "outlook": ("Forecast", "forecast"),
+    "renyi": ("ORDERS", "ORDERS_VERSION", "best_order", "rdp", "rdp_budget", "rdp_delta", "rdp_epsilon"),
+    "trials": ("random_stopping_epsilon",),
+    "units": ("INFINITE_UNITS", "UNIT_BITS", "budget_units", "charge_units", "from_units", "to_units"),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
