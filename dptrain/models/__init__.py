@@ -1,7 +1,18 @@
 """Networks made fit for private training, and the check that comes before the first charge."""
 
 from dptrain.models.build import build
-from dptrain.models.nets import BodyAndHead, cnn1d, linear_head, mlp, sequential, small_cnn, unet3d
+from dptrain.models.draws import FixedDraws
+from dptrain.models.nets import (
+    BodyAndHead,
+    cnn1d,
+    first_output,
+    linear_head,
+    mlp,
+    sequential,
+    small_cnn,
+    unet3d,
+)
+from dptrain.models.preflight import Finding, check_separable, preflight, print_findings, refuse
 from dptrain.models.pretrained import pretrained_efficientnet_lite
 from dptrain.models.private import Change, FrozenBatchNorm, make_private
 from dptrain.models.split import head_name, split_frozen
@@ -10,17 +21,24 @@ from dptrain.models.weights import file_sha256, load_weights, read_weights
 __all__ = [
     "BodyAndHead",
     "Change",
+    "Finding",
+    "FixedDraws",
     "FrozenBatchNorm",
     "build",
+    "check_separable",
     "cnn1d",
     "file_sha256",
+    "first_output",
     "head_name",
     "linear_head",
     "load_weights",
     "make_private",
     "mlp",
+    "preflight",
     "pretrained_efficientnet_lite",
+    "print_findings",
     "read_weights",
+    "refuse",
     "sequential",
     "small_cnn",
     "split_frozen",

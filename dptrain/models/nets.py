@@ -110,3 +110,22 @@ def unet3d(
 def sequential(modules: Sequence[nn.Module]) -> nn.Sequential:
     """Layers one after another, for configurations: torch's own Sequential takes no named arguments."""
     return nn.Sequential(*modules)
+
+
+class FirstOutput(nn.Module):
+    """A network that gives several outputs, of which the first is trained on (MONAI's ViT, for instance)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.network(x)
+        while isinstance(output, tuple | list):
+            output = output[0]
+        return output
+
+
+def first_output(network: nn.Module) -> nn.Module:
+    """The network, reduced to the first of its outputs."""
+    return FirstOutput(network)

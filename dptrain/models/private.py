@@ -85,7 +85,7 @@ class FrozenBatchNorm(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps:g}"
@@ -138,7 +138,7 @@ def make_private(model: nn.Module, *, batchnorm: BatchNormChoice = "replace") ->
         known = done.get(id(module))
         if known is not None:
             return known
-        new = module
+        new: nn.Module = module
         if isinstance(module, _BatchNorm):
             new = _fit_batchnorm(module, name, batchnorm, changes)
         elif isinstance(module, _InstanceNorm) and module.track_running_stats:
@@ -148,9 +148,9 @@ def make_private(model: nn.Module, *, batchnorm: BatchNormChoice = "replace") ->
                 replaced = fit(child, f"{name}.{key}" if name else key)
                 if replaced is not child:
                     setattr(module, key, replaced)
-            for key, child in list(module._modules.items()):  # a child under a second name
-                if child is not None and id(child) in done and done[id(child)] is not child:
-                    module._modules[key] = done[id(child)]
+            for key, second in list(module._modules.items()):  # a child under a second name
+                if second is not None and id(second) in done:
+                    module._modules[key] = done[id(second)]
         done[id(module)] = new
         keep.append(module)
         return new

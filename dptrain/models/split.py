@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dptrain.errors import ConfigError
-from dptrain.models.nets import BodyAndHead
+from dptrain.models.nets import BodyAndHead, FirstOutput
 
 Train = Literal["head", "last_blocks", "all"]
 
@@ -27,6 +27,9 @@ def head_name(model: nn.Module) -> str | None:
     """Dotted name of the last layer, for networks whose last step it is; None where that is not known."""
     if isinstance(model, BodyAndHead):
         return "head"
+    if isinstance(model, FirstOutput):
+        inner = head_name(model.network)
+        return inner and f"network.{inner}"
     for kind in type(model).__mro__:
         for name in HEADS.get(kind.__name__, ()) if kind.__module__.startswith("monai.networks.") else ():
             try:
@@ -96,7 +99,9 @@ def split_frozen(model: nn.Module, train: Train = "all") -> tuple[nn.Module | No
         if cut == 0 or (train == "last_blocks" and not any(True for _ in model.body[:cut].parameters())):
             return None, model
         frozen = Frozen(model.body[:cut])
-        return frozen, model.head if train == "head" else nn.Sequential(*model.body[cut:], model.head)
+        if train == "head":
+            return frozen, model.head
+        return frozen, nn.Sequential(*list(model.body)[cut:], model.head)
     name = head_name(model)
     if train == "head":
         if name is None:

@@ -100,11 +100,13 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, sha256: str 
     }
     bare = {
         name: module
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, _BatchNorm) and module.running_mean is not None and f"{name}.running_mean" not in usable
     }
     excused = skipped | {f"{name}.{key}" for name in bare for key in _STATISTICS}
     excused |= {name for name in wanted if name.endswith(".num_batches_tracked")}
+    given = {wanted[name].data_ptr() for name in usable if name in wanted}
+    excused |= {name for name in wanted if wanted[name].data_ptr() in given}  # a shared tensor, stored once
     missing = [name for name in wanted if name not in usable and name not in excused]
     unknown = [name for name in usable if name not in wanted]
     shapes = [name for name in usable if name in wanted and usable[name].shape != wanted[name].shape]

@@ -1,0 +1,443 @@
+"""The check before the first charge: no patient's loss or gradient may depend on another in the batch.
+
+Two parts. The static one looks for what is known to mix patients: BatchNorm in training mode, batch-wise and
+contrastive losses, samplers that are not Poisson draws, transforms that mix records. The run-time one tries
+it: on made-up data, in training mode, other patients are perturbed, removed, added and permuted, and one
+patient's losses and gradients must stay what they were (design, contract 5). Nothing here touches real data.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from dptrain.errors import CheckRefused, ConfigError
+from dptrain.models.draws import FixedDraws
+from dptrain.models.private import FrozenBatchNorm
+from dptrain.models.split import Frozen
+
+Status = Literal["ok", "changed", "refused"]
+LabelKind = Literal["binary", "multiclass", "multilabel", "segmentation"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the check: what was looked at, how it ended, why, and what to do about it."""
+
+    what: str
+    status: Status
+    why: str
+    remedy: str = ""
+
+
+#: One patient's losses and gradients may differ by rounding alone; in float64, relative to their size.
+TOLERANCE = 1e-5
+#: Where a network runs in float32 only, activation flips allow more.
+TOLERANCE_FLOAT32 = 5e-3
+
+_GROUPNORM = "Set model.batchnorm=replace (GroupNorm); for pretrained networks, freeze."
+_PER_RECORD = "Give one loss a record, e.g. reduction='none' and a mean over each record's own voxels."
+
+
+# --------------------------------------------------------------------------------------------- static
+
+
+def check_modules(model: nn.Module) -> list[Finding]:
+    """Layers that are known to mix patients or to keep averages of them."""
+    findings: list[Finding] = []
+    fine: dict[str, int] = {}
+
+    def walk(module: nn.Module, name: str, frozen: bool) -> None:
+        kind = type(module).__name__
+        where = f"{kind} '{name}'" if name else kind
+        frozen = frozen or isinstance(module, Frozen)
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+            findings.append(
+                Finding(where, "refused", "not yet initialised", "Run one made-up batch through it first.")
+            )
+        elif isinstance(module, _BatchNorm) and not frozen:
+            why = "in training mode it averages over the patients of the batch, and keeps that average un-noised"
+            findings.append(Finding(where, "refused", why, _GROUPNORM))
+        elif isinstance(module, _InstanceNorm) and module.track_running_stats and not frozen:
+            why = "its running statistics are averages of the patients, un-noised"
+            findings.append(Finding(where, "refused", why, "Use track_running_stats=False (make_private does)."))
+        elif isinstance(module, _BatchNorm | FrozenBatchNorm):
+            fine[f"{kind} with fixed statistics"] = fine.get(f"{kind} with fixed statistics", 0) + 1
+        elif isinstance(module, _InstanceNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+            fine[kind] = fine.get(kind, 0) + 1
+        for key, child in module.named_children():
+            walk(child, f"{name}.{key}" if name else key, frozen)
+
+    walk(model, "", False)
+    findings += [Finding(f"{kind} x {count}", "ok", "looks at one record alone", "") for kind, count in fine.items()]
+    return findings
+
+
+_CONTRASTIVE = re.compile(r"contrastive|ntxent|infonce|supcon|barlow|vicreg|triplet|cliploss|aucm", re.IGNORECASE)
+
+
+def check_loss(loss: Any) -> list[Finding]:
+    """Losses that couple patients: batch-wise Dice, contrastive ones, and those that average the batch."""
+    parts = list(loss.modules()) if isinstance(loss, nn.Module) else [loss]
+    findings = []
+    for part in parts:
+        kind = type(part).__name__ if isinstance(part, nn.Module) else getattr(part, "__name__", type(part).__name__)
+        if _CONTRASTIVE.search(kind):
+            why = "it compares patients of a batch with each other"
+            findings.append(Finding(f"loss {kind}", "refused", why, "Use a loss of each record alone."))
+        elif getattr(part, "batch", False) is True:
+            why = "batch=True computes overlap over all patients of the batch"
+            findings.append(Finding(f"loss {kind}", "refused", why, "Set batch=False and reduction='none'."))
+        elif str(getattr(part, "reduction", "none")).rpartition(".")[2].lower() in ("mean", "sum") and part is loss:
+            why = "it gives one value for the whole batch"
+            findings.append(Finding(f"loss {kind}", "refused", why, _PER_RECORD))
+    return findings
+
+
+def check_sampler(sampler: Any) -> list[Finding]:
+    """Only Poisson draws of patients are what the accountant charges for; any other sampler is refused."""
+    if sampler is None:
+        return []
+    kind = sampler if isinstance(sampler, str) else type(sampler).__name__
+    kind = kind.rpartition(".")[2]
+    if kind == "PoissonSampler":
+        return [Finding(f"sampler {kind}", "ok", "each patient independently with the plan's rate", "")]
+    if "Weighted" in kind:
+        why = "weights give some patients a higher rate than the one that is charged"
+    elif getattr(sampler, "replacement", False):
+        why = "it may draw a patient several times in a step"
+    else:
+        why = "its draws are not independent with one fixed rate, which is what the accountant charges for"
+    remedy = "Leave the sampler out: dptrain.data.PatientLoader draws patients by Poisson sampling."
+    return [Finding(f"sampler {kind}", "refused", why, remedy)]
+
+
+_MIXING = re.compile(
+    r"^(rand)?(mix_?up|cut_?mix|mixer|sample_?pairing|manifold_?mixup|copy_?paste|mosaic)d?(ict)?$", re.I
+)
+
+
+def _transform_names(transforms: Any) -> Iterator[tuple[str, int]]:
+    """(name, views) of transforms given as objects, as `_target_` mappings, as names, or nested in either."""
+    if transforms is None:
+        return
+    if isinstance(transforms, str):
+        yield transforms.rpartition(".")[2], 1
+    elif isinstance(transforms, Mapping):
+        if "_target_" in transforms:
+            views = transforms.get("num_samples", 1)
+            name = str(transforms["_target_"]).rpartition(".")[2]
+            yield name, views if isinstance(views, int) else 1
+        for value in transforms.values():
+            if isinstance(value, Mapping | list | tuple):
+                yield from _transform_names(value)
+    elif isinstance(transforms, Sequence):
+        for item in transforms:
+            if not isinstance(item, str | int | float) or "." in str(item):
+                yield from _transform_names(item)
+    elif isinstance(getattr(transforms, "transforms", None), Sequence):
+        yield from _transform_names(transforms.transforms)
+    else:
+        inner = getattr(transforms, "cropper", transforms)
+        views = getattr(transforms, "num_samples", getattr(inner, "num_samples", 1))
+        for kind in type(transforms).__mro__:
+            if _MIXING.match(kind.__name__) and not type(transforms).__name__.startswith("CutOut"):
+                yield kind.__name__, 1
+                return
+        yield type(transforms).__name__, views if isinstance(views, int) else 1
+
+
+def check_transforms(transforms: Any) -> list[Finding]:
+    """Transforms that mix records of several patients; crops and copies are views of their own patient."""
+    findings, count = [], 0
+    for name, views in _transform_names(transforms):
+        count += 1
+        if _MIXING.match(name):
+            why = "it mixes the records of several patients into one"
+            remedy = "Leave it out; more views of one patient (privacy.views) regularise without mixing."
+            findings.append(Finding(f"transform {name}", "refused", why, remedy))
+        elif views > 1:
+            findings.append(Finding(f"transform {name}", "ok", f"its {views} crops are views of their patient", ""))
+    if count and not findings:
+        findings.append(Finding(f"{count} transforms", "ok", "each record by itself", ""))
+    return findings
+
+
+# ------------------------------------------------------------------------------------------- run time
+
+_ALONE = "the others are left out"
+_BEFORE = "another batch came before"
+
+
+@dataclass
+class _Seen:
+    """What one patient's records got in one batch."""
+
+    losses: Tensor
+    grads: list[Tensor]
+    leak: float  # largest gradient of the patient's loss by another patient's input
+    buffers: dict[str, Tensor]
+
+
+class _NotPerRecord(Exception):
+    pass
+
+
+def made_up(
+    input_shape: Sequence[int], kind: LabelKind, records: int, classes: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Random images [records, *input_shape] in 0…1 and labels of this kind, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand((records, *input_shape), generator=generator, dtype=torch.float64)
+    classes = max(classes, 2)
+    if kind == "binary":
+        label = torch.randint(0, 2, (records,), generator=generator)
+    elif kind == "multiclass":
+        label = torch.randint(0, classes, (records,), generator=generator)
+    elif kind == "multilabel":
+        label = torch.randint(0, 2, (records, max(classes, 1)), generator=generator)
+    elif kind == "segmentation":
+        label = torch.randint(0, classes, (records, 1, *input_shape[1:]), generator=generator)
+    else:
+        raise ConfigError(f"label kind {kind} is unknown: binary, multiclass, multilabel or segmentation.")
+    return image, label
+
+
+def _shaken(model: nn.Module) -> nn.Module:
+    """A copy in training mode whose all-zero parameters are not zero (a zero head would hide every leak)."""
+    twin = copy.deepcopy(model).train()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            if parameter.numel() and not parameter.any():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.1
+                parameter.copy_(noise.to(parameter))
+    return twin
+
+
+def _run(
+    model: nn.Module, loss: Any, image: Tensor, label: Tensor, records: list[int], watched: Sequence[int]
+) -> _Seen:
+    """One batch of `records` (rows of image and label); what the watched ones got of it."""
+    rows = [records.index(record) for record in watched]
+    others = [row for row, record in enumerate(records) if record not in watched]
+    inputs = image[records].clone().requires_grad_(True)
+    devices = [inputs.device] if inputs.is_cuda else []
+    with torch.random.fork_rng(devices=devices), FixedDraws(records):
+        torch.manual_seed(0)
+        output = model(inputs)
+        if isinstance(output, tuple | list | dict):
+            raise _NotPerRecord(
+                f"the network gives a {type(output).__name__} of outputs, not one tensor",
+                "Wrap it: dptrain.models.first_output takes the first.",
+            )
+        losses = loss(output, label[records])
+    if not isinstance(losses, Tensor) or losses.shape != (len(records),):
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise _NotPerRecord(f"for {len(records)} records the loss gives {shape}, not one value a record", _PER_RECORD)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not losses.requires_grad:
+        raise _NotPerRecord("no parameter that is trained reaches the loss", "Check model.train and requires_grad.")
+    found = torch.autograd.grad(losses[rows].mean(), [inputs, *trained], allow_unused=True)
+    leak = 0.0
+    if found[0] is not None and others:
+        leak = float(found[0][others].abs().max())
+    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found[1:], strict=True)]
+    buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
+    return _Seen(losses.detach()[rows], grads, leak, buffers)
+
+
+def _apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Relative distance of two lists of tensors in the Euclidean norm; infinite if either is not finite."""
+    gap = sum(float((x.double() - y.double()).square().sum()) for x, y in zip(a, b, strict=True)) ** 0.5
+    size = sum(float(x.double().square().sum()) for x in a) ** 0.5
+    if not (gap < float("inf") and size < float("inf")):
+        return float("inf")
+    return gap / size if size > 0 else (0.0 if gap == 0 else float("inf"))
+
+
+def check_separable(
+    model: nn.Module,
+    loss: Any,
+    input_shape: Sequence[int],
+    label_kind: LabelKind,
+    *,
+    classes: int = 2,
+    seed: int = 0,
+) -> list[Finding]:
+    """Try whether a patient's losses and gradients depend on who else is in the batch.
+
+    One patient with two records stays; the others are replaced by quite different data, removed, joined by
+    one more, and put in another order. Compared in training mode under one fixed draw of dropout, in float64
+    (float32 where the network knows no other). Beside the values, the derivative of the patient's loss by
+    the others' inputs must be exactly zero, no buffer may depend on the data, and a batch seen before must
+    not matter.
+
+    Args:
+        model: the network as it will be trained; a copy is tried.
+        loss: (output, label) -> [N].
+        input_shape: of one record, channels included.
+        classes: number of classes, for made-up labels.
+    """
+    what = "separability"
+    where = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(0)).device
+    image, label = made_up(input_shape, label_kind, 6, classes, seed)
+    other = made_up(input_shape, label_kind, 6, classes, seed + 1)[0] * 4 - 1.5
+    other_label = label.flip(0) if label.dim() == 1 else label.flip(-1)
+    mine = [0, 1]
+    # Rows: 0, 1 one patient; 2, 3 two others; 4 joins; 5 belongs to a quite different batch.
+    changed, changed_label = other.clone(), other_label.clone()
+    changed[mine], changed_label[mine] = image[mine], label[mine]
+
+    def ready(tensor: Tensor, double: bool) -> Tensor:
+        return (
+            tensor.to(where, torch.float64 if double else torch.float32)
+            if tensor.is_floating_point()
+            else tensor.to(where)
+        )
+
+    def attempt(double: bool) -> tuple[dict[str, _Seen], dict[str, Tensor]]:
+        net = _shaken(model)
+        net = net.double() if double else net
+        a, b = ready(image, double), ready(changed, double)
+        la, lb, strange = ready(label, double), ready(changed_label, double), ready(other, double)
+        seen = {
+            "base": _run(copy.deepcopy(net), loss, a, la, [0, 1, 2, 3], mine),
+            "the others have quite different records": _run(copy.deepcopy(net), loss, b, lb, [0, 1, 2, 3], mine),
+            _ALONE: _run(copy.deepcopy(net), loss, a, la, [0, 1], mine),
+            "one more patient joins": _run(copy.deepcopy(net), loss, a, la, [0, 1, 2, 3, 4], mine),
+            "the batch is in another order": _run(copy.deepcopy(net), loss, a, la, [3, 1, 2, 0], mine),
+        }
+        used = copy.deepcopy(net)
+        different = _run(used, loss, strange, ready(other_label, double), [2, 5, 4, 3], [4, 5])
+        seen[_BEFORE] = _run(used, loss, a, la, [0, 1], mine)
+        return seen, different.buffers
+
+    double = True
+    try:
+        try:
+            seen, different = attempt(True)
+        except (RuntimeError, TypeError):  # layers or losses that exist in float32 only
+            double = False
+            seen, different = attempt(False)
+    except _NotPerRecord as error:
+        return [Finding(what, "refused", *error.args)]
+    except Exception as error:
+        why = f"the network or its loss does not run on made-up data: {type(error).__name__}: {_first_line(error)}"
+        remedy = f"Check data.image_shape={list(input_shape)}, channels, classes and task={label_kind}."
+        return [Finding(what, "refused", why, remedy)]
+
+    base = seen.pop("base")
+    if not all(bool(tensor.isfinite().all()) for tensor in [base.losses, *base.grads]):
+        why = "losses or gradients on made-up data are not finite"
+        return [Finding(what, "refused", why, "Check the network's scale and its starting weights.")]
+    remedy = "Find the layer or loss that looks across the batch axis and let it work on each record alone."
+    findings: list[Finding] = []
+    if base.leak > 0:
+        why = "a patient's loss changes with the pixels of another patient in the batch"
+        findings.append(Finding(what, "refused", why, remedy))
+    limit = TOLERANCE if double else TOLERANCE_FLOAT32
+    alone = seen[_ALONE]
+    cases: list[str] = []
+    worst = 0.0
+    for case, result in seen.items():
+        truth = alone if case == _BEFORE else base
+        gap = max(_apart([truth.losses], [result.losses]), _apart(truth.grads, result.grads))
+        if gap > limit:
+            cases.append(case)
+            worst = max(worst, gap)
+    if cases:
+        why = f"a patient's loss or gradient is another when {', or '.join(cases)} (up to {worst:.1e} of its size)"
+        findings.append(Finding(what, "refused", why, remedy))
+    leaking = [name for name, value in base.buffers.items() if not _same(value, different[name])]
+    if leaking:
+        named = ", ".join(leaking[:3]) + (" …" if len(leaking) > 3 else "")
+        why = f"buffers take up the patients' data without noise: {named}"
+        remedy = "Keep no running statistics in training: replace the layer, or freeze it with public ones."
+        findings.append(Finding("buffers", "refused", why, remedy))
+    if not findings:
+        why = f"perturbed, removed, added and permuted others change nothing ({'float64' if double else 'float32'})"
+        findings.append(Finding(what, "ok", why, ""))
+    return findings
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(
+        torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=1e-9))
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:200]
+
+
+def preflight(
+    model: nn.Module,
+    loss: Any,
+    input_shape: Sequence[int],
+    label_kind: LabelKind,
+    *,
+    classes: int = 2,
+    sampler: Any = None,
+    transforms: Any = None,
+) -> list[Finding]:
+    """Every finding of the static checks and the run-time test; nothing is charged and no real data is read.
+
+    Args:
+        model: the network as it will be trained (after :func:`make_private` and :func:`split_frozen`).
+        loss: (output, label) -> [N].
+        input_shape: of one record, channels included.
+        label_kind: the task.
+        classes: number of classes or labels.
+        sampler: a sampler somebody wants to use, or its name.
+        transforms: transforms as objects, `_target_` mappings or names, in lists or a Compose.
+    """
+    static = [
+        *check_modules(model),
+        *check_loss(loss),
+        *check_sampler(sampler),
+        *check_transforms(transforms),
+    ]
+    return static + check_separable(model, loss, input_shape, label_kind, classes=classes)
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Raise CheckRefused (exit code 4) with every refused finding and its remedy; nothing if there is none."""
+    bad = [finding for finding in findings if finding.status == "refused"]
+    if not bad:
+        return
+    lines = "\n".join(f"  {finding.what}: {finding.why}" for finding in bad)
+    remedies = dict.fromkeys(finding.remedy for finding in bad if finding.remedy)
+    raise CheckRefused(
+        f"The pre-flight check refuses this network or pipeline; nothing was charged.\n{lines}",
+        remedy="\n".join(f"  {remedy}" for remedy in remedies) or None,
+    )
+
+
+def print_findings(findings: Sequence[Finding], *, console: Any = None) -> None:
+    """The findings as a table, refused ones first, for `dptrain check`.
+
+    Args:
+        console: a `rich.console.Console`; standard output if None.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "changed": "yellow", "refused": "bold red"}
+    table = Table(title="Pre-flight check", show_lines=False)
+    for column in ("status", "what", "why", "what to do"):
+        table.add_column(column, overflow="fold")
+    order = {"refused": 0, "changed": 1, "ok": 2}
+    for finding in sorted(findings, key=lambda found: order[found.status]):
+        cells = (finding.what, finding.why, finding.remedy)
+        table.add_row(Text(finding.status, style=colours[finding.status]), *(Text(cell) for cell in cells))
+    (console or Console()).print(table)
