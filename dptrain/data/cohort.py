@@ -19,8 +19,8 @@ import numpy as np
 
 from dptrain.data import tables
 from dptrain.data.config import SPLITS, DataConfig, check, shape_of
-from dptrain.data.manifest import Manifest, load_manifest, raise_faults
-from dptrain.data.records import Unreadable, channel_first, read_image
+from dptrain.data.manifest import Manifest, load_manifest, raise_faults, wanted_columns
+from dptrain.data.records import Unreadable, channel_first, quiet_libraries, read_image
 from dptrain.errors import ConfigError
 from dptrain.progress import progress
 
@@ -129,11 +129,16 @@ def scan(config: DataConfig, keys: Keys, *, workers: int | None = None) -> Cohor
         ConfigError: settings that contradict each other.
         DataUnreadable: every fault of manifest and records at once, each with its row.
     """
+    with quiet_libraries():
+        return _scan(config, keys, workers)
+
+
+def _scan(config: DataConfig, keys: Keys, workers: int | None) -> Cohort:
     faults: list[str] = []
     manifest = load_manifest(config, faults)
     if not manifest.rows:
         faults.append("no rows are left after data.keep and data.drop")
-    if any("is missing: " in fault for fault in faults if fault.startswith("column ")):
+    if any(name not in manifest.columns for name in wanted_columns(config)):
         _check_files(config, manifest, faults)
         raise_faults(faults)
     owners = _owners(config, manifest, keys, faults)

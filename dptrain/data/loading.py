@@ -21,6 +21,7 @@ import numpy as np
 
 from dptrain.data.cohort import Cohort, _mapped
 from dptrain.data.crypto_random import CryptoRandom
+from dptrain.data.records import quiet_libraries
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.plan import Plan
 
@@ -68,11 +69,10 @@ def load_tensors(cohort: Cohort, indices: Sequence[int], grant: Grant) -> tuple[
         images = batch(indices)
         images[torch.tensor(hidden, dtype=torch.bool)] = 0
         return images, label_rows(cohort, indices)
-    items = list(
-        _mapped(
-            lambda n: None if hidden[n] else read_item(cohort, indices[n]), len(indices), min(4, os.cpu_count() or 1)
-        )
-    )
+    threads = min(4, os.cpu_count() or 1)
+    with quiet_libraries():
+        read = _mapped(lambda n: None if hidden[n] else read_item(cohort, indices[n]), len(indices), threads)
+        items = list(read)
     blank = next((item for item in items if item is not None), None) or _blank(cohort)
     images = torch.stack([torch.zeros_like(blank["image"]) if item is None else item["image"] for item in items])
     if "label" not in blank:
@@ -380,10 +380,11 @@ class PatientLoader:
             return PatientBatch(image, label, patient, len(rows))
         images: list[Any] = []
         labels: list[Any] = []
-        for index in flat.tolist():
-            some_images, some_labels = self._rows_of(index)
-            images += some_images
-            labels += some_labels
+        with quiet_libraries():
+            for index in flat.tolist():
+                some_images, some_labels = self._rows_of(index)
+                images += some_images
+                labels += some_labels
         if len({tuple(value.shape) for value in images}) > 1:
             raise DataUnreadable(
                 "data.augment gives views of different shapes.",

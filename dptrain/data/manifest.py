@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dptrain.data.config import ANY, DataConfig, check, folder_of
+from dptrain.data.records import quiet_libraries
 from dptrain.errors import ConfigError, DataUnreadable
 
 DICOM_COLUMNS = (
@@ -75,7 +76,8 @@ def read_manifest(config: DataConfig) -> Manifest:
         DataUnreadable: every fault of the manifest itself, with its rows; pixels are not looked at here.
     """
     faults: list[str] = []
-    manifest = load_manifest(config, faults)
+    with quiet_libraries():
+        manifest = load_manifest(config, faults)
     raise_faults(faults)
     return manifest
 

@@ -7,7 +7,10 @@ passed on: they may hold file names, ids or pixel values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,25 @@ PIL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 class Unreadable(Exception):
     """A record cannot be read; the message is safe to show."""
+
+
+LIBRARIES = ("PIL", "pydicom", "nibabel", "nibabel.global", "monai")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hear no warnings and logs of the libraries that read: they hold file names, header values and ids."""
+    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    before = [logger.disabled for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.disabled = True
+        try:
+            yield
+        finally:
+            for logger, disabled in zip(loggers, before):
+                logger.disabled = disabled
 
 
 def read_image(path: Path, *, dims: int, stack: Sequence[Path] = ()) -> tuple[np.ndarray, np.ndarray | None]:

@@ -64,10 +64,22 @@ def kermany(root: Path) -> DataConfig:
     )
 
 
-NIH = (
-    "Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax Consolidation Edema "
-    "Emphysema Fibrosis Pleural_Thickening Hernia"
-).split()
+NIH = [
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+]
 
 
 def nih(root: Path, source: str = "kcr_64", size: int = 64) -> DataConfig:
