@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Steps = Mapping[tuple[float, float], int]
 
-_SPREAD = 2e-5  # how much discretisation may add to the variance of the total loss, relative
+_SPREAD = 4e-4  # how much discretisation may add to the variance of the total loss, relative
 _FINEST, _COARSEST = 2.0**-24, 2.0**-10  # grid of the loss, in nats
 _CELLS = 2**21  # largest table
 _LARGEST = 300.0  # above this epsilon (at delta 1e-12) no distribution is built
