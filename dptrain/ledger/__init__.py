@@ -1,0 +1,63 @@
+"""Budgets, grants, charges, locks: who may use which patients, and what it cost them.
+
+Imports nothing heavy at import; the names below load their modules on first use. See docs/ledger.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dptrain.ledger.chain import SignedHead as SignedHead
+    from dptrain.ledger.keys import Controller as Controller
+    from dptrain.ledger.keys import Keys as Keys
+    from dptrain.ledger.keys import recovery as recovery
+    from dptrain.ledger.ledger import CohortVersion as CohortVersion
+    from dptrain.ledger.ledger import GateFacts as GateFacts
+    from dptrain.ledger.ledger import Grant as Grant
+    from dptrain.ledger.ledger import Ledger as Ledger
+    from dptrain.ledger.ledger import PublicDeclaration as PublicDeclaration
+    from dptrain.ledger.ledger import Receipt as Receipt
+    from dptrain.ledger.ledger import WeightsSource as WeightsSource
+    from dptrain.ledger.ledger import default_lease as default_lease
+    from dptrain.ledger.members import fingerprint as fingerprint
+    from dptrain.ledger.places import open_ledger as open_ledger
+    from dptrain.ledger.status import BudgetStatus as BudgetStatus
+    from dptrain.ledger.status import CohortStatus as CohortStatus
+    from dptrain.ledger.status import RunCharge as RunCharge
+    from dptrain.ledger.verify import Fault as Fault
+
+_NAMES = {
+    "chain": ("SignedHead",),
+    "keys": ("Controller", "Keys", "recovery"),
+    "ledger": (
+        "CohortVersion",
+        "GateFacts",
+        "Grant",
+        "Ledger",
+        "PublicDeclaration",
+        "Receipt",
+        "WeightsSource",
+        "default_lease",
+    ),
+    "members": ("fingerprint",),
+    "places": ("open_ledger",),
+    "status": ("BudgetStatus", "CohortStatus", "RunCharge"),
+    "verify": ("Fault",),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,237 @@
+"""Entries, their hash chain, signed heads, and the witness that makes a rollback visible.
+
+An entry's hash covers every column (length-prefixed, so that no two contents meet) and the hash before it. The
+site signs each hash; the controller countersigns what only the controller may decide. A head is a signed
+statement "entry n of this site has hash h"; whoever else keeps one can prove a later rollback or fork.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dptrain.errors import LedgerRefused
+from dptrain.ledger.keys import Controller, Keys, signed_by
+
+ENTRY_VERSION = 1
+GENESIS = bytes(32)
+COUNTERSIGNED = frozenset({"budget", "weights", "permit", "release", "unlock", "rotate"})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger. `body` may be shown; `sealed` is for the steward alone (overlaps, exclusions)."""
+
+    seq: int
+    version: int
+    kind: str
+    time: str
+    body: str
+    sealed: str
+    prev: bytes
+    hash: bytes
+    signature: bytes
+    countersignature: bytes | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The body as a dict."""
+        return read_json(self.body)
+
+    @property
+    def secrets(self) -> dict[str, Any]:
+        """The sealed part as a dict."""
+        return read_json(self.sealed)
+
+
+@dataclass(frozen=True)
+class SignedHead:
+    """The newest entry as the site signs it. `entries` counts from 1."""
+
+    site: str
+    entries: int
+    hash: str
+    time: str
+    public_key: str
+    signature: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @property
+    def message(self) -> bytes:
+        """What is signed."""
+        return b"dptrain.head\0" + _prefixed(
+            self.site.encode(), str(self.entries).encode(), bytes.fromhex(self.hash), self.time.encode()
+        )
+
+    def valid(self) -> bool:
+        """Whether the signature is the named key's. (Whether the key is the site's, the ledger knows.)"""
+        try:
+            return signed_by(self.public_key, bytes.fromhex(self.signature), self.message)
+        except ValueError:
+            return False
+
+    @classmethod
+    def from_dict(cls, values: Any) -> SignedHead:
+        """Back from :meth:`to_dict`. Raises ValueError for anything else."""
+        try:
+            made = cls(**{name: values[name] for name in cls.__dataclass_fields__})
+            if not isinstance(made.entries, int) or not all(
+                isinstance(part, str) for part in (made.site, made.hash, made.time, made.public_key, made.signature)
+            ):
+                raise ValueError
+            bytes.fromhex(made.hash)
+        except (KeyError, TypeError, ValueError):
+            raise ValueError("not a signed head") from None
+        return made
+
+
+def now() -> str:
+    """UTC time for people. Nothing is decided by it: the order is the sequence number's."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def write_json(value: dict[str, Any]) -> str:
+    """Canonical JSON: sorted names, no blanks, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def read_json(text: str) -> dict[str, Any]:
+    """JSON of an entry. Raises LedgerRefused for anything that :func:`write_json` would not write."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except ValueError:
+        raise LedgerRefused("An entry of the ledger cannot be read: it is damaged.") from None
+    if not isinstance(value, dict):
+        raise LedgerRefused("An entry of the ledger cannot be read: it is damaged.")
+    return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def entry_hash(seq: int, version: int, kind: str, time: str, body: str, sealed: str, prev: bytes) -> bytes:
+    """SHA-256 over every column of an entry, length-prefixed."""
+    return hashlib.sha256(
+        b"dptrain.entry\0"
+        + _prefixed(
+            str(seq).encode(),
+            str(version).encode(),
+            kind.encode(),
+            time.encode(),
+            body.encode(),
+            sealed.encode(),
+            prev,
+        )
+    ).digest()
+
+
+def make_entry(
+    keys: Keys,
+    seq: int,
+    prev: bytes,
+    kind: str,
+    body: dict[str, Any],
+    sealed: dict[str, Any],
+    controller: Controller | None,
+) -> Entry:
+    """A signed entry that follows the one with hash `prev`."""
+    if kind in COUNTERSIGNED and controller is None:
+        raise LedgerRefused(
+            f"A {kind} entry needs the controller's signature.", remedy="Unlock the controller's key and run again."
+        )
+    time, text, secret = now(), write_json(body), write_json(sealed)
+    digest = entry_hash(seq, ENTRY_VERSION, kind, time, text, secret, prev)
+    return Entry(
+        seq,
+        ENTRY_VERSION,
+        kind,
+        time,
+        text,
+        secret,
+        prev,
+        digest,
+        keys.sign(b"dptrain.site\0" + digest),
+        None if controller is None else controller.sign(b"dptrain.controller\0" + digest),
+    )
+
+
+def fault_of(entry: Entry, seq: int, prev: bytes) -> str | None:
+    """What is wrong with an entry's place, version or hash; None where nothing is."""
+    if entry.seq != seq:
+        return f"entry {seq} is missing" if entry.seq > seq else f"entry {entry.seq} appears again"
+    if entry.version != ENTRY_VERSION:
+        return f"entry {seq} has the unknown version {entry.version}"
+    if entry.prev != prev:
+        return f"entry {seq} does not follow the entry before it"
+    found = entry_hash(entry.seq, entry.version, entry.kind, entry.time, entry.body, entry.sealed, entry.prev)
+    if found != entry.hash:
+        return f"entry {seq} ({entry.kind}) was altered: its hash does not match its content"
+    return None
+
+
+def signature_fault(entry: Entry, site: str, controllers: Sequence[str]) -> str | None:
+    """What is wrong with an entry's signatures, given the keys in force at its place; None where nothing is."""
+    if not signed_by(site, entry.signature, b"dptrain.site\0" + entry.hash):
+        return f"entry {entry.seq} ({entry.kind}) does not carry this site's signature"
+    if entry.countersignature is None:
+        if entry.kind in COUNTERSIGNED:
+            return f"entry {entry.seq} ({entry.kind}) lacks the controller's signature"
+        return None
+    message = b"dptrain.controller\0" + entry.hash
+    if not any(signed_by(public, entry.countersignature, message) for public in controllers):
+        return f"entry {entry.seq} ({entry.kind}) carries a signature that is not the controller's: it is forged"
+    return None
+
+
+def sign_head(keys: Keys, entries: int, digest: bytes) -> SignedHead:
+    """The head as this site signs it now."""
+    unsigned = SignedHead(keys.site, entries, digest.hex(), now(), keys.site_public, "")
+    return SignedHead(**{**asdict(unsigned), "signature": keys.sign(unsigned.message).hex()})
+
+
+def read_witness(place: str, *, timeout: float = 10.0) -> list[SignedHead]:
+    """The heads that a witness holds: a file or http(s) URL with one JSON head a line (or one JSON list).
+
+    Raises LedgerRefused where the witness cannot be reached or holds no head: without it a rollback could not
+    be seen, so nothing is granted.
+    """
+    try:
+        if place.startswith(("http://", "https://")):
+            from urllib.request import urlopen
+
+            with urlopen(place, timeout=timeout) as answer:
+                text = answer.read(16 * 2**20).decode()
+        else:
+            text = Path(place).expanduser().read_text()
+    except (OSError, ValueError) as error:
+        raise LedgerRefused(
+            f"The witness {place} cannot be read ({type(error).__name__}), so nobody can tell whether this ledger "
+            "was rolled back.",
+            remedy="Restore the witness, or check ledger.witness.",
+        ) from None
+    try:
+        stripped = text.strip()
+        values = json.loads(stripped) if stripped.startswith("[") else [json.loads(s) for s in stripped.splitlines()]
+        heads = [SignedHead.from_dict(value) for value in values]
+        if not heads or not all(found.valid() for found in heads):
+            raise ValueError
+    except ValueError:
+        raise LedgerRefused(
+            f"The witness {place} holds no valid signed head of a ledger.",
+            remedy="Export one with `dptrain ledger heads to=FILE` while the ledger is known to be sound.",
+        ) from None
+    return heads
+
+
+def _prefixed(*parts: bytes) -> bytes:
+    return b"".join(struct.pack("<Q", len(part)) + part for part in parts)

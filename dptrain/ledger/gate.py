@@ -1,0 +1,231 @@
+"""Who may spend what: the privacy filter of open budgets, the declared list of planned ones, and patients' own caps.
+
+**Open budgets.** The sum of worst-case RDP at one order, fixed at signing, must stay within what that order allows
+for (epsilon, delta). A filter on RDP at a fixed order is valid when each run is chosen after seeing the results of
+those before it (Feldman & Zrnic 2021, Theorem 4.3), also for runs that overlap in time (Haney et al.,
+arXiv 2309.05901). A reservation counts in full until the run is closed.
+
+**Planned budgets.** The mechanisms are bound at signing; their joint PLD is within (epsilon, delta). Each may run
+once. There is nothing to adapt, hence no filter and no overhead.
+
+**Lineage.** A budget of cohort X is also charged by runs on every cohort that was declared to overlap with X. An
+open budget takes such charges like its own. A planned one sets aside `units` at signing for them: what remains of
+its epsilon once its own mechanisms are accounted at delta/2 (basic composition; for concurrent use see Vadhan &
+Zhang 2023, Lyu 2022).
+
+**Patients.** Beyond what is declared, one person may be in several cohorts. Patients with one membership history
+form a class. A class that a run would carry past the budget of *any* of its cohorts is left out of that run's
+draws. That decision follows nothing but the patient's own history, an individual filter (Feldman & Zrnic 2021,
+Section 5), and it changes nothing that the run's owner can see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from dptrain.errors import LedgerRefused
+from dptrain.ledger.charges import UNITS, Charge
+from dptrain.ledger.state import Budget, PatientClass, RunState, State, Version
+from dptrain.plan import Mechanism, Plan
+
+
+def carrier(state: State, cohort: str) -> Budget | None:
+    """The budget that takes charges from elsewhere: the open one, else the first planned one."""
+    budgets = [state.budgets[number] for number in state.cohorts[cohort].budgets]
+    return next((budget for budget in budgets if budget.kind == "open"), budgets[0] if budgets else None)
+
+
+def counts(state: State, budget: int | None, carrying: Budget) -> bool:
+    """Whether a run charged to `budget` also counts against the shared RDP of `carrying`."""
+    if budget is None:
+        return False  # a public cohort gates nothing
+    if state.budgets[budget].cohort == carrying.cohort:
+        return carrying.kind == "open" and budget == carrying.id
+    return True
+
+
+def lineage(state: State, cohort: str) -> set[str]:
+    """The cohort and those declared to overlap with it."""
+    return {cohort, *state.cohorts[cohort].overlaps}
+
+
+def spent(state: State, budget: Budget) -> int:
+    """Units at the budget's order that the cohort and its lineage have spent or hold reserved. Public."""
+    members = lineage(state, budget.cohort)
+    return sum(
+        run.units(budget.order_index)
+        for run in state.runs.values()
+        if run.cohort in members and counts(state, run.budget, budget)
+    )
+
+
+def remaining(state: State, budget: Budget) -> int:
+    """Units that an open budget has left; never below 0."""
+    return max(0, budget.units - spent(state, budget))
+
+
+def unused(state: State, budget: Budget) -> Counter[tuple[float, float, int]]:
+    """Declared mechanisms of a planned budget that no run has taken yet."""
+    left = Counter(_key(mechanism) for mechanism in budget.mechanisms)
+    for run in state.runs.values():
+        if run.budget == budget.id:
+            left -= Counter(_key(mechanism) for mechanism in Plan.from_dict(run.plan).mechanisms)
+    return left
+
+
+def overdrawn(state: State, budget: Budget) -> bool:
+    """Whether runs took mechanisms that a planned budget does not declare (or not so often)."""
+    taken: Counter[tuple[float, float, int]] = Counter()
+    for run in state.runs.values():
+        if run.budget == budget.id:
+            taken += Counter(_key(mechanism) for mechanism in Plan.from_dict(run.plan).mechanisms)
+    return bool(taken - Counter(_key(mechanism) for mechanism in budget.mechanisms))
+
+
+def spent_epsilon(state: State, budget: Budget) -> float:
+    """What the runs so far cost at this budget's gate, as the largest epsilon that they can reach.
+
+    open: the conversion of the RDP sum. It has the form sum + g(order, delta), so it is the granted epsilon less
+    the units that remain. planned: the joint epsilon of the shortest declared prefix that holds all runs.
+    """
+    if budget.kind == "open":
+        used = spent(state, budget)
+        if used == 0:
+            return 0.0
+        return budget.epsilon - (budget.units - used) / UNITS
+    total = Counter(_key(mechanism) for mechanism in budget.mechanisms)
+    used_up = total - unused(state, budget)
+    for k in range(len(budget.prefixes)):
+        if not used_up - Counter(_key(mechanism) for mechanism in budget.mechanisms[:k]):
+            return budget.prefixes[k]
+    return budget.prefixes[-1]
+
+
+def exhausted(state: State, budget: Budget) -> bool:
+    """Whether the budget has less left than its signed minimum charge (planned: nothing left to run)."""
+    if budget.kind == "open":
+        return remaining(state, budget) < budget.minimum_units
+    return not unused(state, budget)
+
+
+def locked(state: State, cohort: str) -> bool:
+    """Whether a cohort is locked: by hand, or because every budget is exhausted. Public cohorts never are."""
+    if state.cohorts[cohort].lock is not None:
+        return True
+    if state.is_public(cohort):
+        return False
+    budgets = [state.budgets[number] for number in state.cohorts[cohort].budgets]
+    return bool(budgets) and all(exhausted(state, budget) for budget in budgets)
+
+
+def choose(state: State, version: Version, plan: Plan, charge: Charge) -> Budget | None:
+    """The budget that pays for a plan: a planned one that declares it, else the open one; None if none fits."""
+    for number in state.cohorts[version.cohort].budgets:
+        budget = state.budgets[number]
+        if budget.kind == "planned" and not Counter(map(_key, plan.mechanisms)) - unused(state, budget):
+            return budget
+    shared = carrier(state, version.cohort)
+    if shared is None or shared.kind != "open" or exhausted(state, shared):
+        return None
+    if spent(state, shared) + charge.at(shared.order_index, plan.steps) > shared.units:
+        return None
+    return shared
+
+
+def overlap_in_the_way(state: State, version: Version, budget: Budget, plan: Plan, charge: Charge) -> Budget | None:
+    """The budget of a declared overlapping cohort that this plan would carry past its end, if any."""
+    for other in state.cohorts[version.cohort].overlaps:
+        there = carrier(state, other)
+        if there is None or state.is_public(other):
+            continue
+        if spent(state, there) + charge.at(there.order_index, plan.steps) > there.units:
+            return there
+    return None
+
+
+def took_part(history: Sequence[PatientClass], run: RunState) -> bool:
+    """Whether patients with this history were drawn from by a run: their class at that time was a member."""
+    then: PatientClass | None = None
+    for klass in history:
+        if klass.seq < run.seq:
+            then = klass
+    if then is None or then.withdrawn or run.version not in then.versions:
+        return False
+    return then.id not in run.excluded
+
+
+def class_spent(state: State, classes: Iterable[int], budget: Budget) -> int:
+    """Units at a budget's order that patients of these classes (one person under several keys) have spent."""
+    total = 0
+    for klass in classes:
+        history = state.history(klass)
+        total += sum(
+            run.units(budget.order_index)
+            for run in state.runs.values()
+            if counts(state, run.budget, budget) and took_part(history, run)
+        )
+    return total
+
+
+def bars(
+    state: State, classes: Sequence[int], version: Version, budget: Budget | None, charge: Charge, T: int
+) -> bool:
+    """Whether a run on `version` must leave out the patients of these classes (one person)."""
+    members = [state.classes[klass] for klass in classes if klass]
+    if any(member.withdrawn for member in members):
+        return True
+    if budget is None:
+        return False
+    cohorts = {
+        state.versions[number].cohort
+        for member in members
+        for number in member.versions
+        if state.versions[number].public is None
+    }
+    for cohort in cohorts:
+        carrying = carrier(state, cohort)
+        if carrying is None:
+            continue
+        own = charge.at(carrying.order_index, T) if counts(state, budget.id, carrying) else 0
+        already = class_spent(state, classes, carrying)
+        if (own or budget.cohort == cohort) and already + own > carrying.units:
+            return True
+    return False
+
+
+def excluded_classes(state: State, version: Version, budget: Budget | None, charge: Charge, steps: int) -> list[int]:
+    """Classes whose patients a new run on `version` must leave out, in order."""
+    return [
+        klass.id
+        for klass in state.classes.values()
+        if version.id in klass.versions and bars(state, [klass.id], version, budget, charge, steps)
+    ]
+
+
+def excluded_now(state: State, run: RunState) -> list[int]:
+    """Classes of today whose patients a run of the past leaves out: barred then, or withdrawn since."""
+    barred = set(run.excluded)
+    return [
+        klass.id
+        for klass in state.classes.values()
+        if run.version in klass.versions
+        and (klass.withdrawn or any(before.id in barred for before in state.history(klass.id)))
+    ]
+
+
+def check_delta(delta: float, public_size: int, cohort: str) -> None:
+    """Raises LedgerRefused for a delta that would allow one patient to be published outright."""
+    if not (math.isfinite(delta) and 0 < delta < 1):
+        raise LedgerRefused(f"delta = {delta} is no probability between 0 and 1.")
+    if delta >= 1 / public_size:
+        raise LedgerRefused(
+            f"delta = {delta:g} is too large for cohort '{cohort}': with {public_size} patients it must be below "
+            f"{1 / public_size:.3g}, or the promise would allow one patient to be published outright.",
+            remedy=f"Use {min(1e-5, 1 / (10 * public_size)):.3g} or less.",
+        )
+
+
+def _key(mechanism: Mechanism) -> tuple[float, float, int]:
+    return (mechanism.sample_rate, mechanism.noise_multiplier, mechanism.steps)

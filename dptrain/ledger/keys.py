@@ -1,0 +1,480 @@
+"""The ledger's secrets: names for patients and records, the site's signature, the controller's signature.
+
+A folder (mode 0700) holds four files (mode 0600):
+
+- `site.json`: the site's id and the public keys;
+- `secret.json`: the HMAC secrets that turn patient ids and pixels into keys, oldest first;
+- `site.pem`: the site's Ed25519 key, which signs every entry and head. It stays on the machine;
+- `controller.json`: the controller's Ed25519 key, sealed by a passphrase (scrypt, ChaCha20-Poly1305). It may
+  live elsewhere: training needs only the first three.
+
+A recovery code, shown once when the keys are made, is the seed of a fourth Ed25519 key. Whoever holds it can
+replace a lost site or controller key (docs/ledger.md).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import stat
+import struct
+import tempfile
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from dptrain.errors import ConfigError, LedgerRefused
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SITE, SECRET, SITE_KEY, CONTROLLER = "site.json", "secret.json", "site.pem", "controller.json"
+NEXT = "next"
+SCRYPT_N, SCRYPT_R, SCRYPT_P = 2**15, 8, 1
+
+
+def public_hex(key: Ed25519PrivateKey | Ed25519PublicKey) -> str:
+    """The public half as 64 hex digits."""
+    public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
+    return public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
+
+
+def signed_by(public: str, signature: bytes, message: bytes) -> bool:
+    """Whether `signature` over `message` was made by the key `public` (hex). Never raises."""
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+class Controller:
+    """The controller's unlocked key. Keep it as short a time as possible."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public = public_hex(key)
+
+    def sign(self, message: bytes) -> bytes:
+        """Ed25519 signature, 64 bytes."""
+        return self._key.sign(message)
+
+    def __repr__(self) -> str:
+        return f"Controller({self.public[:8]}…)"
+
+
+class Keys:
+    """The keys of one site. Make them with :meth:`create`, read them with :meth:`load`.
+
+    Attributes:
+        folder: where they are.
+        site: the site's id, 32 hex digits.
+        site_public, controller_public, recovery_public: Ed25519 public keys, hex.
+        recovery_code: only on the object that :meth:`create` or a rotation returned; shown once, never stored.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        site: str,
+        secret: list[bytes],
+        site_key: Ed25519PrivateKey,
+        controller_public: str,
+        recovery_public: str,
+        recovery_code: str | None = None,
+    ) -> None:
+        self.folder = folder
+        self.site = site
+        self._secrets = secret
+        self._site_key = site_key
+        self.site_public = public_hex(site_key)
+        self.controller_public = controller_public
+        self.recovery_public = recovery_public
+        self.recovery_code = recovery_code
+
+    def __repr__(self) -> str:
+        return f"Keys(site {self.site[:8]}…, {self.folder})"
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], passphrase: str) -> Keys:
+        """Make all keys of a new site in a folder that does not exist yet (or is empty).
+
+        Args:
+            passphrase: seals the controller's key; at least 8 characters.
+
+        Raises:
+            ConfigError: the passphrase is too short, or the folder already holds something.
+            LedgerRefused: the folder cannot be written.
+        """
+        folder = Path(folder)
+        _check_passphrase(passphrase)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(
+                f"{folder} already holds something; keys are never overwritten.",
+                remedy="Name another folder, or use `dptrain ledger rotate` to replace a key of this site.",
+            )
+        site, code = secrets.token_hex(16), _new_code()
+        site_key, controller, recovery = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate(), _from_code(code)
+        keys = cls(
+            folder,
+            site=site,
+            secret=[secrets.token_bytes(32)],
+            site_key=site_key,
+            controller_public=public_hex(controller),
+            recovery_public=public_hex(recovery),
+            recovery_code=code,
+        )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+            keys.save()
+            write_private(folder / CONTROLLER, _seal(controller, passphrase))
+        except OSError as error:
+            raise LedgerRefused(f"The keys could not be written to {folder}: {error.strerror}.") from None
+        return keys
+
+    def save(self) -> None:
+        """Write site.json, secret.json and site.pem, each whole or not at all."""
+        pem = self._site_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        write_private(self.folder / SITE_KEY, pem)
+        write_private(self.folder / SECRET, _json({"secrets": [secret.hex() for secret in self._secrets]}))
+        write_private(
+            self.folder / SITE,
+            _json(
+                {
+                    "schema": "dptrain.keys/1",
+                    "site": self.site,
+                    "site_public": self.site_public,
+                    "controller_public": self.controller_public,
+                    "recovery_public": self.recovery_public,
+                }
+            ),
+        )
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Keys:
+        """Read the keys that training needs (all but the controller's).
+
+        Raises LedgerRefused where a file is missing, unreadable, open to other accounts, or does not match.
+        """
+        folder = Path(folder)
+        site, secret = _read_json(folder / SITE), _read_json(folder / SECRET)
+        try:
+            loaded = serialization.load_pem_private_key(_read(folder / SITE_KEY), password=None)
+            if not isinstance(loaded, Ed25519PrivateKey):
+                raise ValueError("not an Ed25519 key")
+            if site["schema"] != "dptrain.keys/1":
+                raise ValueError("unknown schema")
+            keys = cls(
+                folder,
+                site=str(site["site"]),
+                secret=[bytes.fromhex(text) for text in secret["secrets"]],
+                site_key=loaded,
+                controller_public=str(site["controller_public"]),
+                recovery_public=str(site["recovery_public"]),
+            )
+            if keys.site_public != site["site_public"] or not keys._secrets or min(map(len, keys._secrets)) < 32:
+                raise ValueError("the parts do not belong together")
+        except (ValueError, KeyError, TypeError) as error:
+            raise LedgerRefused(
+                f"The keys in {folder} are damaged or do not belong together ({error}).",
+                remedy="Restore the folder from its backup (docs/ledger.md, Keys).",
+            ) from None
+        return keys
+
+    def controller(self, passphrase: str) -> Controller:
+        """Unlock the controller's key.
+
+        Raises LedgerRefused for a wrong passphrase, or where the key is not in this folder.
+        """
+        path = self.folder / CONTROLLER
+        if not path.exists():
+            raise LedgerRefused(
+                f"The controller's key is not in {self.folder}: this machine cannot sign budgets or permissions.",
+                remedy="Run this command where the controller keeps the key, or bring controller.json here.",
+            )
+        box = _read_json(path)
+        try:
+            key = _unseal(box, passphrase)
+        except InvalidTag:
+            raise LedgerRefused(
+                "The passphrase does not open the controller's key.",
+                remedy="Check DPTRAIN_PASSPHRASE, or recover the key with the recovery code (docs/ledger.md, Keys).",
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise LedgerRefused(
+                f"{path} is damaged ({type(error).__name__}).", remedy="Restore its backup."
+            ) from None
+        return Controller(key)
+
+    def patient_key(self, issuer: str, patient_id: str) -> bytes:
+        """32 bytes that stand for a patient; the id cannot be read back without the secret.
+
+        Args:
+            issuer: who gave the id (a hospital's assigning authority). Ids of two issuers never meet.
+
+        Both are normalised (NFKC, blanks trimmed, issuer case-folded). Raises ConfigError where either is empty.
+        """
+        issuer, patient_id = normal_issuer(issuer), unicodedata.normalize("NFKC", str(patient_id)).strip()
+        if not patient_id:
+            raise ConfigError("a record without a patient id cannot be protected.", remedy="Complete the manifest.")
+        return self._tag(b"patient", _prefixed(issuer.encode(), patient_id.encode()))
+
+    def record_hash(self, array: np.ndarray[Any, Any]) -> bytes:
+        """32 bytes that stand for a record's pixels: HMAC over shape, type and values.
+
+        The same values in the same type give the same hash whatever file held them. Copies and lossless
+        re-encodings are recognised; resized, cropped or lossily compressed ones are not.
+        """
+        import numpy as np
+
+        array = np.asarray(array)
+        if array.dtype.kind not in "biufc":
+            raise ConfigError(f"pixels of type {array.dtype} cannot be hashed: numbers are needed.")
+        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        if array.dtype.kind in "fc":
+            little = little + little.dtype.type(0)  # -0.0 and 0.0 are the same pixel
+        shape = struct.pack(f"<{array.ndim}q", *array.shape)
+        return self._tag(b"record", _prefixed(shape, array.dtype.str[1:].encode()), little.tobytes())
+
+    def _tag(self, label: bytes, *parts: bytes) -> bytes:
+        """HMAC under the first secret, wrapped by every later one, so that a rotation needs no raw ids."""
+        first = hmac.new(self._secrets[0], b"dptrain." + label + b"\0", hashlib.sha256)
+        for part in parts:
+            first.update(part)
+        tag = first.digest()
+        for secret in self._secrets[1:]:
+            tag = wrap(secret, tag)
+        return tag
+
+    @property
+    def secret_check(self) -> str:
+        """A value that shows, without revealing it, whether this is the ledger's HMAC secret."""
+        return self._tag(b"check").hex()
+
+    @property
+    def digest_key(self) -> bytes:
+        """Key of the table digests (see :mod:`dptrain.ledger.members`)."""
+        return self._tag(b"digest")
+
+    def sign(self, message: bytes) -> bytes:
+        """The site's Ed25519 signature, 64 bytes."""
+        return self._site_key.sign(message)
+
+    def with_new_secret(self) -> tuple[Keys, bytes]:
+        """These keys with one more HMAC secret (not saved yet), and that secret."""
+        secret = secrets.token_bytes(32)
+        return self._changed(secret=[*self._secrets, secret]), secret
+
+    def with_new_site_key(self) -> Keys:
+        """These keys with a fresh site key (not saved yet)."""
+        return self._changed(site_key=Ed25519PrivateKey.generate())
+
+    def with_controller(self, controller: Controller) -> Keys:
+        """These keys with another controller (not saved yet)."""
+        return self._changed(controller_public=controller.public)
+
+    def _changed(self, **changes: Any) -> Keys:
+        current: dict[str, Any] = {
+            "site": self.site,
+            "secret": self._secrets,
+            "site_key": self._site_key,
+            "controller_public": self.controller_public,
+            "recovery_public": self.recovery_public,
+        }
+        return Keys(self.folder, **{**current, **changes})
+
+    def stage(self, controller: bytes | None = None) -> None:
+        """Write these keys to the folder `next`, before the ledger names them."""
+        folder = self.folder / NEXT
+        folder.mkdir(mode=0o700, exist_ok=True)
+        Keys(
+            folder,
+            site=self.site,
+            secret=self._secrets,
+            site_key=self._site_key,
+            controller_public=self.controller_public,
+            recovery_public=self.recovery_public,
+        ).save()
+        if controller is not None:
+            write_private(folder / CONTROLLER, controller)
+
+    def settle(self) -> None:
+        """Put the staged keys in place, once the ledger names them; may be repeated after a crash."""
+        folder = self.folder / NEXT
+        for name in (CONTROLLER, SECRET, SITE_KEY, SITE):
+            if (folder / name).exists():
+                write_private(self.folder / name, (folder / name).read_bytes())
+        for name in (CONTROLLER, SECRET, SITE_KEY, SITE):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+    @classmethod
+    def staged(cls, folder: str | os.PathLike[str]) -> Keys | None:
+        """The keys that a rotation staged and did not put in place (it was killed), if any."""
+        folder = Path(folder)
+        if not (folder / NEXT / SITE).exists():
+            return None
+        keys = cls.load(folder / NEXT)
+        keys.folder = folder
+        return keys
+
+    def new_controller(self, passphrase: str) -> tuple[Controller, bytes]:
+        """A fresh controller key and its sealed file content; nothing is written yet."""
+        _check_passphrase(passphrase)
+        key = Ed25519PrivateKey.generate()
+        return Controller(key), _seal(key, passphrase)
+
+
+def recovery(code: str) -> Controller:
+    """The recovery key of a code. Raises ConfigError for text that is no code."""
+    return Controller(_from_code(code))
+
+
+def wrap(secret: bytes, tag: bytes) -> bytes:
+    """A key or hash under a newer secret (rotation): HMAC of the old one."""
+    return hmac.digest(secret, b"dptrain.wrap\0" + tag, "sha256")
+
+
+def normal_issuer(issuer: str) -> str:
+    """The issuer as it enters the hash. Raises ConfigError where it is empty."""
+    text = unicodedata.normalize("NFKC", str(issuer or "")).strip().casefold()
+    if not text:
+        raise ConfigError(
+            "the issuer of the patient ids is missing: id 17 of one clinic is not id 17 of another.",
+            remedy="Set data.issuer to the assigning authority of the ids.",
+        )
+    return text
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner may read, whole or not at all, and durably."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        if os.path.exists(name):
+            os.unlink(name)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _prefixed(*parts: bytes) -> bytes:
+    return b"".join(struct.pack("<Q", len(part)) + part for part in parts)
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise LedgerRefused(
+                f"{path} can be read by other accounts.", remedy=f"Close it: chmod 600 {path}, then rotate the key."
+            )
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise LedgerRefused(
+            f"The ledger's keys are incomplete: {path} is missing.",
+            remedy="Name the folder with DPTRAIN_KEYS or ledger.keys=…, make keys with `dptrain ledger init`, or "
+            "restore the backup (docs/ledger.md, Keys).",
+        ) from None
+    except OSError as error:
+        raise LedgerRefused(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read(path))
+        if not isinstance(value, dict):
+            raise ValueError
+    except ValueError:
+        raise LedgerRefused(f"{path} is damaged.", remedy="Restore the folder from its backup.") from None
+    return value
+
+
+def _check_passphrase(passphrase: str) -> None:
+    if len(passphrase) < 8:
+        raise ConfigError("the controller's passphrase is too short: at least 8 characters.")
+
+
+@dataclass(frozen=True)
+class _Cost:
+    n: int
+    r: int
+    p: int
+
+    def key(self, passphrase: str, salt: bytes) -> bytes:
+        if not (2**14 <= self.n <= 2**20 and self.r == SCRYPT_R and self.p == SCRYPT_P):
+            raise ValueError("scrypt cost out of range")
+        return Scrypt(salt=salt, length=32, n=self.n, r=self.r, p=self.p).derive(
+            unicodedata.normalize("NFKC", passphrase).encode()
+        )
+
+
+def _seal(key: Ed25519PrivateKey, passphrase: str) -> bytes:
+    salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
+    raw = key.private_bytes(serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
+    box = ChaCha20Poly1305(_Cost(SCRYPT_N, SCRYPT_R, SCRYPT_P).key(passphrase, salt)).encrypt(
+        nonce, raw, b"dptrain.controller/1"
+    )
+    return _json(
+        {
+            "schema": "dptrain.controller/1",
+            "kdf": {"name": "scrypt", "n": SCRYPT_N, "r": SCRYPT_R, "p": SCRYPT_P, "salt": salt.hex()},
+            "nonce": nonce.hex(),
+            "box": box.hex(),
+        }
+    )
+
+
+def _unseal(box: dict[str, Any], passphrase: str) -> Ed25519PrivateKey:
+    if box["schema"] != "dptrain.controller/1" or box["kdf"]["name"] != "scrypt":
+        raise ValueError("unknown schema")
+    kdf = box["kdf"]
+    key = _Cost(int(kdf["n"]), int(kdf["r"]), int(kdf["p"])).key(passphrase, bytes.fromhex(kdf["salt"]))
+    raw = ChaCha20Poly1305(key).decrypt(
+        bytes.fromhex(box["nonce"]), bytes.fromhex(box["box"]), b"dptrain.controller/1"
+    )
+    return Ed25519PrivateKey.from_private_bytes(raw)
+
+
+def _new_code() -> str:
+    text = base64.b32encode(secrets.token_bytes(20)).decode()
+    return "-".join(text[i : i + 4] for i in range(0, len(text), 4))
+
+
+def _from_code(code: str) -> Ed25519PrivateKey:
+    try:
+        raw = base64.b32decode("".join(code.split()).replace("-", "").upper())
+        if len(raw) != 20:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(
+            "this is no recovery code: 32 letters and digits in groups of four are needed.",
+            remedy="Copy it from the sheet that was printed when the keys were made.",
+        ) from None
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"dptrain.recovery\0" + raw).digest())

@@ -1,0 +1,1366 @@
+"""The ledger: register a cohort, grant a budget, reserve, commit, close. Every method is one transaction.
+
+The life of a charge: :meth:`Ledger.reserve` sets the whole plan aside; :meth:`Grant.commit` pays for a lease of
+steps durably before the first of them runs; :meth:`Grant.close` ends the run, and on open budgets gives back the
+leases that never began. A run that dies in between stays charged in full until :meth:`Ledger.resume` goes on with
+it. Whatever fails, the transaction is rolled back: an entry is there whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from dptrain import __version__
+from dptrain.accounting.units import INFINITE_UNITS, budget_units, to_units
+from dptrain.errors import ConfigError, LedgerRefused
+from dptrain.ledger import gate, members, status, store
+from dptrain.ledger.chain import (
+    Entry,
+    SignedHead,
+    fault_of,
+    make_entry,
+    read_witness,
+    sign_head,
+    signature_fault,
+)
+from dptrain.ledger.charges import ORDERS_VERSIONS, UNITS, Charge, charge_of
+from dptrain.ledger.keys import Controller, Keys, normal_issuer, signed_by
+from dptrain.ledger.state import ADJACENCY, Budget, RunState, State, Version, apply, keys_for
+from dptrain.ledger.status import CohortStatus
+from dptrain.ledger.store import Store
+from dptrain.plan import PURPOSES, Mechanism, Plan
+
+if TYPE_CHECKING:
+    from dptrain.ledger.verify import Fault
+
+SNAPSHOT_EVERY = 64
+NAME_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class PublicDeclaration:
+    """The controller's statement that a cohort is public: where it comes from and under which licence."""
+
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Starting weights: the SHA-256 of a declared file, or the model (by hash) of a run in this ledger."""
+
+    sha256: str
+    run: str | None = None
+
+
+@dataclass(frozen=True)
+class CohortVersion:
+    """A registered version of a cohort."""
+
+    name: str
+    version: int
+    fingerprint: str
+    public_size: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class GateFacts:
+    """The public gate around a grant, for the run's report (epsilon at the gate)."""
+
+    kind: str
+    accountant: str | None
+    order: float | None
+    budget_epsilon: float | None
+    budget_delta: float | None
+    spent_before: float
+    spent_after: float
+    remaining: float | None
+    minimum_charge: float | None
+    locked: bool
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a closed run cost. epsilon_pld is None where it is infinite (a public cohort without noise)."""
+
+    run: str
+    cohort: str
+    status: str
+    steps_run: int
+    steps_charged: int
+    steps_planned: int
+    epsilon_pld: float | None
+    delta: float
+    unit: str
+    adjacency: str
+    mechanisms: tuple[Mechanism, ...]
+    rest_charged: bool
+    gate: GateFacts
+    head: SignedHead
+
+
+class Grant:
+    """Leave to use a cohort for one purpose. Made by :meth:`Ledger.reserve`, `admit` and `resume` only.
+
+    Attributes:
+        id: number of the entry that granted it.
+        cohort, version, fingerprint, unit: what may be read.
+        run, purpose: whose grant it is, and what for.
+        plan: the plan that was granted (of the evaluated run, for evaluate and audit; None if it is unknown).
+        excluded: patient keys to leave out of every draw. Never show or count them in public output.
+        committed: steps paid so far; lease: steps to pay at once; attempt: 1, and one more for each resume.
+        inherited: earlier runs whose charge this run's starting weights bring along.
+        gate: the public gate as it stood when the grant was given.
+        basis: why it was given (`budget`, `public`, `declared`, `open`, `permit`).
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        id: int,
+        version: Version,
+        run: str,
+        purpose: str,
+        plan: Plan | None,
+        excluded: frozenset[bytes],
+        committed: int,
+        lease: int,
+        attempt: int,
+        inherited: tuple[str, ...],
+        gate: GateFacts,
+        basis: str,
+    ) -> None:
+        self._ledger = ledger
+        self.id = id
+        self.cohort = version.cohort
+        self.version = version.number
+        self.fingerprint = version.fingerprint
+        self.unit = version.unit
+        self.public = version.public is not None
+        self.run = run
+        self.purpose = purpose
+        self.plan = plan
+        self.excluded = excluded
+        self.committed = committed
+        self.lease = lease
+        self.attempt = attempt
+        self.inherited = inherited
+        self.gate = gate
+        self.basis = basis
+        self.closed = False
+
+    def __repr__(self) -> str:
+        return f"Grant({self.run!r}, {self.purpose} on {self.cohort!r}, {self.committed} steps paid)"
+
+    def commit(self, through: int) -> None:
+        """Pay for all steps below `through`, durably, before the first of them runs.
+
+        Does nothing where they are paid already, or on an audit's grant (its reference models are charged
+        nothing). Raises LedgerRefused where the grant is closed, the run was resumed elsewhere, `through` is
+        beyond the plan, or the ledger cannot be written: then the steps must not run.
+        """
+        self.require()
+        if self.purpose == "audit":
+            self.committed = max(self.committed, through)
+            return
+        if self.purpose != "train" or self.plan is None:
+            raise LedgerRefused(f"a grant to {self.purpose} pays for no training step.")
+        if through > self.plan.steps:
+            raise LedgerRefused(f"step {through} is beyond the {self.plan.steps} steps that were granted.")
+        if through > self.committed:
+            self._ledger._commit(self, through)
+            self.committed = through
+
+    def require(self, step: int | None = None, *, purpose: str | None = None, cohort: str | None = None) -> None:
+        """Raise LedgerRefused unless the grant is open and covers this step, purpose and cohort.
+
+        Args:
+            step: number (from 0) of a training step about to run; must be committed.
+            purpose: defaults to what the grant is for. A training grant also covers what its plan declares.
+        """
+        if self.closed:
+            raise LedgerRefused(
+                f"The grant of run '{self.run}' is closed: its data may not be read any more.",
+                remedy="Ask for a new grant.",
+            )
+        if cohort is not None and cohort != self.cohort:
+            raise LedgerRefused(f"The grant of run '{self.run}' is for cohort '{self.cohort}', not '{cohort}'.")
+        if purpose is not None and purpose != self.purpose:
+            declared = self.purpose == "train" and self.plan is not None and purpose in self.plan.declares
+            if not declared:
+                raise LedgerRefused(
+                    f"The grant of run '{self.run}' is to {self.purpose}, not to {purpose}.",
+                    remedy="Declare the purpose in the plan, or ask for its own grant.",
+                )
+        if step is not None and self.purpose == "train" and step >= self.committed:
+            raise LedgerRefused(f"Step {step} of run '{self.run}' is not paid ({self.committed} steps are).")
+
+    def close(
+        self,
+        status: str = "complete",
+        steps_run: int | None = None,
+        *,
+        model: str | None = None,
+        did: Sequence[str] = (),
+    ) -> Receipt | None:
+        """End the grant. Nothing may be read with it afterwards.
+
+        Args:
+            status: `complete` or `interrupted`.
+            steps_run: steps that ran (training only; default: all committed).
+            model: SHA-256 (hex) of the model file; needed if another run is to start from these weights.
+            did: declared purposes that were carried out under this grant already (`evaluate`, `audit`).
+
+        Returns the receipt of a training; None for evaluate and audit.
+        """
+        if self.closed:
+            raise LedgerRefused(f"The grant of run '{self.run}' is closed already.")
+        receipt = self._ledger._close(self, status, self.committed if steps_run is None else steps_run, model, did)
+        self.closed = True
+        return receipt
+
+    def __enter__(self) -> Grant:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Close an evaluation's or audit's grant; a training's grant must be closed with its status."""
+        if not self.closed and self.purpose != "train":
+            self.close("complete" if kind is None else "interrupted")
+
+
+class Ledger:
+    """One site's ledger, in a SQLite file or a PostgreSQL database. Safe for threads, processes and forks."""
+
+    def __init__(self, place: str | os.PathLike[str], keys: Keys, *, witness: str | None, wait: float) -> None:
+        self.store = Store(place, wait=wait)
+        self.keys = keys
+        self.witness = witness
+        self._state: State | None = None
+        self._snapshot_seq = 0
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"Ledger({self.store.name})"
+
+    # -- making and opening ------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        place: str | os.PathLike[str],
+        keys: Keys,
+        *,
+        witness: str | None = None,
+        wait: float = store.WAIT_SECONDS,
+    ) -> Ledger:
+        """Found a ledger: tables and first entry, in one transaction.
+
+        Raises LedgerRefused where there is one already, or the place cannot be written.
+        """
+        ledger = cls(place, keys, witness=witness, wait=wait)
+        path = str(ledger.store.url.database)
+        if ledger.store.sqlite:
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            except OSError as error:
+                raise LedgerRefused(f"The ledger {path} cannot be written: {error.strerror}.") from None
+        with ledger.store.bare() as connection:
+            if sa.inspect(connection).has_table("entries"):
+                raise LedgerRefused(
+                    f"There is a ledger at {ledger.store.name} already; ledgers are never overwritten.",
+                    remedy="Use it, or name another place.",
+                )
+            store.migrate(connection)
+            body = {
+                "site": keys.site,
+                "site_public": keys.site_public,
+                "controller_public": keys.controller_public,
+                "recovery_public": keys.recovery_public,
+                "secret_check": keys.secret_check,
+                "program": __version__,
+                "schema": store.SCHEMA,
+            }
+            connection.execute(sa.insert(store.head), {"id": 1, "site": keys.site, "seq": 0, "hash": bytes(32)})
+            ledger._state = State()
+            ledger._append(connection, "genesis", body)
+        return ledger
+
+    @classmethod
+    def open(
+        cls,
+        place: str | os.PathLike[str],
+        keys: Keys,
+        *,
+        witness: str | None = None,
+        wait: float = store.WAIT_SECONDS,
+    ) -> Ledger:
+        """Open a ledger and check that it is this site's, undamaged at its head, and not rolled back.
+
+        Args:
+            place: a path, or postgresql://….
+            witness: a file or URL with heads that somebody else keeps; every grant then requires descent from
+                them, and a witness that cannot be read refuses everything.
+            wait: seconds to wait for another program that holds the ledger.
+
+        Raises LedgerRefused for anything that is not so.
+        """
+        ledger = cls(place, keys, witness=witness, wait=wait)
+        store.check_schema(ledger.store)
+        ledger._view()
+        ledger.check_witness()
+        return ledger
+
+    def close(self) -> None:
+        """Let go of the connections. The ledger itself needs no closing."""
+        self.store.close()
+
+    # -- registration ------------------------------------------------------------------------------------------
+
+    def register(
+        self,
+        name: str,
+        *,
+        unit: str,
+        issuer: str,
+        public_size: int,
+        patients: Mapping[bytes, Sequence[bytes]],
+        owner: str,
+        public: PublicDeclaration | None = None,
+        version: int | None = None,
+        overlaps: Sequence[str] = (),
+        cautions: Sequence[str] = (),
+        controller: Controller | None = None,
+    ) -> CohortVersion:
+        """Register a cohort, or a new version of it; the same content and facts again change nothing.
+
+        Args:
+            unit: what one unit of privacy is, in one word for reports (`patient`).
+            issuer: who gave the patient ids.
+            public_size: N, the number of training patients that the steward declares to the public.
+            patients: patient key -> its record hashes (32 bytes each, from :class:`Keys`).
+            owner: who answers for the cohort; named in every refusal.
+            public: for a cohort that gates nothing; needs `controller`.
+            version: the number that it must get; None: the next.
+            overlaps: names of registered cohorts with patients in common, as the steward declares them.
+            cautions: sentences that every report must carry.
+
+        Raises:
+            ConfigError: a name, size or key out of range.
+            DataUnreadable: the same pixels under two patients.
+            LedgerRefused: unknown overlap, missing signature, or a ledger that cannot be trusted or written.
+        """
+        _check_name("cohort", name)
+        _check_name("unit", unit)
+        _check_name("owner", owner)
+        if isinstance(public_size, bool) or public_size != int(public_size) or public_size < 1:
+            raise ConfigError(f"public_size={public_size} must be a whole number of at least 1.")
+        if not patients:
+            raise ConfigError(f"cohort '{name}' has no patients.")
+        if public is not None and not (public.source.strip() and public.licence.strip()):
+            raise ConfigError("a public cohort needs its source and its licence.")
+        if public is not None and controller is None:
+            raise LedgerRefused(
+                "Only the controller may declare a cohort public.",
+                remedy="Unlock the controller's key and run again.",
+            )
+        members.check(patients)
+        facts: dict[str, Any] = {
+            "name": name,
+            "unit": unit,
+            "adjacency": ADJACENCY,
+            "issuer": normal_issuer(issuer),
+            "public_size": int(public_size),
+            "owner": owner,
+            "fingerprint": members.fingerprint(patients),
+            "public": None if public is None else {"source": public.source, "licence": public.licence},
+            "overlaps": sorted(set(overlaps)),
+            "cautions": [str(caution) for caution in cautions],
+        }
+        with self._write() as (connection, state):
+            for other in facts["overlaps"]:
+                if other == name or other not in state.cohorts:
+                    raise LedgerRefused(f"The overlap '{other}' is no other cohort of this ledger.")
+            there = state.cohorts.get(name)
+            if there is not None:
+                newest = state.newest(name)
+                same = all(
+                    getattr(newest, key) == facts[key]
+                    for key in facts
+                    if key not in ("name", "overlaps", "adjacency")
+                )
+                if same and set(facts["overlaps"]) <= set(there.overlaps) and version in (None, newest.number):
+                    return _cohort_version(newest)
+            number = len(there.versions) + 1 if there else 1
+            if version not in (None, number):
+                raise LedgerRefused(f"The next version of '{name}' is {number}, not {version}.")
+            sealed = members.register(connection, state, self.keys, patients)
+            self._append(connection, "register", {**facts, "version": number}, sealed, controller if public else None)
+            return _cohort_version(state.versions[-1])
+
+    def withdraw(self, patient_key: bytes) -> None:
+        """Leave a patient out of everything from now on; what was spent stays spent.
+
+        The entry holds no id and no key. Works for patients that no cohort holds yet.
+        """
+        if not (isinstance(patient_key, bytes) and len(patient_key) == 32):
+            raise ConfigError("a patient key has 32 bytes: use Keys.patient_key.")
+        with self._write() as (connection, state):
+            sealed = members.withdraw(connection, state, self.keys, patient_key)
+            if sealed is not None:
+                self._append(connection, "withdraw", {}, sealed)
+
+    exclude = withdraw
+
+    # -- the controller's decisions ----------------------------------------------------------------------------
+
+    def budget(
+        self,
+        cohort: str,
+        *,
+        epsilon: float,
+        delta: float | None = None,
+        kind: str = "open",
+        forecast: Sequence[Mechanism],
+        minimum_charge: float | None = None,
+        reason: str,
+        controller: Controller,
+        advice: str | None = None,
+    ) -> Budget:
+        """Grant (epsilon, delta) for a cohort and its lineage, signed by the controller.
+
+        Args:
+            kind: `open`: any runs, chosen as one goes. `planned`: exactly the mechanisms of `forecast`.
+            delta: None: min(1e-5, 1/(10 N)).
+            forecast: open: the use that is expected, which fixes the order; planned: the declaration.
+                On a cohort with an open budget, another open one changes it (a raise keeps the order); a
+                planned one is added by basic composition.
+            minimum_charge: open: below this remainder the cohort is locked (default: 1 % of epsilon).
+            reason: why, in a sentence; advice: what the data protection officer advised.
+
+        Raises:
+            ConfigError: a number out of range, or a forecast missing.
+            LedgerRefused: delta too large for the cohort, not the controller's key, or mechanisms that do not
+                fit into a planned budget.
+        """
+        from dptrain import accounting
+        from dptrain.plan import default_delta
+
+        if kind not in ("open", "planned"):
+            raise ConfigError(f"a budget of the kind '{kind}' does not exist: open or planned.")
+        if not (math.isfinite(epsilon) and epsilon > 0):
+            raise ConfigError(f"epsilon={epsilon} must be a finite number above 0.")
+        if not reason.strip():
+            raise ConfigError("a budget needs a reason: say in a sentence what it is for.")
+        if minimum_charge is not None and not (math.isfinite(minimum_charge) and 0 <= minimum_charge <= epsilon):
+            raise ConfigError(f"minimum_charge={minimum_charge} must lie between 0 and epsilon={epsilon:g}.")
+        forecast = tuple(forecast)
+        with self._view() as (_, state):
+            version = self._cohort(state, cohort)
+            changes = next((b for b in state.cohorts[cohort].budgets if state.budgets[b].kind == "open"), None)
+            before = state.budgets[changes] if changes is not None and kind == "open" else None
+        delta = (before.delta if before else default_delta(version.public_size)) if delta is None else float(delta)
+        gate.check_delta(delta, version.public_size, cohort)
+        if before is None and not forecast:
+            raise ConfigError("a budget needs a forecast of its use (rate, noise, steps).")
+        prefixes: list[float] = []
+        if any(mechanism.noise_multiplier == 0 for mechanism in forecast):
+            raise ConfigError("a forecast without noise has no finite epsilon.")
+        if kind == "planned":
+            prefixes = [
+                0.0,
+                *(float(accounting.pld_epsilon(forecast[:k], delta)) for k in range(1, len(forecast) + 1)),
+            ]
+            if not prefixes[-1] <= epsilon:
+                raise LedgerRefused(
+                    f"The declared mechanisms cost epsilon = {prefixes[-1]:.4g} together (delta = {delta:g}, joint "
+                    f"PLD), more than the epsilon = {epsilon:g} to be granted.",
+                    remedy="Raise epsilon, or declare more noise or fewer steps.",
+                )
+            order, units = accounting.ORDERS[0], 0
+            own = float(accounting.pld_epsilon(forecast, delta / 2))
+            with contextlib.suppress(ConfigError):  # too little is set aside for any order: then nothing is
+                order = accounting.best_order(max(0.0, epsilon - own), delta / 2, forecast)
+                units = budget_units(epsilon - own, delta / 2, order)
+            minimum_charge = 0.0
+        else:
+            order = before.order if before else accounting.best_order(epsilon, delta, forecast)
+            units = budget_units(epsilon, delta, order)
+            allowed = units / UNITS
+            if units <= 0:
+                raise LedgerRefused(
+                    f"epsilon = {epsilon:g} at delta = {delta:g} leaves nothing to spend at RDP order {order:g}.",
+                    remedy="Grant a larger epsilon, or a planned budget.",
+                )
+            if minimum_charge is None:
+                minimum_charge = before.minimum_charge if before else min(epsilon / 100, allowed / 10)
+            if minimum_charge > allowed:
+                raise ConfigError(
+                    f"minimum_charge={minimum_charge:g} would lock the cohort at once: at order {order:g} at most "
+                    f"{allowed:.3g} can be spent.",
+                    remedy="Choose a smaller minimum charge.",
+                )
+        body = {
+            "cohort": cohort,
+            "unit": version.unit,
+            "adjacency": ADJACENCY,
+            "kind": kind,
+            "epsilon": float(epsilon),
+            "delta": delta,
+            "order": float(order),
+            "order_index": list(accounting.ORDERS).index(order),
+            "orders_version": int(accounting.ORDERS_VERSION),
+            "units": units,
+            "minimum_charge": float(minimum_charge),
+            "minimum_units": to_units(minimum_charge),
+            "declared": [[m.sample_rate, m.noise_multiplier, m.steps, m.what] for m in forecast],
+            "prefixes": prefixes,
+            "reason": reason,
+            "advice": advice,
+            "changes": changes if kind == "open" else None,
+        }
+        if body["orders_version"] not in ORDERS_VERSIONS:
+            raise LedgerRefused("the accounting's grid of orders is newer than this ledger knows.")
+        with self._write() as (connection, state):
+            self._append(connection, "budget", body, None, self._controller(state, controller))
+            return replace(state.budgets[changes if body["changes"] is not None and changes else state.seq])
+
+    def declare_weights(self, sha256: str, *, source: str, licence: str, controller: Controller) -> None:
+        """Declare starting weights public, by the SHA-256 of their file (64 hex digits)."""
+        _check_sha(sha256)
+        if not (source.strip() and licence.strip()):
+            raise ConfigError("public weights need their source and their licence.")
+        body = {"sha256": sha256, "source": source, "licence": licence}
+        with self._write() as (connection, state):
+            self._append(connection, "weights", body, None, self._controller(state, controller))
+
+    def permit(
+        self, purpose: str, cohort: str, controller: Controller, *, reason: str, run: str | None = None
+    ) -> int:
+        """The controller's leave for one evaluation or audit of a locked cohort; returns its number."""
+        if purpose not in ("evaluate", "audit"):
+            raise ConfigError(f"'{purpose}' cannot be permitted: evaluate or audit can.")
+        if not reason.strip():
+            raise ConfigError("a permission needs a reason.")
+        body = {"purpose": purpose, "cohort": cohort, "run": run, "reason": reason}
+        with self._write() as (connection, state):
+            self._cohort(state, cohort)
+            self._append(connection, "permit", body, None, self._controller(state, controller))
+            return state.seq
+
+    def record_release(
+        self, run: str, *, items: Sequence[str], recipient: str, controller: Controller, advice: str | None = None
+    ) -> Entry:
+        """Record the controller's decision that results of a run leave the house; returns the entry."""
+        if not items or not recipient.strip():
+            raise ConfigError("a release names what is released and who receives it.")
+        with self._write() as (connection, state):
+            if run not in state.runs:
+                raise LedgerRefused(f"The ledger knows no run '{run}'.")
+            body = {"run": run, "items": [str(item) for item in items], "recipient": recipient, "advice": advice}
+            return self._append(connection, "release", body, None, self._controller(state, controller))
+
+    def lock(self, cohort: str, *, reason: str) -> None:
+        """Lock a cohort by hand. Anyone may; only the controller can unlock."""
+        if not reason.strip():
+            raise ConfigError("a lock needs a reason.")
+        with self._write() as (connection, state):
+            self._cohort(state, cohort)
+            self._append(connection, "lock", {"cohort": cohort, "reason": reason})
+
+    def unlock(self, cohort: str, *, reason: str, controller: Controller) -> None:
+        """Take back a lock by hand. An exhausted budget stays exhausted."""
+        with self._write() as (connection, state):
+            self._cohort(state, cohort)
+            body = {"cohort": cohort, "reason": reason}
+            self._append(connection, "unlock", body, None, self._controller(state, controller))
+
+    # -- grants ------------------------------------------------------------------------------------------------
+
+    def reserve(
+        self,
+        plan: Plan,
+        cohort: str,
+        *,
+        run: str,
+        fingerprint: str,
+        purpose: str = "train",
+        weights: WeightsSource | None = None,
+        lease: int | None = None,
+    ) -> Grant:
+        """Set a plan's whole charge aside and grant the run.
+
+        Whether it is granted depends on the public charges of the cohort and its declared overlaps alone.
+
+        Args:
+            run: a name that no run of this ledger has had.
+            fingerprint: of the data as they are now (:func:`fingerprint`); must be a registered version's.
+            weights: where the starting weights come from; None: random.
+            lease: steps paid at once; None: :func:`default_lease`.
+
+        Raises LedgerRefused (exit code 3) with who owns the cohort, what was granted, what was spent by which
+        runs and what to do.
+        """
+        _check_name("run", run)
+        if purpose not in PURPOSES:
+            raise LedgerRefused(f"'{purpose}' is no purpose that a ledger knows: {', '.join(PURPOSES)}.")
+        if purpose != "train":
+            return self.admit(cohort, purpose=purpose, run=run, fingerprint=fingerprint)
+        if lease is not None and lease < 1:
+            raise ConfigError(f"lease={lease} must be at least 1 step.")
+        charge = charge_of(plan.mechanisms)
+        heads = self._heads()
+        with self._write() as (connection, state):
+            self._descends(connection, state, heads)
+            version = self._version(state, cohort, fingerprint)
+            if run in state.runs:
+                raise LedgerRefused(
+                    f"The run '{run}' is in the ledger already.",
+                    remedy="Name the new run differently, or continue the old one with training.resume=….",
+                )
+            self._check_plan(plan, version)
+            inherited = self._check_weights(state, weights)
+            before = self._gate(state, cohort)
+            budget = self._afford(state, version, plan, charge)
+            excluded = gate.excluded_classes(state, version, budget, charge, plan.steps)
+            keys, barred = self._excluded(connection, state, version, excluded, budget, charge, plan.steps)
+            lease = default_lease(plan.steps) if lease is None else min(int(lease), plan.steps)
+            body = {
+                "run": run,
+                "cohort": cohort,
+                "version": version.id,
+                "budget": None if budget is None else budget.id,
+                "plan": plan.to_dict(),
+                "charge": charge.to_dict(),
+                "weights": None if weights is None else {"sha256": weights.sha256, "run": weights.run},
+                "inherited": inherited,
+                "lease": lease,
+            }
+            sealed = {"nonce": os.urandom(16).hex(), "classes": excluded, "units": barred}
+            entry = self._append(connection, "reserve", body, sealed)
+            after = self._gate(state, cohort)
+            return Grant(
+                self,
+                id=entry.seq,
+                version=version,
+                run=run,
+                purpose="train",
+                plan=plan,
+                excluded=frozenset(keys),
+                committed=0,
+                lease=lease,
+                attempt=1,
+                inherited=tuple(inherited),
+                gate=replace(after, spent_before=before.spent_before),
+                basis="public" if budget is None else "budget",
+            )
+
+    def resume(self, run: str) -> Grant:
+        """Go on with a run that died: it continues after the last paid lease; lost steps are skipped and paid.
+
+        From now on the earlier process, should it still live, can neither pay nor close.
+        """
+        heads = self._heads()
+        with self._write() as (connection, state):
+            self._descends(connection, state, heads)
+            held = state.runs.get(run)
+            if held is None:
+                raise LedgerRefused(f"The ledger knows no run '{run}'.")
+            if held.status != "open":
+                raise LedgerRefused(
+                    f"The run '{run}' was closed ({held.status}) and cannot go on.", remedy="Reserve a new run."
+                )
+            self._append(connection, "resume", {"run": run, "attempt": held.attempt + 1})
+            version = state.version_of(held)
+            keys = members.keys_in(connection, gate.excluded_now(state, held))
+            keys |= self._linked_keys(connection, held.excluded_units)
+            return Grant(
+                self,
+                id=held.seq,
+                version=version,
+                run=run,
+                purpose="train",
+                plan=Plan.from_dict(held.plan),
+                excluded=frozenset(keys),
+                committed=held.committed,
+                lease=held.lease,
+                attempt=held.attempt,
+                inherited=tuple(held.inherited),
+                gate=self._gate(state, held.cohort),
+                basis="public" if held.budget is None else "budget",
+            )
+
+    def admit(self, cohort: str, *, purpose: str, run: str, fingerprint: str) -> Grant:
+        """Grant an evaluation or audit; it charges nothing and is recorded.
+
+        What a run's plan declares belongs to that run, once, even when the cohort is locked meanwhile. Anything
+        else is a new request: refused on a locked cohort, unless the controller permitted it.
+        """
+        _check_name("run", run)
+        if purpose not in ("evaluate", "audit"):
+            raise LedgerRefused(
+                f"'{purpose}' is no purpose to be admitted for: evaluate or audit.",
+                remedy="Training is reserved with a plan.",
+            )
+        heads = self._heads()
+        with self._write() as (connection, state):
+            self._descends(connection, state, heads)
+            version = self._version(state, cohort, fingerprint)
+            held = state.runs.get(run)
+            basis, permit = self._basis(state, version, purpose, held, run)
+            body = {
+                "cohort": cohort,
+                "version": version.id,
+                "run": run,
+                "purpose": purpose,
+                "basis": basis,
+                "permit": permit,
+            }
+            entry = self._append(connection, "admit", body)
+            withdrawn = [c.id for c in state.classes.values() if c.withdrawn and version.id in c.versions]
+            keys = members.keys_in(connection, withdrawn)
+            if held is not None and held.version == version.id:
+                keys |= members.keys_in(connection, gate.excluded_now(state, held))
+                keys |= self._linked_keys(connection, held.excluded_units)
+            return Grant(
+                self,
+                id=entry.seq,
+                version=version,
+                run=run,
+                purpose=purpose,
+                plan=None if held is None else Plan.from_dict(held.plan),
+                excluded=frozenset(keys),
+                committed=0,
+                lease=1,
+                attempt=1,
+                inherited=(),
+                gate=self._gate(state, cohort),
+                basis=basis,
+            )
+
+    # -- looking -----------------------------------------------------------------------------------------------
+
+    def status(self, cohort: str) -> CohortStatus:
+        """Where a cohort stands. Raises LedgerRefused for one that is not registered."""
+        with self._view() as (_, state):
+            self._cohort(state, cohort)
+            head = sign_head(self.keys, state.seq, bytes.fromhex(state.hash))
+            return status.status_of(state, cohort, head, witness=self.witness is not None)
+
+    def cohorts(self) -> list[str]:
+        """Names of all cohorts, in order of registration."""
+        with self._view() as (_, state):
+            return list(state.cohorts)
+
+    def head(self) -> SignedHead:
+        """The newest entry, signed by the site now."""
+        with self._view() as (_, state):
+            return sign_head(self.keys, state.seq, bytes.fromhex(state.hash))
+
+    def run(self, name: str) -> RunState:
+        """What the ledger holds about a run. Raises LedgerRefused for an unknown one."""
+        with self._view() as (_, state):
+            if name not in state.runs:
+                raise LedgerRefused(f"The ledger knows no run '{name}'.")
+            return replace(state.runs[name])
+
+    def weights(self, sha256: str) -> WeightsSource | None:
+        """What the ledger knows about a weights file: a declared one, a run's model, or None."""
+        with self._view() as (_, state):
+            if sha256 in state.weights:
+                return WeightsSource(sha256)
+            if sha256 in state.models:
+                return WeightsSource(sha256, state.models[sha256])
+            return None
+
+    def entries(self) -> list[Entry]:
+        """Every entry, oldest first. `sealed` is for the steward alone."""
+        with self._view() as (connection, _):
+            return [_entry(row) for row in connection.execute(sa.select(store.entries).order_by(store.entries.c.seq))]
+
+    def steward(self, cohort: str) -> dict[str, int]:
+        """Counts for the steward alone, never for a report: patients, withdrawn, shared with other cohorts, barred.
+
+        `barred` counts patients who would be left out of a run that costs next to nothing.
+        """
+        with self._view() as (connection, state):
+            version = self._cohort(state, cohort)
+            counts = members.counts(connection)
+            budget = gate.carrier(state, cohort)
+            tiny = Charge(None, None)
+            here = [klass for klass in state.classes.values() if version.id in klass.versions]
+            ids = set(state.cohorts[cohort].versions)
+            linked = members.units(connection) if state.links else {}
+            return {
+                "patients": sum(counts.get(klass.id, 0) for klass in here),
+                "withdrawn": sum(counts.get(klass.id, 0) for klass in here if klass.withdrawn),
+                "in_other_cohorts": sum(counts.get(k.id, 0) for k in here if set(k.versions) - ids),
+                "barred": sum(
+                    counts.get(klass.id, 0)
+                    for klass in here
+                    if gate.bars(state, [klass.id], version, budget, tiny, 0)
+                ),
+                "same_pixels": sum(len(pairs) for pairs in linked.values()),
+            }
+
+    def check_witness(self) -> None:
+        """Raises LedgerRefused where this ledger does not descend from every head that the witness holds."""
+        heads = self._heads()
+        if heads is not None:
+            with self._view() as (connection, state):
+                self._descends(connection, state, heads)
+
+    def verify(self, witness: str | None = None) -> list[Fault]:
+        """Read everything again; every fault found, the first bad entry first (:mod:`dptrain.ledger.verify`)."""
+        from dptrain.ledger.verify import verify
+
+        return verify(self, witness)
+
+    # -- keys --------------------------------------------------------------------------------------------------
+
+    def rotate_site_key(self, controller: Controller) -> Keys:
+        """Replace the site's key (`controller` may be the recovery key). Returns the new keys, saved."""
+        return self._rotate("site", self.keys.with_new_site_key(), controller)
+
+    def rotate_controller_key(self, controller: Controller, passphrase: str) -> Keys:
+        """Replace the controller's key by one sealed with a new passphrase (`controller` may be the recovery key)."""
+        new, content = self.keys.new_controller(passphrase)
+        return self._rotate("controller", self.keys.with_controller(new), controller, content)
+
+    def rotate_secret(self, controller: Controller) -> Keys:
+        """Put one more HMAC secret over every patient key and record hash. Register the cohorts again afterwards."""
+        new, secret = self.keys.with_new_secret()
+        return self._rotate("secret", new, controller, secret)
+
+    def _rotate(self, what: str, new: Keys, controller: Controller, extra: bytes | None = None) -> Keys:
+        """The new keys are staged on disk before the entry, and take their place after it (docs/ledger.md, Keys)."""
+        with self._write(any_site_key=True) as (connection, state):
+            if controller.public not in (state.controller, state.recovery):
+                raise LedgerRefused(
+                    "This key is neither the controller's nor the recovery key of this ledger.",
+                    remedy="Use the controller's key or the recovery code.",
+                )
+            body: dict[str, Any] = {"what": what}
+            sealed: dict[str, Any] = {}
+            if what == "secret":
+                if any(run.status == "open" for run in state.runs.values()):
+                    raise LedgerRefused(
+                        "Runs are open; the secret cannot be changed under them.", remedy="Close them."
+                    )
+                if extra is None:
+                    raise LedgerRefused("no secret was made.")
+                members.rewrap(connection, extra)
+                patients, records = members.digests(connection, new.digest_key)
+                body["secret_check"] = new.secret_check
+                sealed = {
+                    "nonce": os.urandom(16).hex(),
+                    "patients_digest": f"{patients:064x}",
+                    "records_digest": f"{records:064x}",
+                }
+            else:
+                body["public"] = new.site_public if what == "site" else new.controller_public
+            new.stage(extra if what == "controller" else None)
+            old, self.keys = self.keys, new
+            try:
+                self._append(connection, "rotate", body, sealed, controller)
+                self._write_snapshot(connection, state)
+            except BaseException:
+                self.keys = old
+                raise
+        new.settle()
+        return new
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _write(self, *, any_site_key: bool = False) -> Iterator[tuple[Connection, State]]:
+        with self._lock:
+            try:
+                with self.store.write() as connection:
+                    yield connection, self._catch_up(connection, any_site_key=any_site_key)
+            except BaseException:
+                self._state = None  # what the transaction did to it is not in the ledger
+                raise
+
+    @contextmanager
+    def _view(self) -> Iterator[tuple[Connection, State]]:
+        with self._lock:
+            try:
+                with self.store.read() as connection:
+                    yield connection, self._catch_up(connection)
+            except BaseException:
+                self._state = None
+                raise
+
+    def _catch_up(self, connection: Connection, *, any_site_key: bool = False) -> State:
+        """The state at the ledger's head, every new entry checked. Raises LedgerRefused for any fault."""
+        if self._state is None:
+            self._state = self._from_snapshot(connection)
+        state = self._state
+        rows = connection.execute(
+            sa.select(store.entries).where(store.entries.c.seq > state.seq).order_by(store.entries.c.seq)
+        )
+        for row in rows:
+            follow(state, _entry(row))
+        top = connection.execute(sa.select(store.head)).all()
+        if len(top) != 1 or top[0].seq != state.seq or bytes(top[0].hash).hex() != state.hash:
+            raise _untrusted("its head and its entries disagree: entries were removed, or an older copy was restored")
+        if state.seq == 0 or top[0].site != state.site:
+            raise _untrusted("its founding entry is missing or of another site")
+        if state.site != self.keys.site:
+            raise LedgerRefused(
+                f"This ledger belongs to another site ({state.site[:8]}…; the keys are of {self.keys.site[:8]}…).",
+                remedy="Name the keys of that site (DPTRAIN_KEYS), or another ledger (DPTRAIN_LEDGER).",
+            )
+        if state.secret_check != self.keys.secret_check:
+            raise LedgerRefused(
+                "The HMAC secret is not this ledger's: patients would not be recognised.",
+                remedy="Restore secret.json from the backup of the keys (docs/ledger.md, Keys).",
+            )
+        if not any_site_key and state.site_keys[-1] != self.keys.site_public:
+            raise LedgerRefused(
+                "The site's key is not the one that this ledger names: it was replaced, or it is another site's.",
+                remedy="Bring the newest site.pem and site.json to this machine (docs/ledger.md, Keys).",
+            )
+        return state
+
+    def _from_snapshot(self, connection: Connection) -> State:
+        """The last snapshot, if the site signed it and the chain agrees; else an empty state (replay everything)."""
+        self._snapshot_seq = 0
+        row = connection.execute(sa.select(store.snapshot).where(store.snapshot.c.id == 1)).first()
+        if row is None or not signed_by(
+            self.keys.site_public, bytes(row.signature), snapshot_message(row.seq, row.state)
+        ):
+            return State()
+        state = State.parse(row.state)
+        here = connection.execute(sa.select(store.entries.c.hash).where(store.entries.c.seq == state.seq)).scalar()
+        if here is None or bytes(here).hex() != state.hash or state.seq != row.seq:
+            return State()
+        self._snapshot_seq = state.seq
+        return state
+
+    def _write_snapshot(self, connection: Connection, state: State) -> None:
+        text = state.dump()
+        row = {
+            "id": 1,
+            "seq": state.seq,
+            "state": text,
+            "signature": self.keys.sign(snapshot_message(state.seq, text)),
+        }
+        connection.execute(sa.delete(store.snapshot))
+        connection.execute(sa.insert(store.snapshot), row)
+        self._snapshot_seq = state.seq
+
+    def _append(
+        self,
+        connection: Connection,
+        kind: str,
+        body: dict[str, Any],
+        sealed: dict[str, Any] | None = None,
+        controller: Controller | None = None,
+    ) -> Entry:
+        """Sign an entry, fold it into the state, write it and move the head. Committed by the caller's block."""
+        if self._state is None:
+            raise LedgerRefused("the ledger is not open for writing.")
+        state = self._state
+        entry = make_entry(self.keys, state.seq + 1, bytes.fromhex(state.hash), kind, body, sealed or {}, controller)
+        apply(state, entry)
+        connection.execute(sa.insert(store.entries), vars(entry))
+        connection.execute(
+            sa.update(store.head).where(store.head.c.id == 1).values(site=state.site, seq=entry.seq, hash=entry.hash)
+        )
+        if kind != "commit" and state.seq - self._snapshot_seq >= SNAPSHOT_EVERY:
+            self._write_snapshot(connection, state)
+        return entry
+
+    def _commit(self, grant: Grant, through: int) -> None:
+        with self._write() as (connection, state):
+            run = self._own(state, grant)
+            if through > run.committed:
+                body = {"run": grant.run, "attempt": grant.attempt, "through": int(through)}
+                self._append(connection, "commit", body)
+
+    def _own(self, state: State, grant: Grant) -> RunState:
+        run = state.runs.get(grant.run)
+        if run is None or run.seq != grant.id:
+            raise LedgerRefused(f"The ledger holds no grant for the run '{grant.run}'.")
+        if run.status != "open":
+            raise LedgerRefused(f"The run '{grant.run}' was closed elsewhere.")
+        if run.attempt != grant.attempt:
+            raise LedgerRefused(f"The run '{grant.run}' was resumed elsewhere; this process must stop.")
+        return run
+
+    def _close(self, grant: Grant, how: str, steps_run: int, model: str | None, did: Sequence[str]) -> Receipt | None:
+        if how not in ("complete", "interrupted"):
+            raise ConfigError(f"a run ends 'complete' or 'interrupted', not '{how}'.")
+        if grant.purpose != "train" or grant.plan is None:
+            with self._write() as (connection, state):
+                admission = state.admissions.get(grant.id)
+                if admission is None or not admission.open:
+                    raise LedgerRefused(f"The ledger holds no open grant to {grant.purpose} for '{grant.run}'.")
+                self._append(connection, "finish", {"admission": grant.id, "status": how})
+            return None
+        plan = grant.plan
+        if not 0 <= steps_run <= grant.committed:
+            raise LedgerRefused(f"{steps_run} steps ran, but {grant.committed} were paid: this must not be.")
+        if model is not None:
+            _check_sha(model)
+        for purpose in did:
+            if purpose not in plan.declares:
+                raise LedgerRefused(f"the plan of '{grant.run}' does not declare '{purpose}'.")
+        held = self.run(grant.run)
+        steps = held.steps if held.planned else held.committed
+        mechanisms = charged(plan, steps)
+        epsilon = _pld(mechanisms, plan.delta)
+        with self._write() as (connection, state):
+            run = self._own(state, grant)
+            before = self._gate(state, grant.cohort)
+            body = {
+                "run": grant.run,
+                "attempt": grant.attempt,
+                "status": how,
+                "steps_run": int(steps_run),
+                "committed": run.committed,
+                "epsilon_pld": epsilon,
+                "model": model,
+                "did": sorted(set(did)),
+            }
+            self._append(connection, "close", body)
+            after = self._gate(state, grant.cohort)
+            return Receipt(
+                run=grant.run,
+                cohort=grant.cohort,
+                status=how,
+                steps_run=int(steps_run),
+                steps_charged=run.steps_charged,
+                steps_planned=plan.steps,
+                epsilon_pld=epsilon,
+                delta=plan.delta,
+                unit=plan.unit,
+                adjacency=ADJACENCY,
+                mechanisms=mechanisms,
+                rest_charged=run.rest is not None and run.steps_charged > 0,
+                gate=replace(after, spent_before=before.spent_before),
+                head=sign_head(self.keys, state.seq, bytes.fromhex(state.hash)),
+            )
+
+    def _controller(self, state: State, controller: Controller) -> Controller:
+        if controller.public != state.controller:
+            raise LedgerRefused(
+                "This key is not the controller's key of this ledger: its signature would count for nothing.",
+                remedy="Use the controller.json that belongs to this site; after a rotation, the newest one.",
+            )
+        return controller
+
+    def _cohort(self, state: State, name: str) -> Version:
+        if name not in state.cohorts:
+            from dptrain.words import suggest
+
+            known = f" {suggest(name, list(state.cohorts))}" if state.cohorts else ""
+            raise LedgerRefused(
+                f"No cohort '{name}' is registered in this ledger.{known}",
+                remedy="Register it with `dptrain ledger register recipe=… public_size=… owner=…`.",
+            )
+        return state.newest(name)
+
+    def _version(self, state: State, name: str, fingerprint: str) -> Version:
+        self._cohort(state, name)
+        for number in reversed(state.cohorts[name].versions):
+            if state.versions[number].fingerprint == fingerprint:
+                return state.versions[number]
+        raise LedgerRefused(
+            f"The data differ from every registered version of '{name}': patients or pixels were added, removed or "
+            "changed.",
+            remedy="Register them as a new version with `dptrain ledger register …`, or restore the data.",
+        )
+
+    def _check_plan(self, plan: Plan, version: Version) -> None:
+        if plan.unit != version.unit:
+            raise LedgerRefused(
+                f"The plan protects a {plan.unit}; '{version.cohort}' is registered by {version.unit}."
+            )
+        if plan.public_size != version.public_size:
+            raise LedgerRefused(
+                f"The plan is for N = {plan.public_size}, but version {version.number} of '{version.cohort}' "
+                f"declares {version.public_size} {version.unit}s.",
+                remedy="Plan with the declared size.",
+            )
+
+    def _check_weights(self, state: State, weights: WeightsSource | None) -> list[str]:
+        """The runs whose charge the starting weights bring along. Raises LedgerRefused for unknown weights."""
+        if weights is None:
+            return []
+        if weights.run is None and weights.sha256 in state.weights:
+            return []
+        name = weights.run or state.models.get(weights.sha256)
+        run = None if name is None else state.runs.get(name)
+        if run is None or run.model != weights.sha256:
+            raise LedgerRefused(
+                f"The starting weights {weights.sha256[:12]}… are neither declared public nor the model of a run in "
+                "this ledger: what they know about patients is unknown.",
+                remedy="Let the controller declare them: `dptrain ledger weights file=… source=… licence=…`.",
+            )
+        return [*run.inherited, run.id]
+
+    def _afford(self, state: State, version: Version, plan: Plan, charge: Charge) -> Budget | None:
+        """The budget that pays. Raises LedgerRefused in the steward's words."""
+        name = version.cohort
+        if state.cohorts[name].lock is not None:
+            raise self._refusal(state, name, f"Cohort '{name}' was locked by hand: {state.cohorts[name].lock}")
+        if version.public is not None:
+            return None
+        if not plan.private:
+            raise LedgerRefused(
+                f"Training without noise on '{name}' is refused: only cohorts declared public may be used without "
+                "privacy.",
+                remedy="Set privacy.target_epsilon, or register a public cohort with source and licence.",
+            )
+        if not state.cohorts[name].budgets:
+            raise LedgerRefused(
+                f"'{name}' belongs to {version.owner} and has no budget yet; without one there is no training.",
+                remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… reason=…`.",
+            )
+        if gate.locked(state, name):
+            raise self._refusal(state, name, f"Cohort '{name}' is locked: its privacy budget is spent.")
+        budget = gate.choose(state, version, plan, charge)
+        if budget is None:
+            raise self._refusal(state, name, self._too_much(state, name, plan, charge))
+        gate.check_delta(budget.delta, version.public_size, name)
+        there = gate.overlap_in_the_way(state, version, budget, plan, charge)
+        if there is not None:
+            raise self._refusal(
+                state,
+                there.cohort,
+                f"This run on '{name}' would exceed the budget of '{there.cohort}', with which it shares patients.",
+            )
+        return budget
+
+    def _too_much(self, state: State, name: str, plan: Plan, charge: Charge) -> str:
+        budgets = [state.budgets[number] for number in state.cohorts[name].budgets]
+        opened = next((budget for budget in budgets if budget.kind == "open"), None)
+        what = f"{plan.steps} steps, rate {plan.sample_rate:.4g}, noise {plan.noise_multiplier:.4g}"
+        if opened is None:
+            return (
+                f"'{name}' has a planned budget, and this run ({what}) is not among what it declares and still holds."
+            )
+        cost = charge.at(opened.order_index, plan.steps)
+        text = "more than any budget" if cost >= INFINITE_UNITS else f"{cost / UNITS:.4g}"
+        left = gate.remaining(state, opened) / UNITS
+        return (
+            f"This run ({what}) would cost {text} at the gate of '{name}' (nats of RDP at order {opened.order:g}, "
+            f"which add up run by run); {left:.4g} of {opened.units / UNITS:.4g} are left."
+        )
+
+    def _refusal(self, state: State, name: str, sentence: str) -> LedgerRefused:
+        facts = status.status_of(state, name, None, witness=self.witness is not None)
+        return LedgerRefused(
+            f"{sentence}\n{status.story(facts)}",
+            remedy=(
+                f"What to do: stop here, or choose a run that costs less (more noise, fewer steps), or ask "
+                f"{facts.owner} and the controller to raise the budget: "
+                f"`dptrain ledger budget cohort={name} epsilon=… reason=…`."
+            ),
+        )
+
+    def _basis(
+        self, state: State, version: Version, purpose: str, held: RunState | None, run: str
+    ) -> tuple[str, int | None]:
+        name = version.cohort
+        if version.public is not None:
+            return "public", None
+        if held is not None and held.cohort == name and purpose in held.plan["declares"] and purpose not in held.did:
+            return "declared", None
+        if not state.cohorts[name].budgets:
+            raise LedgerRefused(
+                f"'{name}' belongs to {version.owner} and has no budget yet; without one its data are not read.",
+                remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… reason=…`.",
+            )
+        if not gate.locked(state, name):
+            return "open", None
+        for permit in state.permits.values():
+            if permit.cohort == name and permit.purpose == purpose and permit.run in (None, run):
+                started = any(a.permit == permit.id and a.open and a.run == run for a in state.admissions.values())
+                if not permit.used:
+                    return "permit", permit.id
+                if started:  # it was begun and died: the same permission goes on
+                    return "permit", None
+        facts = status.status_of(state, name, None, witness=self.witness is not None)
+        doing = {"evaluate": "evaluation", "audit": "audit"}[purpose]
+        raise LedgerRefused(
+            f"Cohort '{name}' is locked: a new {doing} of run '{run}' is refused.\n{status.story(facts)}",
+            remedy=f"What to do: ask the controller: `dptrain ledger permit cohort={name} purpose={purpose} "
+            f"run={run} reason=…`.",
+        )
+
+    def _gate(self, state: State, name: str) -> GateFacts:
+        facts = status.status_of(state, name, None, witness=False, with_runs=False)
+        return GateFacts(
+            kind=facts.kind or "none",
+            accountant=facts.accountant,
+            order=facts.order,
+            budget_epsilon=facts.budget_epsilon,
+            budget_delta=facts.budget_delta,
+            spent_before=facts.spent_epsilon,
+            spent_after=facts.spent_epsilon,
+            remaining=facts.remaining_epsilon,
+            minimum_charge=facts.minimum_charge,
+            locked=facts.locked,
+        )
+
+    def _excluded(
+        self,
+        connection: Connection,
+        state: State,
+        version: Version,
+        classes: Sequence[int],
+        budget: Budget | None,
+        charge: Charge,
+        steps: int,
+    ) -> tuple[set[bytes], list[int]]:
+        """Keys to leave out: of barred classes, and of persons known under several keys; and those units."""
+        found = members.keys_in(connection, classes)
+        barred = []
+        if state.links:
+            for unit, pairs in members.units(connection).items():
+                here = [key for key, klass in pairs if klass and version.id in state.classes[klass].versions]
+                if here and (
+                    len(here) > 1 or gate.bars(state, [klass for _, klass in pairs], version, budget, charge, steps)
+                ):
+                    barred.append(unit)
+                    found.update(here)
+        return found, barred
+
+    def _linked_keys(self, connection: Connection, barred: Sequence[int]) -> set[bytes]:
+        if not barred:
+            return set()
+        linked = members.units(connection)
+        return {key for unit in barred for key, _ in linked.get(unit, [])}
+
+    def _heads(self) -> list[SignedHead] | None:
+        return None if self.witness is None else read_witness(self.witness)
+
+    def _descends(self, connection: Connection, state: State, heads: list[SignedHead] | None) -> None:
+        for found in heads or ():
+            if found.site != state.site or found.public_key not in state.site_keys:
+                raise LedgerRefused(
+                    "The witness holds a head of another site's ledger.",
+                    remedy="Check ledger.witness and ledger.url.",
+                )
+        if not heads:
+            return
+        wanted = {found.entries: found.hash for found in heads}
+        newest = max(wanted)
+        if newest > state.seq:
+            raise LedgerRefused(
+                f"This ledger was rolled back: it has {state.seq} entries, but the witness has seen {newest}.",
+                remedy="An older copy was restored, or this is another copy. Find the newest one (docs/ledger.md, "
+                "Recovery); until then nothing is granted.",
+            )
+        rows = connection.execute(
+            sa.select(store.entries.c.seq, store.entries.c.hash).where(store.entries.c.seq.in_(list(wanted)))
+        )
+        here = {int(row.seq): bytes(row.hash).hex() for row in rows}
+        for number, digest in sorted(wanted.items()):
+            if here.get(number) != digest:
+                raise LedgerRefused(
+                    f"This ledger is a fork: its entry {number} is not the one that the witness has seen.",
+                    remedy="Two copies went separate ways. Find the true one (docs/ledger.md, Recovery); until then "
+                    "nothing is granted.",
+                )
+
+
+def follow(state: State, entry: Entry) -> None:
+    """Check an entry's place, hash and signatures, and fold it in. Raises LedgerRefused naming the entry."""
+    fault = fault_of(entry, state.seq + 1, bytes.fromhex(state.hash))
+    if fault is None:
+        if entry.kind != "genesis" and not state.site_keys:
+            fault = "the founding entry is missing"
+        else:
+            site, controllers = keys_for(state, entry)
+            fault = signature_fault(entry, site, controllers)
+    if fault is not None:
+        raise _untrusted(fault)
+    apply(state, entry)
+
+
+def _untrusted(fault: str) -> LedgerRefused:
+    return LedgerRefused(
+        f"This ledger cannot be trusted: {fault}. Nothing is granted.",
+        remedy="Run `dptrain ledger verify`, and restore the newest sound backup (docs/ledger.md, Recovery).",
+    )
+
+
+def snapshot_message(seq: int, text: str) -> bytes:
+    """What the site signs of a snapshot."""
+    return b"dptrain.snapshot\0" + str(seq).encode() + b"\0" + text.encode()
+
+
+def default_lease(steps: int) -> int:
+    """Steps paid at once: a tenth of the plan, from 10,000 steps on a thousand or so, at most 100 leases.
+
+    A crash costs at most one lease. Ten payments of a few milliseconds are below 0.5 % of any training that
+    lasts longer than some ten seconds. It depends on the plan alone, so it tells nothing about the data.
+    """
+    leases = max(10, min(100, steps // 1000))
+    return max(1, math.ceil(steps / leases))
+
+
+def charged(plan: Plan, steps: int) -> tuple[Mechanism, ...]:
+    """What counts after `steps` committed steps: the training that far, and everything else whole."""
+    if steps == 0:
+        return ()
+    training, *rest = plan.mechanisms
+    return (replace(training, steps=steps), *rest)
+
+
+def _pld(mechanisms: Sequence[Mechanism], delta: float) -> float | None:
+    """Joint PLD epsilon of a run alone; 0 for nothing, None where it is infinite."""
+    if not mechanisms:
+        return 0.0
+    if any(mechanism.noise_multiplier == 0 for mechanism in mechanisms):
+        return None
+    from dptrain import accounting
+
+    value = float(accounting.pld_epsilon(mechanisms, delta))
+    return value if math.isfinite(value) else None
+
+
+def _cohort_version(version: Version) -> CohortVersion:
+    return CohortVersion(version.cohort, version.number, version.fingerprint, version.public_size, version.unit)
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(
+        int(row.seq),
+        int(row.version),
+        row.kind,
+        row.time,
+        row.body,
+        row.sealed,
+        bytes(row.prev),
+        bytes(row.hash),
+        bytes(row.signature),
+        None if row.countersignature is None else bytes(row.countersignature),
+    )
+
+
+def _check_name(what: str, name: str) -> None:
+    if not isinstance(name, str) or not name.strip() or len(name) > NAME_LENGTH or not name.isprintable():
+        raise ConfigError(f"the {what} '{name}' is not a printable text of 1 to {NAME_LENGTH} letters.")
+
+
+def _check_sha(sha256: str) -> None:
+    if len(sha256) != 64 or any(letter not in "0123456789abcdef" for letter in sha256):
+        raise ConfigError(f"'{sha256[:80]}' is no SHA-256: 64 hex digits are needed.")

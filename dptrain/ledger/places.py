@@ -1,0 +1,57 @@
+"""Where the ledger and its keys are, unless somebody says otherwise; and how to open both."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dptrain.errors import LedgerRefused
+from dptrain.ledger.keys import Keys
+from dptrain.ledger.ledger import Ledger
+from dptrain.ledger.store import WAIT_SECONDS
+
+DEFAULT = "~/.local/share/dptrain/ledger.sqlite"
+
+
+def ledger_place(url: str | None = None) -> str:
+    """`url`, else DPTRAIN_LEDGER, else ~/.local/share/dptrain/ledger.sqlite."""
+    return url or os.environ.get("DPTRAIN_LEDGER") or str(Path(DEFAULT).expanduser())
+
+
+def keys_place(keys: str | None = None, url: str | None = None) -> str:
+    """`keys`, else DPTRAIN_KEYS, else `keys` beside the ledger's file (a server's: beside the default file)."""
+    if keys or os.environ.get("DPTRAIN_KEYS"):
+        return keys or os.environ["DPTRAIN_KEYS"]
+    place = ledger_place(url)
+    if place.startswith("sqlite:///"):
+        place = place.removeprefix("sqlite:///")
+    elif "://" in place:
+        place = str(Path(DEFAULT).expanduser())
+    return str(Path(place).expanduser().absolute().parent / "keys")
+
+
+def open_ledger(
+    url: str | None = None, keys: str | None = None, witness: str | None = None, *, wait: float = WAIT_SECONDS
+) -> tuple[Ledger, Keys]:
+    """The ledger and its keys, opened and checked.
+
+    Finishes a key rotation that was killed after the ledger had named the new keys. Raises LedgerRefused for
+    anything that cannot be trusted, read or reached.
+    """
+    folder = keys_place(keys, url)
+    witness = witness or os.environ.get("DPTRAIN_WITNESS") or None
+    try:
+        loaded = Keys.load(folder)
+        return Ledger.open(ledger_place(url), loaded, witness=witness, wait=wait), loaded
+    except LedgerRefused:
+        staged = Keys.staged(folder)
+        if staged is None:
+            raise
+        try:
+            ledger = Ledger.open(ledger_place(url), staged, witness=witness, wait=wait)
+        except LedgerRefused:
+            staged = None
+        if staged is None:
+            raise
+        staged.settle()
+        return ledger, staged

@@ -1,0 +1,268 @@
+"""Where a cohort stands, as plain values and as sentences for the data steward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dptrain.accounting.units import INFINITE_UNITS
+from dptrain.ledger import gate
+from dptrain.ledger.chain import SignedHead
+from dptrain.ledger.charges import UNITS
+from dptrain.ledger.state import Budget, RunState, State
+from dptrain.plan import Mechanism, Plan
+
+
+@dataclass(frozen=True)
+class RunCharge:
+    """What one run was charged.
+
+    epsilon_pld: the run alone by PLD at the plan's own delta, computed at its close; None while it is open, or
+    where it is infinite. epsilon_gate: what it takes from the gate: nats of RDP at the budget's order on an open
+    budget (these add up exactly), None on planned and public ones. epsilon_gate_after: the gate's spent epsilon
+    after this run. share: part of the open budget, 0…1. rest_charged: whether mechanisms beside training
+    (calibration) count; they are paid whole with the first step.
+    """
+
+    run: str
+    cohort: str
+    steps: int
+    steps_planned: int
+    steps_run: int | None
+    epsilon_pld: float | None
+    delta: float
+    epsilon_gate: float | None
+    epsilon_gate_after: float | None
+    share: float | None
+    mechanisms: tuple[Mechanism, ...]
+    rest_charged: bool
+    private: bool
+    status: str
+    date: str
+
+
+@dataclass(frozen=True)
+class BudgetStatus:
+    """One signed budget: what was granted, spent and is left (epsilon at its gate)."""
+
+    id: int
+    kind: str
+    epsilon: float
+    delta: float
+    order: float
+    accountant: str
+    spent_epsilon: float
+    remaining_epsilon: float
+    minimum_charge: float
+    exhausted: bool
+    planned: tuple[Mechanism, ...]
+    unused: tuple[Mechanism, ...]
+    reason: str
+    advice: str | None
+    date: str
+
+
+@dataclass(frozen=True)
+class CohortStatus:
+    """Where a cohort stands. Everything here is public configuration or the public charge.
+
+    kind: `open`, `planned`, `open+planned`, `public`, or None without a budget. With several budgets the numbers
+    are their sums (basic composition). `order` is the open budget's RDP order.
+    """
+
+    name: str
+    version: int
+    fingerprint: str
+    unit: str
+    adjacency: str
+    owner: str
+    issuer: str
+    public: bool
+    public_size: int
+    kind: str | None
+    budget_epsilon: float | None
+    budget_delta: float | None
+    order: float | None
+    accountant: str | None
+    spent_epsilon: float
+    remaining_epsilon: float | None
+    minimum_charge: float | None
+    locked: bool
+    lock_reason: str | None
+    runs: list[RunCharge]
+    budgets: list[BudgetStatus]
+    planned: tuple[Mechanism, ...]
+    overlaps: list[str]
+    head: SignedHead | None
+    cautions: list[str]
+    source: str | None
+    licence: str | None
+    site: str
+    witness: bool
+
+
+def accountant_of(budget: Budget) -> str:
+    """The accountant that gates, in words."""
+    return f"RDP of order {budget.order:g}" if budget.kind == "open" else "joint PLD"
+
+
+def status_of(
+    state: State, name: str, head: SignedHead | None, *, witness: bool, with_runs: bool = True
+) -> CohortStatus:
+    """The status of a cohort that exists."""
+    version, cohort = state.newest(name), state.cohorts[name]
+    budgets = [state.budgets[number] for number in cohort.budgets]
+    facts = [_budget_status(state, budget) for budget in budgets]
+    kinds = sorted({budget.kind for budget in budgets})
+    opened = next((budget for budget in budgets if budget.kind == "open"), None)
+    public = version.public is not None
+    locked = gate.locked(state, name)
+    reason = None
+    if locked:
+        reason = cohort.lock if cohort.lock is not None else "less is left than the smallest charge allowed"
+    return CohortStatus(
+        name=name,
+        version=version.number,
+        fingerprint=version.fingerprint,
+        unit=version.unit,
+        adjacency="add_remove",
+        owner=version.owner,
+        issuer=version.issuer,
+        public=public,
+        public_size=version.public_size,
+        kind="public" if public else "+".join(kinds) or None,
+        budget_epsilon=sum(fact.epsilon for fact in facts) if facts else None,
+        budget_delta=sum(fact.delta for fact in facts) if facts else None,
+        order=opened.order if opened else None,
+        accountant=" and ".join(dict.fromkeys(fact.accountant for fact in facts)) or None,
+        spent_epsilon=sum(fact.spent_epsilon for fact in facts),
+        remaining_epsilon=sum(fact.remaining_epsilon for fact in facts) if facts else None,
+        minimum_charge=opened.minimum_charge if opened else (budgets[0].minimum_charge if budgets else None),
+        locked=locked,
+        lock_reason=reason,
+        runs=charges(state, name) if with_runs else [],
+        budgets=facts,
+        planned=tuple(mechanism for fact in facts for mechanism in fact.planned),
+        overlaps=list(cohort.overlaps),
+        head=head,
+        cautions=list(version.cautions),
+        source=version.public["source"] if version.public else None,
+        licence=version.public["licence"] if version.public else None,
+        site=state.site,
+        witness=witness,
+    )
+
+
+def _budget_status(state: State, budget: Budget) -> BudgetStatus:
+    used = gate.spent_epsilon(state, budget)
+    left: tuple[Mechanism, ...] = ()
+    if budget.kind == "planned":
+        counter = gate.unused(state, budget)
+        for mechanism in budget.mechanisms:
+            key = (mechanism.sample_rate, mechanism.noise_multiplier, mechanism.steps)
+            if counter[key] > 0:
+                counter[key] -= 1
+                left = (*left, mechanism)
+    return BudgetStatus(
+        id=budget.id,
+        kind=budget.kind,
+        epsilon=budget.epsilon,
+        delta=budget.delta,
+        order=budget.order,
+        accountant=accountant_of(budget),
+        spent_epsilon=used,
+        remaining_epsilon=max(0.0, budget.epsilon - used),
+        minimum_charge=budget.minimum_charge,
+        exhausted=gate.exhausted(state, budget),
+        planned=budget.mechanisms,
+        unused=left,
+        reason=str(budget.signed[-1]["reason"]),
+        advice=budget.signed[-1]["advice"],
+        date=str(budget.signed[-1]["time"]),
+    )
+
+
+def charges(state: State, name: str) -> list[RunCharge]:
+    """The runs of a cohort and its lineage, in order."""
+    members = gate.lineage(state, name)
+    opened = gate.carrier(state, name)
+    if opened is not None and opened.kind != "open":
+        opened = None
+    total = 0
+    found = []
+    for run in state.runs.values():
+        if run.cohort not in members:
+            continue
+        units = None
+        if opened is not None and gate.counts(state, run.budget, opened):
+            units = run.units(opened.order_index)
+            total += units
+        found.append(_charge(run, opened, units, total))
+    return found
+
+
+def _charge(run: RunState, opened: Budget | None, units: int | None, total: int) -> RunCharge:
+    plan = Plan.from_dict(run.plan)
+    known = opened is not None and units is not None and units < INFINITE_UNITS
+    return RunCharge(
+        run=run.id,
+        cohort=run.cohort,
+        steps=run.steps_charged,
+        steps_planned=run.steps,
+        steps_run=run.steps_run,
+        epsilon_pld=run.epsilon_pld,
+        delta=plan.delta,
+        epsilon_gate=units / UNITS if known and units is not None else None,
+        epsilon_gate_after=(
+            opened.epsilon - (opened.units - total) / UNITS if known and opened is not None and total else None
+        ),
+        share=units / opened.units if known and opened is not None and units is not None and opened.units else None,
+        mechanisms=plan.mechanisms,
+        rest_charged=run.rest is not None and run.steps_charged > 0,
+        private=run.step is not None,
+        status=run.status,
+        date=run.time,
+    )
+
+
+def promise(status: CohortStatus, epsilon: float, *, budget: BudgetStatus | None = None) -> str:
+    """An epsilon with its unit, adjacency, delta and accountant."""
+    delta = budget.delta if budget else status.budget_delta
+    accountant = budget.accountant if budget else status.accountant
+    return f"epsilon = {number(epsilon)} (unit: {status.unit}, add/remove, delta = {delta:.3g}, by {accountant})"
+
+
+def number(value: float) -> str:
+    """Four figures, never in the reader's favour by more than the last of them."""
+    return f"{value:.4g}"
+
+
+def story(status: CohortStatus, *, runs: int = 8) -> str:
+    """Who owns the cohort, what was granted, what was spent by which runs, what remains."""
+    if status.budget_epsilon is None:
+        return f"'{status.name}' belongs to {status.owner}. No budget was granted yet."
+    lines = [
+        f"'{status.name}' (version {status.version}, {status.public_size} {status.unit}s declared) belongs to "
+        f"{status.owner}.",
+        f"Granted:   {promise(status, status.budget_epsilon)}.",
+        f"Spent:     epsilon = {number(status.spent_epsilon)} by {len(status.runs)} run{_s(len(status.runs))}"
+        + (":" if status.runs else "."),
+    ]
+    shown = status.runs[-runs:]
+    if len(shown) < len(status.runs):
+        lines.append(
+            f"             … {len(status.runs) - len(shown)} earlier (dptrain ledger show cohort={status.name})"
+        )
+    for run in shown:
+        share = "" if run.share is None else f", {run.share:.1%} of the budget"
+        where = "" if run.cohort == status.name else f" on {run.cohort}"
+        lines.append(f"             {run.run}{where}: {run.date[:10]}, {run.steps} steps paid{share}, {run.status}")
+    remaining = status.remaining_epsilon or 0.0
+    lines.append(
+        f"Remaining: epsilon = {number(remaining)}; the smallest charge allowed is "
+        f"epsilon = {number(status.minimum_charge or 0.0)}."
+    )
+    return "\n".join(lines)
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"

@@ -1,0 +1,136 @@
+"""`verify`: read everything again, from the first entry on, and name the first thing that is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from dptrain.errors import LedgerRefused
+from dptrain.ledger import gate, members, store
+from dptrain.ledger.chain import read_witness
+from dptrain.ledger.keys import signed_by
+from dptrain.ledger.state import RunState, State
+from dptrain.plan import Plan
+
+if TYPE_CHECKING:
+    from dptrain.ledger.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong. `entry` is the number of the first bad entry, None where a table or the file is bad."""
+
+    where: str
+    entry: int | None
+    what: str
+
+
+def verify(ledger: Ledger, witness: str | None) -> list[Fault]:
+    """Every fault found, the first bad entry first; empty for a sound ledger.
+
+    Checks, in this order: the file itself (SQLite's own integrity check), the schema's version, every entry's
+    place, hash, site signature and countersignature, that every grant was within its budget when it was given and
+    left out the right classes of patients, the head row, the snapshot, the member tables against the digests in
+    the chain, and descent from the witness's heads. A sound copy from yesterday passes: only a witness shows it.
+    """
+    faults: list[Fault] = []
+    try:
+        store.check_schema(ledger.store)
+        with ledger.store.read() as connection:
+            _check(ledger, connection, witness or ledger.witness, faults)
+    except LedgerRefused as error:
+        faults.append(Fault("file", None, error.message))
+    return faults
+
+
+def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: list[Fault]) -> None:
+    from dptrain.ledger.ledger import _entry, follow, snapshot_message
+
+    if ledger.store.sqlite:
+        answer = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
+        if answer != ["ok"]:
+            faults.append(Fault("file", None, f"SQLite finds the file damaged: {answer[0]}"))
+    snapshots = connection.execute(sa.select(store.snapshot)).all()
+    snap = snapshots[0] if snapshots else None
+    state = State()
+    rows = connection.execution_options(yield_per=1000).execute(
+        sa.select(store.entries).order_by(store.entries.c.seq)
+    )
+    snapshot_seen = snap is None
+    for row in rows:
+        entry = _entry(row)
+        try:
+            follow(state, entry)
+            if entry.kind == "reserve":
+                check_grant(state, state.runs[entry.facts["run"]])
+        except LedgerRefused as error:
+            faults.append(Fault("entries", state.seq if entry.seq == state.seq else state.seq + 1, error.message))
+            return
+        if snap is not None and snap.seq == state.seq:
+            snapshot_seen = True
+            if snap.state != state.dump():
+                faults.append(Fault("snapshot", None, "the snapshot is not what the entries say"))
+    keys = ledger.keys
+    if snap is not None:
+        if not snapshot_seen or len(snapshots) != 1 or snap.id != 1:
+            faults.append(Fault("snapshot", None, "the snapshot belongs to no entry of this ledger"))
+        elif not signed_by(state.site_keys[-1], bytes(snap.signature), snapshot_message(snap.seq, snap.state)):
+            faults.append(Fault("snapshot", None, "the snapshot does not carry the site's signature"))
+    tops = connection.execute(sa.select(store.head)).all()
+    if (
+        len(tops) != 1
+        or tops[0].id != 1
+        or tops[0].seq != state.seq
+        or bytes(tops[0].hash).hex() != state.hash
+        or tops[0].site != state.site
+    ):
+        faults.append(
+            Fault(
+                "head",
+                state.seq + 1,
+                f"entry {state.seq} is the last, but the head row names another: entries are missing",
+            )
+        )
+    if state.seq == 0:
+        faults.append(Fault("entries", 1, "the founding entry is missing"))
+        return
+    if state.site != keys.site or state.secret_check != keys.secret_check:
+        faults.append(Fault("keys", None, "these are not this ledger's keys: members cannot be checked"))
+        return
+    patients, records = members.digests(connection, keys.digest_key)
+    if patients != state.patients_digest:
+        faults.append(Fault("patients", None, "the table of patients is not the one that the entries describe"))
+    if records != state.records_digest:
+        faults.append(Fault("records", None, "the table of records is not the one that the entries describe"))
+    if witness is not None:
+        try:
+            ledger._descends(connection, state, read_witness(witness))
+        except LedgerRefused as error:
+            faults.append(Fault("witness", None, error.message))
+
+
+def check_grant(state: State, run: RunState) -> None:
+    """Raises LedgerRefused where a run (the newest) was granted beyond its budget or with wrong exclusions."""
+    version, plan = state.version_of(run), Plan.from_dict(run.plan)
+    budget = None if run.budget is None else state.budgets[run.budget]
+    fits = True
+    if budget is not None:
+        fits = plan.private and plan.public_size == version.public_size
+        if budget.kind == "open":
+            fits = fits and gate.spent(state, budget) <= budget.units
+        else:
+            fits = fits and not gate.overdrawn(state, budget)
+        for other in state.cohorts[version.cohort].overlaps:
+            there = gate.carrier(state, other)
+            if there is not None and not state.is_public(other):
+                fits = fits and gate.spent(state, there) <= there.units
+    if not fits:
+        raise LedgerRefused(f"entry {run.seq} grants more than the budget of '{version.cohort}' held")
+    del state.runs[run.id]
+    barred = gate.excluded_classes(state, version, budget, run.charge, plan.steps)
+    state.runs[run.id] = run
+    if barred != run.excluded:
+        raise LedgerRefused(f"entry {run.seq} does not leave out the patients that it must")
