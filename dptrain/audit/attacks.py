@@ -79,7 +79,8 @@ def _variance(values: Array, counts: Array, how: str) -> Array:
     if how == "record" or (how == "auto" and not few):
         chosen = values
     else:
-        chosen = np.full_like(values, np.nanmean(values))
+        known = values[~np.isnan(values)]
+        chosen = np.full_like(values, known.mean() if known.size else np.nan)
     return np.maximum(chosen, 1e-24)
 
 
@@ -149,13 +150,15 @@ class Prior:
     """What all records together say about one record's variance and shift.
 
     variance, freedom: scaled inverse chi-squared prior of the variance within a class. shift_mean,
-    shift_variance: normal prior of the distance of the class means in standard deviations.
+    shift_variance: normal prior of the distance of the class means in standard deviations. shift_within: the
+    part of shift_variance that lies between the records of one patient (None: all of it).
     """
 
     variance: float
     freedom: float
     shift_mean: float
     shift_variance: float
+    shift_within: float | None = None
 
     def scale(self, c: Classes) -> Array:
         """Shrunken standard deviations [R]."""
@@ -180,7 +183,7 @@ def fit_prior(c: Classes) -> Prior:
     variance = float(np.exp(excess.mean() + psi(prior_freedom / 2) - np.log(prior_freedom / 2)))
     prior = Prior(variance, prior_freedom, 0.0, 0.0)
     raw = ((c.mean_in - c.mean_out) / prior.scale(c))[known]
-    noise = (1 / c.count_in + 1 / c.count_out)[known]
+    noise = 1 / c.count_in[known] + 1 / c.count_out[known]
     between = max(float(np.var(raw) - np.mean(noise)), 0.0)
     return Prior(variance, prior_freedom, float(raw.mean()), between)
 
@@ -190,13 +193,16 @@ class Moderated:
     """Empirical-Bayes estimates for each record, each [R] but `freedom`.
 
     centre: middle between the two class means. scale: shrunken standard deviation within a class. shift:
-    shrunken distance of the class means in units of `scale`, never below a small positive number.
+    shrunken distance of the class means in units of `scale`, never below a small positive number. raw: that
+    distance before shrinking. noise: its sampling variance.
     """
 
     centre: Array
     scale: Array
     shift: Array
     freedom: float
+    raw: Array
+    noise: Array
 
 
 def moderate(reference: Array, member: Array, prior: Prior | None = None) -> Moderated:
@@ -220,6 +226,8 @@ def moderate(reference: Array, member: Array, prior: Prior | None = None) -> Mod
         scale=np.where(c.enough, scale, np.nan),
         shift=np.maximum(shift, SMALLEST_SHIFT),
         freedom=min(own + prior.freedom, 1e6),
+        raw=raw,
+        noise=noise,
     )
 
 

@@ -8,10 +8,21 @@ the baseline that shows it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dptrain.audit.attacks import ATTACKS, Array, Prior, classes, fit_prior, moderate, t_log_ratio
+from dptrain.audit.attacks import (
+    ATTACKS,
+    SMALLEST_SHIFT,
+    Array,
+    Moderated,
+    Prior,
+    classes,
+    fit_prior,
+    moderate,
+    t_log_ratio,
+)
 from dptrain.audit.statistics import auc_p_values, stratified_auc
 from dptrain.errors import ConfigError
 from dptrain.words import suggest
@@ -74,27 +85,74 @@ def pooled_evidence(
     return pooled
 
 
-def _joint_t(
-    reference: Array, member: np.ndarray, target: Array, patient: np.ndarray, prior: Prior | None
-) -> Array:
-    """Multivariate t log likelihood ratio with a correlation matrix shrunken towards independence.
+@dataclass(frozen=True)
+class _Joint:
+    """A cohort's moderated records and how those of one patient hang together.
 
-    Shrinkage: Schäfer & Strimmer 2005, "A shrinkage approach to large-scale covariance matrix estimation",
-    target D, with Var(r) = (1 − r²)²/(freedom − 1).
+    unit: scores [M, R] less their class means, scaled to length 1. common: mean correlation between the
+    records of a patient, [P].
     """
-    patients = member.shape[1]
+
+    moderated: Moderated
+    prior: Prior
+    unit: Array
+    common: Array
+
+
+def _joint(reference: Array, member: np.ndarray, patient: np.ndarray, prior: Prior | None) -> _Joint:
+    """Moderate the records; fit the prior of their shifts on two levels, patients and records."""
     inside = member[:, patient]
+    c = classes(reference, inside)
+    given = prior
+    prior = fit_prior(c) if prior is None else prior
     m = moderate(reference, inside, prior)
-    residual = (reference - m.centre) / m.scale
-    count_in = np.maximum(inside.sum(axis=0), 1)
-    count_out = np.maximum((~inside).sum(axis=0), 1)
-    mean_in = np.where(inside, residual, 0).sum(axis=0) / count_in
-    mean_out = np.where(inside, 0, residual).sum(axis=0) / count_out
-    residual = residual - np.where(inside, mean_in, mean_out)
+    residual = np.where(np.isnan(m.scale), 0.0, reference - np.where(inside, c.mean_in, c.mean_out))
+    size = np.sqrt(np.sum(residual**2, axis=0))
+    unit = residual / np.where(size > 0, size, 1.0)
+    common = np.zeros(member.shape[1])
+    spread, weight = 0.0, 0
+    for who, records in by_size(patient, member.shape[1]):
+        k = records.shape[1]
+        if k == 1:
+            continue
+        together = np.stack([np.sum(unit[:, rows].sum(axis=1) ** 2) for rows in records])
+        common[who] = np.clip((together - k) / (k * (k - 1)), 0.0, 0.95)
+        excess = np.var(m.raw[records], axis=1, ddof=1) - m.noise[records].mean(axis=1) * (1 - common[who])
+        spread += (k - 1) * float(np.nansum(excess))
+        weight += (k - 1) * int(np.sum(~np.isnan(excess)))
+    if given is None:
+        within = min(max(spread / weight, 0.0), prior.shift_variance) if weight else prior.shift_variance
+        prior = replace(prior, shift_within=within)
+    return _Joint(m, prior, unit, common)
+
+
+def _joint_shift(joint: _Joint, who: np.ndarray, records: np.ndarray) -> Array:
+    """Shifts [p, k], shrunken towards their patient's, and those towards the cohort's."""
+    m, prior, k = joint.moderated, joint.prior, records.shape[1]
+    within = prior.shift_variance if prior.shift_within is None else prior.shift_within
+    between = prior.shift_variance - within
+    noise = m.noise[records].mean(axis=1)
+    common = joint.common[who]
+    mean = m.raw[records].mean(axis=1)
+    mean_noise = noise * (1 + (k - 1) * common) / k + within / k
+    of_patient = (between * mean + mean_noise * prior.shift_mean) / (between + mean_noise)
+    keep = within / (within + noise * (1 - common))
+    shrunk = of_patient[:, None] + keep[:, None] * (m.raw[records] - of_patient[:, None])
+    return np.maximum(shrunk, SMALLEST_SHIFT)
+
+
+def _joint_t(reference: Array, member: np.ndarray, target: Array, patient: np.ndarray, prior: Prior | None) -> Array:
+    """Multivariate t log likelihood ratio with shrunken shifts and a shrunken correlation matrix.
+
+    Correlation: Schäfer & Strimmer 2005, "A shrinkage approach to large-scale covariance matrix estimation",
+    target F (constant correlation), with Var(r) = (1 − r²)²/(freedom − 1).
+    """
+    joint = _joint(reference, member, patient, prior)
+    m = joint.moderated
     z = (target - m.centre) / m.scale
     freedom_own = max(reference.shape[0] - 2, 2)
-    pooled = np.full((target.shape[0], patients), np.nan)
-    for who, records in by_size(patient, patients):
+    pooled = np.full((target.shape[0], member.shape[1]), np.nan)
+    for who, records in by_size(patient, member.shape[1]):
         k = records.shape[1]
         if k == 1:
             first = records[:, 0]
@@ -104,10 +162,8 @@ def _joint_t(
         step = max(1, int(4e6 / (k * max(k, reference.shape[0]))))
         for part in range(0, who.size, step):
             some, rows = who[part : part + step], records[part : part + step]
-            values = np.moveaxis(residual[:, rows], 0, 1)  # [p, M, k]
-            size = np.sqrt(np.sum(values**2, axis=1, keepdims=True))
-            inverse = _shrunken_inverse(values / np.where(size > 0, size, 1.0), freedom_own)
-            shift = m.shift[rows][:, None, :]  # [p, 1, k]
+            inverse = _shrunken_inverse(np.moveaxis(joint.unit[:, rows], 0, 1), freedom_own)
+            shift = _joint_shift(joint, some, rows)[:, None, :]  # [p, 1, k]
             points = np.moveaxis(z[:, rows], 0, 1)  # [p, T, k]
             out, into = points + shift / 2, points - shift / 2
             pooled[:, some] = t_log_ratio(
@@ -120,15 +176,20 @@ def _joint_t(
 
 
 def _shrunken_inverse(unit: Array, freedom: int) -> Array:
-    """Inverse of the shrunken correlation matrix [p, k, k] from columns of unit length [p, M, k]."""
+    """Inverse of the shrunken correlation matrix [p, k, k] from columns of unit length [p, M, k].
+
+    Target: one correlation for all pairs of a patient's records (never negative), which is what a patient
+    whose records move together looks like.
+    """
     k = unit.shape[2]
-    correlation = np.swapaxes(unit, 1, 2) @ unit
-    off = correlation * (1 - np.eye(k))
-    noise = np.sum((1 - off**2) ** 2 * (1 - np.eye(k)), axis=(1, 2)) / max(freedom - 1, 1)
-    signal = np.sum(off**2, axis=(1, 2))
-    weight = np.clip(noise / np.where(signal > 0, signal, np.inf), 0.02, 1.0)
-    weight = np.where(signal > 0, weight, 1.0)
-    return np.linalg.inv((1 - weight)[:, None, None] * off + np.eye(k))
+    others = 1 - np.eye(k)
+    correlation = (np.swapaxes(unit, 1, 2) @ unit) * others
+    common = np.clip(correlation.sum(axis=(1, 2)) / (k * (k - 1)), 0.0, 0.95)[:, None, None]
+    noise = np.sum((1 - correlation**2) ** 2 * others, axis=(1, 2)) / max(freedom - 1, 1)
+    signal = np.sum((correlation - common) ** 2 * others, axis=(1, 2))
+    weight = np.clip(np.where(signal > noise, noise / np.where(signal > 0, signal, 1.0), 1.0), 0.02, 1.0)
+    off = (common + (1 - weight)[:, None, None] * (correlation - common)) * others
+    return np.asarray(np.linalg.inv(off + np.eye(k)))
 
 
 def crossfit(
@@ -157,7 +218,7 @@ def crossfit(
         held = fold == number
         prior = None
         if prior_member is not None and attack == "student_t":
-            prior = fit_prior(classes(scores[~held], prior_member[~held][:, patient]))
+            prior = _joint(scores[~held], prior_member[~held], patient, None).prior
         evidence[held] = pooled_evidence(
             scores[~held], member[~held], scores[held], patient, attack=attack, prior=prior
         )
@@ -188,9 +249,10 @@ def inflation(
         shuffled[held] = generator.permuted(member[held], axis=0)
     evidence, _ = crossfit(scores, shuffled, patient, attack=attack, folds=folds, prior_member=member)
     area = stratified_auc(evidence, shuffled, fold)
-    nominal = np.sum(area.inside * area.outside * (area.inside + area.outside + 1) / 12, axis=0) / np.maximum(
-        area.pairs, 1
-    ) ** 2
+    nominal = (
+        np.sum(area.inside * area.outside * (area.inside + area.outside + 1) / 12, axis=0)
+        / np.maximum(area.pairs, 1) ** 2
+    )
     counts = np.bincount(patient, minlength=member.shape[1])
     factor = np.ones(member.shape[1])
     for lowest, highest in ((2, 2), (3, 4), (5, 8), (9, 16), (17, np.inf)):

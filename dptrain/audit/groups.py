@@ -1,0 +1,116 @@
+"""How exposure differs between groups of patients, without mistaking class or number of records for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dptrain.audit.statistics import LEVEL, clopper_pearson
+
+SMALL_CELL = 10
+REPLICATES = 1000
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Shares of exposed patients by column and value; what was suppressed and why.
+
+    table: column -> value -> {patients, share, low, high, raw_share}; `share` is adjusted, `raw_share` is not.
+    suppressed: [{group, value, why}].
+    """
+
+    table: dict[str, dict[str, dict[str, Any]]]
+    suppressed: list[dict[str, str]]
+
+
+def record_band(counts: np.ndarray) -> np.ndarray:
+    """Number of records as one of '1', '2', '3-4', '5+', [P]."""
+    return np.select([counts <= 1, counts == 2, counts <= 4], ["1", "2", "3-4"], "5+")
+
+
+def by_group(
+    exposed: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    strata: np.ndarray,
+    generator: np.random.Generator,
+    *,
+    small_cell: int = SMALL_CELL,
+    replicates: int = REPLICATES,
+) -> Groups:
+    """Share of exposed patients in each group, directly standardised, with patient-bootstrap intervals.
+
+    Within a column every group is weighted to one common mix of the strata (class and number of records):
+    the mix of all patients, over the strata in which the group has anybody.
+
+    Args:
+        exposed: bool [P] (a verdict), or any 0-to-1 risk.
+        columns: column -> value of each patient [P]; empty strings mean unknown and are left out.
+        strata: [P] labels of class and number of records.
+        small_cell: groups with fewer patients are suppressed; where that hides one group alone, the next
+            smallest goes too, since the hidden one would follow from the total.
+    """
+    numbers, stratum = np.unique(strata.astype(str), return_inverse=True)
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    suppressed: list[dict[str, str]] = []
+    for column, raw in columns.items():
+        values = np.asarray(raw).astype(str)
+        known = values != ""
+        names, sizes = np.unique(values[known], return_counts=True)
+        if names.size < 2:
+            continue
+        hidden = {str(name): f"fewer than {small_cell} patients" for name in names[sizes < small_cell]}
+        if len(hidden) == 1:
+            shown = [
+                (int(size), str(name)) for name, size in zip(names, sizes, strict=True) if str(name) not in hidden
+            ]
+            if shown:
+                hidden[min(shown)[1]] = "the smallest remaining group, which would betray the one suppressed"
+        suppressed += [{"group": column, "value": value, "why": why} for value, why in hidden.items()]
+        weights = np.bincount(stratum[known], minlength=numbers.size) / max(int(known.sum()), 1)
+        rows: dict[str, dict[str, Any]] = {}
+        for name in names:
+            if str(name) in hidden:
+                continue
+            who = np.flatnonzero(values == name)
+            spread = _bootstrap(exposed[who], stratum[who], weights, generator, replicates)
+            low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            share = _standardised(exposed[who][None], stratum[who][None], weights)[0]
+            if low == high:  # nobody or everybody exposed: resampling cannot see what one more patient could
+                exact = clopper_pearson(round(float(exposed[who].sum())), who.size)
+                low, high = exact[0], exact[1]
+            rows[str(name)] = {
+                "patients": int(who.size),
+                "share": float(share),
+                "low": float(min(low, share)),
+                "high": float(max(high, share)),
+                "raw_share": float(np.mean(exposed[who])),
+            }
+        if rows:
+            table[column] = rows
+    return Groups(table, suppressed)
+
+
+def _bootstrap(
+    exposed: np.ndarray, stratum: np.ndarray, weights: np.ndarray, generator: np.random.Generator, replicates: int
+) -> np.ndarray:
+    """Standardised shares [B] of `replicates` resamples of the patients [n], a few at a time."""
+    step = max(1, int(4e6 / exposed.size))
+    parts = []
+    for start in range(0, replicates, step):
+        draws = generator.integers(0, exposed.size, (min(step, replicates - start), exposed.size))
+        parts.append(_standardised(exposed[draws], stratum[draws], weights))
+    return np.concatenate(parts)
+
+
+def _standardised(exposed: np.ndarray, stratum: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean of the stratum shares for each replicate [B] of patients [B, n]."""
+    replicates = exposed.shape[0]
+    flat = (np.arange(replicates)[:, None] * weights.size + stratum).reshape(-1)
+    size = np.bincount(flat, minlength=replicates * weights.size).reshape(replicates, -1)
+    total = np.bincount(flat, weights=exposed.reshape(-1).astype(float), minlength=size.size).reshape(size.shape)
+    present = np.where(size > 0, weights, 0.0)
+    share = total / np.maximum(size, 1)
+    return (present * share).sum(axis=1) / np.maximum(present.sum(axis=1), 1e-300)
