@@ -1,0 +1,8 @@
+"""Patient gradients: norms, clipping and noise, on Opacus's extension points."""
+
+from dptrain.engine.coverage import ModuleRule, coverage
+from dptrain.engine.gradients import MARGIN, ClippedSum, PatientGradients
+from dptrain.engine.noise import NoiseSource
+from dptrain.engine.optimizer import PatientOptimizer
+
+__all__ = ["MARGIN", "ClippedSum", "ModuleRule", "NoiseSource", "PatientGradients", "PatientOptimizer", "coverage"]

@@ -1,0 +1,96 @@
+"""Which rule each module's parameters take, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from dptrain.errors import CheckRefused
+
+
+@dataclass(frozen=True)
+class ModuleRule:
+    """How the patient gradients of one module's own parameters are formed.
+
+    Attributes:
+        name: the module's name in the network ("" for the network itself).
+        type: the module's class.
+        rule: the rule in words.
+        cost: what it costs where it is not fast; empty otherwise.
+    """
+
+    name: str
+    type: str
+    rule: str
+    cost: str
+
+
+_FAST: list[tuple[tuple[type, ...], str]] = [
+    ((nn.Linear,), "linear: norms through Gram products or formed gradients"),
+    ((nn.modules.conv._ConvNd,), "convolution: norms through Gram products or formed gradients"),
+    ((nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm), "norm: by channel"),
+    ((nn.modules.batchnorm._BatchNorm,), "frozen batch norm: scale and shift by channel"),
+    ((nn.PReLU,), "slope by channel"),
+    ((nn.Embedding,), "embedding: by index"),
+    ((nn.MultiheadAttention,), "attention: linear rule on its projections"),
+]
+_SLOW = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.EmbeddingBag)
+
+
+def coverage(model: nn.Module) -> list[ModuleRule]:
+    """The rule of every module that owns trainable parameters.
+
+    Raises:
+        CheckRefused: a parameter without any rule, or a module that mixes the records of a batch or keeps
+            statistics of them.
+    """
+    found: list[ModuleRule] = []
+    refuse_mixing(model.modules())
+    for name, module in model.named_modules():
+        own = {key: p for key, p in module._parameters.items() if p is not None and p.requires_grad}
+        if not own:
+            continue
+        where = name or type(module).__name__
+        for key, parameter in own.items():
+            if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+                raise CheckRefused(
+                    f"{where}.{key} has no shape yet, so it has no rule.",
+                    remedy="Run the network once on an example (torch.no_grad()) before you attach the engine.",
+                )
+            if not parameter.is_floating_point() or parameter.is_sparse:
+                raise CheckRefused(
+                    f"{where}.{key} is {parameter.dtype}, {parameter.layout}: there is a rule for dense real "
+                    "floating-point parameters alone.",
+                    remedy="Freeze it (requires_grad_(False)) or store it as float32.",
+                )
+        if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
+            raise CheckRefused(
+                f"{where}: max_norm and scale_grad_by_freq depend on the whole batch.",
+                remedy="Build the embedding without them.",
+            )
+        rule = next((text for types, text in _FAST if isinstance(module, types)), None)
+        cost = ""
+        if rule is None and isinstance(module, _SLOW):
+            rule, cost = "one patient at a time", "one more backward pass for each patient of a chunk"
+        elif rule is None:
+            rule = "used directly: spread over the records where it is broadcast, else one patient at a time"
+        found.append(ModuleRule(name, type(module).__name__, rule, cost))
+    return found
+
+
+def refuse_mixing(modules: Iterable[nn.Module]) -> None:
+    """Raise CheckRefused for a norm that computes or keeps statistics over the records of a batch."""
+    for module in modules:
+        if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+            if module.training and module.track_running_stats:
+                raise CheckRefused(
+                    f"{type(module).__name__} keeps running statistics of its batches, without noise.",
+                    remedy="Build it with track_running_stats=False, or put it in eval mode.",
+                )
+        elif isinstance(module, nn.modules.batchnorm._NormBase) and (module.training or module.running_mean is None):
+            raise CheckRefused(
+                f"{type(module).__name__} in training mode mixes the records of a batch.",
+                remedy="Replace it (dptrain.models.make_private) or freeze it in eval mode.",
+            )

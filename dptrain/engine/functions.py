@@ -1,0 +1,329 @@
+"""Operations on trainable parameters, as autograd functions that form no weight gradient.
+
+Each function computes what torch computes, keeps what torch keeps, and in its backward pass hands (input,
+output gradient) to the tape instead of summing over the batch. A scalar leaf, the tape's token, makes the
+output part of the graph where the input itself needs no gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from dptrain.engine import conv
+from dptrain.engine.layout import Layout
+from dptrain.engine.tape import Source, Tape, Use, precise
+
+
+def _per_row(g: Tensor, factors: Tensor | None) -> Tensor:
+    if factors is None:
+        return g
+    return g * factors.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
+
+
+class LinearUse(Use):
+    """`x @ weightᵀ + bias`; x is [rows, …, D], the output gradient [rows, …, p]."""
+
+    def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
+        x, g = (precise(t) for t in kept)
+        if slot == "bias":
+            return layout.sum_rows(g.flatten(1, -2).sum(1) if g.dim() > 2 else g)
+        out: Tensor | None = None
+        for members, (xs, gs) in layout.groups(x, g):
+            part = torch.bmm(gs.flatten(1, -2).transpose(1, 2), xs.flatten(1, -2))
+            if isinstance(members, slice):
+                return part
+            if out is None:
+                out = part.new_zeros(layout.patients, *part.shape[1:])
+            out[members] = part
+        assert out is not None
+        return out
+
+    def norms(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+        x, g = kept
+        t = x[0].numel() // x.shape[-1] * (len(x) // layout.records) * layout.most
+        p, d = g.shape[-1], x.shape[-1]
+        if slot == "bias" or t * t * (p + d) > t * p * d + 8 * p * d:
+            return None
+        squared = torch.zeros(layout.patients, dtype=precise(x[:0]).dtype, device=x.device)
+        bound = squared.clone()
+        for members, (xs, gs) in layout.groups(precise(x), precise(g)):
+            squared[members], bound[members] = conv.gram(xs.flatten(1, -2), gs.flatten(1, -2), len(xs))
+        return squared, bound
+
+    def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
+        x, g = (precise(t) for t in kept)
+        if slot == "weight" and x.shape[-1] < g.shape[-1]:
+            x = _per_row(x, factors)
+        else:
+            g = _per_row(g, factors)
+        g = g.reshape(-1, g.shape[-1])
+        return g.sum(0) if slot == "bias" else g.t() @ x.reshape(-1, x.shape[-1])
+
+
+class Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, x: Tensor, w: Tensor, b: Tensor | None, use: LinearUse) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.use = use
+        return torch.nn.functional.linear(x, w, b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        ctx.use.tape.receive(ctx.use, x, g)
+        return None, (g @ w if ctx.needs_input_grad[1] else None), None, None, None
+
+
+class ConvUse(Use):
+    """Any convolution; x is [rows, C, *space], the output gradient [rows, O, *places]."""
+
+    def __init__(self, tape: Tape, geo: conv.Geometry, measure: bool, **slots: Source | None) -> None:
+        super().__init__(tape, **slots)
+        self.geo = geo
+        self.measure = measure
+        self.way = "native"
+
+    def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
+        x, g = (precise(t) for t in kept)
+        if slot == "bias":
+            return layout.sum_rows(g.flatten(2).sum(2))
+        way = "native" if self.way == "gram" else self.way
+        return conv.patient_gradients(self.geo, layout, x, g, way)
+
+    def norms(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+        if slot == "bias":
+            return None
+        x, g = (precise(t) for t in kept)
+        self.way = conv.choose(self.geo, layout, x, g, self.measure)
+        return conv.norms(self.geo, layout, x, g) if self.way == "gram" else None
+
+    def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
+        x, g = (precise(t) for t in kept)
+        if slot == "bias":
+            return _per_row(g, factors).transpose(0, 1).flatten(1).sum(1)
+        if x[0].numel() < g[0].numel():
+            return self.geo.weight_gradient(_per_row(x, factors), g)
+        return self.geo.weight_gradient(x, _per_row(g, factors))
+
+
+class Convolution(Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, x: Tensor, w: Tensor, b: Tensor | None, use: ConvUse) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.use = use
+        geo = use.geo
+        return torch.ops.aten.convolution(
+            x, w, b, geo.stride, geo.padding, geo.dilation, geo.transposed, geo.output_padding, geo.groups
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        g = g.contiguous()
+        ctx.use.tape.receive(ctx.use, x, g)
+        gx = ctx.use.geo.native(x, g, w, [True, False, False])[0] if ctx.needs_input_grad[1] else None
+        return None, gx, None, None, None
+
+
+class ScaleUse(Use):
+    """`weight · x̂ + bias` with one weight a channel; kept are x̂·g summed over space, and g summed: [rows, C]."""
+
+    def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
+        scale, shift = kept
+        return layout.sum_rows(scale if slot == "weight" else shift).reshape(
+            layout.patients, *self.sources[slot].shape
+        )
+
+    def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
+        scale, shift = kept
+        return _per_row(scale if slot == "weight" else shift, factors).sum(0).reshape(self.sources[slot].shape)
+
+
+class GroupNorm(Function):
+    """Group norm of x [rows, C, …]; instance norm is the case of one channel a group."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, token: Tensor, x: Tensor, w: Tensor | None, b: Tensor | None, groups: int, eps: float, use: ScaleUse
+    ) -> Tensor:
+        x = x.contiguous()
+        n, c = x.shape[:2]
+        out, mean, rstd = torch.native_group_norm(x, w, b, n, c, x[0, 0].numel(), groups, eps)
+        ctx.save_for_backward(x, w, mean, rstd)
+        ctx.groups, ctx.use = groups, use
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, mean, rstd = ctx.saved_tensors
+        g = g.contiguous()
+        n, c = x.shape[:2]
+        groups = ctx.groups
+        gp, xp = precise(g).reshape(n, c, -1), precise(x).reshape(n, c, -1)
+        shift = gp.sum(2)
+        product = torch.linalg.vecdot(gp, xp)
+        spread = (n, groups, c // groups)
+        centre = mean.reshape(n, groups, 1).expand(spread).reshape(n, c)
+        scale = (product - centre * shift) * rstd.reshape(n, groups, 1).expand(spread).reshape(n, c)
+        ctx.use.tape.receive(ctx.use, scale, shift)
+        gx = None
+        if ctx.needs_input_grad[1]:
+            gx = torch.ops.aten.native_group_norm_backward(
+                g, x, mean, rstd, w, n, c, xp.shape[2], groups, [True, False, False]
+            )[0]
+        return None, gx, None, None, None, None, None
+
+
+class LayerNorm(Function):
+    """Layer norm of x [rows, …, *shape]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, token: Tensor, x: Tensor, shape: list[int], w: Tensor | None, b: Tensor | None, eps: float,
+        use: ScaleUse,
+    ) -> Tensor:  # fmt: skip
+        out, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
+        ctx.save_for_backward(x, w, b, mean, rstd)
+        ctx.shape, ctx.use = shape, use
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, b, mean, rstd = ctx.saved_tensors
+        g = g.contiguous()
+        size = math.prod(ctx.shape)
+        gp = precise(g).reshape(len(x), -1, size)
+        xp = precise(x).reshape(len(x), -1, size)
+        normal = (xp - mean.reshape(len(x), -1, 1)).mul_(rstd.reshape(len(x), -1, 1)).mul_(gp)
+        ctx.use.tape.receive(ctx.use, normal.sum(1), gp.sum(1))
+        gx = None
+        if ctx.needs_input_grad[1]:
+            gx = torch.ops.aten.native_layer_norm_backward(g, x, ctx.shape, mean, rstd, w, b, [True, False, False])[0]
+        return None, gx, None, None, None, None, None
+
+
+class PReLUUse(Use):
+    """One slope, or one a channel; kept is the gradient by place [rows, C, …]."""
+
+    def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
+        return layout.sum_rows(self._by_row(kept)).reshape(layout.patients, *self.sources[slot].shape)
+
+    def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
+        return _per_row(self._by_row(kept), factors).sum(0).reshape(self.sources[slot].shape)
+
+    def _by_row(self, kept: Sequence[Tensor]) -> Tensor:
+        by_place = precise(kept[0])
+        if self.sources["weight"].shape.numel() == 1:
+            return by_place.reshape(len(by_place), -1).sum(1, keepdim=True)
+        return by_place.reshape(*by_place.shape[:2], -1).sum(2)
+
+
+class PReLU(Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, x: Tensor, w: Tensor, use: PReLUUse) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.use = use
+        return torch.nn.functional.prelu(x, w)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        slope = w.reshape(-1, *[1] * (x.dim() - 2)) if x.dim() > 1 else w
+        gx, gw = torch.ops.aten._prelu_kernel_backward(g, x, slope.expand_as(x) if x.dim() == 1 else slope)
+        ctx.use.tape.receive(ctx.use, gw)
+        return None, gx, None, None
+
+
+class EmbeddingUse(Use):
+    """Rows of a table [V, D] by index [rows, …]; the output gradient is [rows, …, D]."""
+
+    def __init__(self, tape: Tape, padding: int | None, **slots: Source | None) -> None:
+        super().__init__(tape, **slots)
+        self.padding = padding
+
+    def _masked(self, index: Tensor, g: Tensor) -> Tensor:
+        g = precise(g)
+        return g if self.padding is None else g.masked_fill((index == self.padding).unsqueeze(-1), 0)
+
+    def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
+        index, g = kept
+        size, width = self.sources[slot].shape
+        index = index.reshape(len(index), -1)
+        g = self._masked(index, g.reshape(*index.shape, width))
+        owner = layout.per_row(torch.arange(layout.patients, device=g.device), len(index)).unsqueeze(1)
+        out = g.new_zeros(layout.patients * size, width)
+        out.index_add_(0, (owner * size + index).flatten(), g.flatten(0, 1))
+        return out.view(layout.patients, size, width)
+
+    def norms(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+        index, g = kept
+        t = index[0].numel() * (len(index) // layout.records) * layout.most
+        if t * t > g.shape[-1] * self.sources[slot].shape[0]:
+            return None
+        squared = torch.zeros(layout.patients, dtype=precise(g[:0]).dtype, device=g.device)
+        bound = squared.clone()
+        for members, (rows, gs) in layout.groups(index, self._masked(index, g)):
+            rows, gs = rows.flatten(1), gs.flatten(1, -2)
+            products = torch.bmm(gs, gs.transpose(1, 2))
+            squared[members] = (products * (rows.unsqueeze(1) == rows.unsqueeze(2))).sum((1, 2))
+            bound[members] = products.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().sum(1).square()
+        return squared, bound
+
+    def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
+        index, g = kept
+        g = _per_row(self._masked(index, g), factors)
+        return g.new_zeros(self.sources[slot].shape).index_add_(0, index.flatten(), g.flatten(0, -2))
+
+
+class Embedding(Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, index: Tensor, w: Tensor, use: EmbeddingUse) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.use = use
+        return torch.nn.functional.embedding(index, w)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        ctx.use.tape.receive(ctx.use, index, g.contiguous())
+        return None, None, None, None
+
+
+class SpreadUse(Use):
+    """A value given to every row alike; kept is the gradient of each row's copy [rows, *shape]."""
+
+    def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
+        (g,) = kept
+        return layout.sum_rows(precise(g)).reshape(layout.patients, *self.sources[slot].shape)
+
+    def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
+        (g,) = kept
+        return _per_row(precise(g), factors).sum(0).reshape(self.sources[slot].shape)
+
+
+class Spread(Function):
+    """The value [*shape] as [rows, *shape]: what broadcasting does, but the gradient comes back by row."""
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, value: Tensor, rows: int, use: SpreadUse) -> Tensor:
+        ctx.use = use
+        return value.expand(rows, *value.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.use.tape.receive(ctx.use, g)
+        return None, None, None, None

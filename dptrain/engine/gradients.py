@@ -1,0 +1,467 @@
+"""Clipped sums of patients' gradients, from one forward and one backward pass."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dptrain.engine.coverage import coverage, refuse_mixing
+from dptrain.engine.layout import Layout
+from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise
+from dptrain.engine.views import Recorder, Seen
+from dptrain.errors import CheckRefused
+
+MARGIN = 1e-3
+"""η: gradients are clipped to C(1−η), so that rounding in norms, factors and products cannot pass C."""
+
+
+@dataclass
+class ClippedSum:
+    """Σ over the patients of a chunk of their clipped gradients.
+
+    Attributes:
+        sums: parameter name -> sum, in the parameter's shape; float32 (float64 for float64 parameters).
+        parameters: parameter name -> the parameter.
+        patients: P, patients of the chunk.
+        nonfinite: patients whose gradient was not finite and counted as zero (restricted: follows the data).
+        norms: each patient's norm before clipping [P], inf or NaN as found (restricted).
+        max_grad_norm: what the gradients were clipped to.
+    """
+
+    sums: dict[str, Tensor]
+    parameters: dict[str, nn.Parameter]
+    patients: int
+    nonfinite: int
+    norms: Tensor
+    max_grad_norm: float
+    used: bool = field(default=False, repr=False)
+
+
+class PatientGradients:
+    """Patient gradients of a network, clipped and summed.
+
+        grads = PatientGradients(model, max_grad_norm=1.0)
+        losses = loss_fn(model(image), label)                  # [N], one a record or view
+        chunk = grads.clipped_sum(losses, patient, patients)   # one backward pass
+
+    Formal guarantee: for separable networks (no record's output depends on another's) `sums` has l2
+    sensitivity `max_grad_norm` to adding or removing one patient. A patient's gradient is the mean over the
+    records and views that the chunk holds of the patient, clipped to C(1−η) with η = :data:`MARGIN`; what the
+    margin covers are the roundings of norms, factors and products in float32.
+
+    | case | result |
+    |---|---|
+    | no record at all (N = 0) | sums of zero |
+    | a patient without a record, or with a zero gradient | contributes zero |
+    | a gradient with NaN or infinity | counts as zero, and in `nonfinite`; the others are untouched |
+    | `max_grad_norm=inf` | plain sums of the patients' mean gradients |
+    | a parameter that the forward pass did not use | a sum of zero |
+    | frozen parameters (`requires_grad=False`) | no sum, no cost |
+    | a loss that another way than the network's parameters' reaches (an LSTM's flat weights) | one backward pass a patient, with one warning |
+
+    While it is attached, plain `backward()` through the network gives no gradients; :meth:`detach` gives the
+    network back. Outside of a forward pass with gradients the network is untouched: it can be evaluated,
+    saved and copied.
+
+    Args:
+        model: the network; every trainable parameter in it gets a sum.
+        max_grad_norm: C, the clip; `inf` for none.
+        rules: parameter name, or a module's name for all of its parameters -> `one-by-one`, the slow exact way
+            for what no rule fits (for instance layers that take the sequence before the batch).
+        measure: choose between equally exact ways of forming convolution gradients by timing them once a
+            shape; off: by counting multiplications.
+        verify: compare one patient's gradients with plain autograd's in the first chunk of two patients or
+            more.
+
+    Raises:
+        CheckRefused: a parameter without a rule, a layer that mixes records, a first chunk whose gradients do
+            not come from the patients' own rows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        max_grad_norm: float,
+        rules: Mapping[str, str] | None = None,
+        measure: bool = True,
+        verify: bool = True,
+    ) -> None:
+        if not max_grad_norm > 0:
+            raise CheckRefused(f"max_grad_norm={max_grad_norm} must be above 0.")
+        coverage(model)
+        self.model = model
+        self.max_grad_norm = float(max_grad_norm)
+        self._recorder = Recorder(measure)
+        self._sources: dict[int, Source] = {}
+        self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self._stand_ins: dict[int, Seen] = {}
+        self._slow: dict[str, Source] = {}
+        self._explored: set[bool] = set()
+        self._unverified = verify
+        self._entered = 0
+        self._collect()
+        for name, rule in (rules or {}).items():
+            found = [s for s in self._sources.values() if s.name == name or s.name.startswith(f"{name}.")]
+            if rule != "one-by-one" or not found:
+                raise CheckRefused(
+                    f"rules: {name}={rule} is not accepted.",
+                    remedy="Give the name of a trainable parameter or module, and 'one-by-one'.",
+                )
+            self._slow.update({source.name: source for source in found})
+        self._handles = [
+            model.register_forward_pre_hook(self._enter, with_kwargs=True),
+            model.register_forward_hook(self._leave, always_call=True),
+        ]
+
+    # --- watching the forward pass --------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        """Find the trainable parameters and where modules hold them."""
+        known = self._sources
+        self._sources, self._places = {}, []
+        for prefix, module in self.model.named_modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None or not parameter.requires_grad:
+                    continue
+                if id(parameter) not in self._sources:
+                    full = f"{prefix}.{name}" if prefix else name
+                    self._sources[id(parameter)] = known.get(id(parameter)) or Source(full, parameter)
+                self._places.append((module, name, parameter))
+        self._modules = [module for module in self.model.modules() if _mixes(module)]
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if module is not self.model or not torch.is_grad_enabled():
+            return None
+        self._entered += 1
+        if self._entered > 1:
+            return None
+        refuse_mixing(self._modules)
+        args = tuple(_ordinary(a) for a in args)
+        kwargs = {key: _ordinary(value) for key, value in kwargs.items()}
+        first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 0), None)
+        if first is None:
+            raise CheckRefused("the network's input must be a tensor with records first, [N, …].")
+        self._collect()
+        records = len(first)
+        tape = self._recorder.tape
+        if tape is None or tape.records != records:
+            tape = self._recorder.tape = Tape(records)
+        self._install()
+        return args, kwargs
+
+    def _install(self) -> None:
+        for module, name, parameter in self._places:
+            if self._sources[id(parameter)].name in self._slow:
+                continue
+            stand_in = self._stand_ins.get(id(parameter))
+            if stand_in is None or stand_in.data_ptr() != parameter.data_ptr() or stand_in.dtype != parameter.dtype:
+                stand_in = Seen.make(self._sources[id(parameter)], self._recorder)
+                self._stand_ins[id(parameter)] = stand_in
+            module.__dict__[name] = stand_in
+
+    def _remove(self) -> None:
+        for module, name, _ in self._places:
+            module.__dict__.pop(name, None)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module is not self.model or self._entered == 0:
+            return
+        self._entered -= 1
+        if self._entered == 0:
+            self._remove()
+
+    def detach(self) -> None:
+        """Give the network back as it was."""
+        self._entered = 0
+        self._remove()
+        for handle in self._handles:
+            handle.remove()
+        self._recorder.tape = None
+
+    # --- the clipped sum ------------------------------------------------------------------------------------------
+
+    def clipped_sum(self, losses: Tensor, patient: Tensor, patients: int) -> ClippedSum:
+        """Run the backward pass and return the sum of the patients' clipped gradients.
+
+        Args:
+            losses: [N], one a record or view, from a forward pass of the watched network.
+            patient: integers [N] in 0…P−1.
+            patients: P; those without a record contribute zero.
+
+        Raises:
+            CheckRefused: losses that are no [N], or that the network's parameters do not reach; a layer whose
+                gradients do not come from the patients' own rows.
+        """
+        if losses.dim() != 1 or len(losses) != len(patient):
+            raise CheckRefused(
+                f"losses {tuple(losses.shape)} and patient {tuple(patient.shape)} must both be one a record, [N].",
+                remedy="Reduce the loss over pixels and classes only, never over records.",
+            )
+        tape, self._recorder.tape = self._recorder.tape, None
+        if len(losses) == 0 or patients == 0:
+            return self._empty(patients, losses.device)
+        if tape is None or not losses.requires_grad:
+            raise CheckRefused(
+                "no forward pass of the watched network leads to these losses.",
+                remedy="Call the network with gradients enabled, then clipped_sum once.",
+            )
+        if tape.records != len(losses):
+            raise CheckRefused(f"the network saw {tape.records} records, but there are {len(losses)} losses.")
+        layout = Layout(patient.to(losses.device), patients)
+        tape.layout = layout
+        with torch.autocast(losses.device.type, enabled=False):
+            return self._sum(tape, layout, losses)
+
+    def _sum(self, tape: Tape, layout: Layout, losses: Tensor) -> ClippedSum:
+        weights = layout.record_weight.to(losses.dtype)
+        training = self.model.training
+        verify = self._unverified and layout.patients > 1
+        explore = training not in self._explored
+        watched = [source for source in self._sources.values() if source.name not in self._slow]
+        self._install()
+        try:
+            tape.mode = "record"
+            reached = torch.autograd.grad(
+                losses,
+                [self._recorder.token, *(source.plain for source in watched)],
+                weights,
+                allow_unused=True,
+                retain_graph=True if verify or explore or self._slow else None,
+            )[1:]
+        finally:
+            self._remove()
+        unexpected = [source for source, gradient in zip(watched, reached, strict=True) if gradient is not None]
+        if unexpected and not explore:
+            raise CheckRefused(
+                f"{unexpected[0].name} reached the loss by a way without a rule that it did not take before.",
+                remedy=f"Give rules={{'{unexpected[0].name}': 'one-by-one'}}.",
+            )
+        if unexpected:
+            self._warn(unexpected, layout.patients)
+            self._slow.update({source.name: source for source in unexpected})
+        self._explored.add(training)
+        tape.mode = "off"
+        with torch.no_grad(), exact_math(losses.device):
+            self._descend(tape, layout)
+            for source in self._slow.values():
+                if source in tape.gradients or source in tape.deferred:
+                    self._form(tape, layout, source)
+            self._one_by_one(tape, layout, losses, weights)
+            if verify:
+                self._verify(tape, layout, losses, weights)
+                self._unverified = False
+            return self._clip(tape, layout, losses.device)
+
+    def _form(self, tape: Tape, layout: Layout, source: Source) -> None:
+        """Turn kept tensors into patient gradients."""
+        kept = tape.deferred.pop(source, None)
+        if kept is not None:
+            tape.add(source, kept.use.patient_gradients(kept.slot, layout, kept.kept))
+
+    def _descend(self, tape: Tape, layout: Layout) -> None:
+        """Carry the patient gradients of values computed from parameters on to the parameters."""
+        for source in tape.derived:
+            gradients = tape.gradients.pop(source, None)
+            if gradients is None:
+                continue
+            plain = [root.plain for root in source.roots]
+            seeds = gradients.to(source.plain.dtype)
+            try:
+                parts = torch.autograd.grad(
+                    source.plain, plain, seeds, is_grads_batched=True, retain_graph=True, allow_unused=True
+                )
+            except RuntimeError:
+                each = [
+                    torch.autograd.grad(source.plain, plain, seed, retain_graph=True, allow_unused=True)
+                    for seed in seeds
+                ]
+                parts = tuple(
+                    None if column[0] is None else torch.stack(list(column)) for column in zip(*each, strict=True)
+                )
+            for root, part in zip(source.roots, parts, strict=True):
+                if part is not None:
+                    tape.add(root, precise(part))
+
+    def _warn(self, sources: list[Source], patients: int) -> None:
+        names = ", ".join(sorted({source.name.rpartition(".")[0] or source.name for source in sources}))
+        warnings.warn(
+            f"no fast rule for how {names} uses its parameters: their gradients are formed one patient at a time, "
+            f"exactly, at the cost of one more backward pass for each of the chunk's patients ({patients} now).",
+            stacklevel=4,
+        )
+
+    def _one_by_one(self, tape: Tape, layout: Layout, losses: Tensor, weights: Tensor) -> None:
+        """Patient gradients of parameters without a rule: a backward pass for each patient."""
+        slow = [source for source in self._slow.values() if source.plain.requires_grad]
+        if not slow:
+            return
+        plain = [source.plain for source in slow]
+        formed = [
+            p.new_zeros(layout.patients, *p.shape, dtype=precise(p[..., :0]).dtype if p.dim() else None)
+            for p in plain
+        ]
+        for i in range(layout.patients):
+            seed = weights * (layout.patient == i)
+            parts = torch.autograd.grad(losses, plain, seed, retain_graph=True, allow_unused=True)
+            for whole, part in zip(formed, parts, strict=True):
+                if part is not None:
+                    whole[i] = part
+        for source, whole in zip(slow, formed, strict=True):
+            tape.add(source, whole)
+
+    def _verify(self, tape: Tape, layout: Layout, losses: Tensor, weights: Tensor) -> None:
+        """Compare one patient with what a plain backward pass of that patient's losses alone gives."""
+        squared = self._squared(tape, layout)
+        good = torch.nonzero(torch.isfinite(squared) & (squared > 0)).flatten().tolist()
+        if not good:
+            return
+        i = good[0]
+        tape.mode = "verify"
+        seed = weights * (layout.patient == i)
+        torch.autograd.grad(losses, [self._recorder.token], seed, allow_unused=True, retain_graph=True)
+        tape.mode = "off"
+        chosen = torch.zeros(layout.patients, dtype=squared.dtype, device=squared.device)
+        chosen[i] = 1
+        truth: dict[Source, Tensor] = {}
+        for source, whole in tape.truth.items():
+            if source.is_root:
+                truth[source] = truth[source] + whole if source in truth else whole
+                continue
+            plain = [root.plain for root in source.roots]
+            parts = torch.autograd.grad(
+                source.plain, plain, whole.to(source.plain.dtype), retain_graph=True, allow_unused=True
+            )
+            for root, part in zip(source.roots, parts, strict=True):
+                if part is not None:
+                    truth[root] = truth[root] + part if root in truth else part
+        scale = float(squared[i].sqrt())
+        for source, whole in truth.items():
+            if source.name in self._slow:
+                continue
+            ours = self._weighted(tape, layout, source, chosen)
+            gap = float((ours - whole).norm())
+            if not gap <= 1e-3 * max(float(whole.norm()), float(ours.norm())) + 1e-5 * scale:
+                raise CheckRefused(
+                    f"the gradient of {source.name} does not come from the patient's own rows: a layer mixes the "
+                    "records of a batch, or does not hold them in its first dimension.",
+                    remedy=f"If it is only the order of dimensions, give rules={{'{source.name}': 'one-by-one'}}.",
+                )
+        tape.truth = {}
+
+    def _squared(self, tape: Tape, layout: Layout) -> Tensor:
+        """Squared norm of each patient's gradient [P], in float64."""
+        total = torch.zeros(layout.patients, dtype=torch.float64, device=layout.device)
+        for source, gradients in tape.gradients.items():
+            if source.is_root:
+                total += torch.linalg.vector_norm(gradients.reshape(layout.patients, -1), dim=1).double().square()
+        for kept in tape.deferred.values():
+            total += kept.squared
+        return total
+
+    def _weighted(self, tape: Tape, layout: Layout, source: Source, factors: Tensor) -> Tensor:
+        """Σ_i factors[i] · gradient_i of one parameter."""
+        total: Tensor | None = None
+        if source in tape.gradients:
+            flat = tape.gradients[source].reshape(layout.patients, -1)
+            total = (factors.to(flat.dtype) @ flat).view(source.shape)
+        kept = tape.deferred.get(source)
+        if kept is not None:
+            rows = layout.per_row(factors, len(kept.kept[-1]))
+            part = kept.use.weighted(kept.slot, kept.kept, rows)
+            total = part if total is None else total + part
+        if total is None:
+            return torch.zeros(source.shape, dtype=_sum_dtype(source.plain), device=source.plain.device)
+        return total.to(_sum_dtype(source.plain))
+
+    def _clip(self, tape: Tape, layout: Layout, device: torch.device) -> ClippedSum:
+        goal = self.max_grad_norm * (1 - MARGIN)
+        self._recompute_doubtful(tape, layout, goal)
+        squared = self._squared(tape, layout)
+        finite = torch.isfinite(squared)
+        nonfinite = layout.patients - int(finite.sum())
+        norms = squared.sqrt()
+        factors = (goal / norms).clamp(max=1.0) if math.isfinite(goal) else torch.ones_like(norms)
+        if nonfinite:
+            factors = torch.where(finite, factors, 0.0)
+            self._silence(tape, layout, ~finite)
+        sums = {s.name: self._weighted(tape, layout, s, factors) for s in self._sources.values()}
+        parameters = {s.name: s.plain for s in self._sources.values()}
+        return ClippedSum(sums, parameters, layout.patients, nonfinite, norms, self.max_grad_norm)  # type: ignore[arg-type]
+
+    def _recompute_doubtful(self, tape: Tape, layout: Layout, goal: float) -> None:
+        """Form the gradients where Gram norms lost too much to cancellation.
+
+        The rounding error of a Gram norm is at most a few units in the last place of its bound. It matters
+        where it could move a patient's whole norm by a quarter of the margin, measured against the clip or the norm,
+        whichever is larger.
+        """
+        if not tape.deferred:
+            return
+        error = torch.zeros(layout.patients, dtype=torch.float64, device=layout.device)
+        negative = torch.zeros(layout.patients, dtype=torch.bool, device=layout.device)
+        for kept in tape.deferred.values():
+            error += 4 * torch.finfo(kept.bound.dtype).eps * kept.bound
+            negative |= kept.squared < 0
+        size = self._squared(tape, layout).clamp_min(0)
+        if math.isfinite(goal):
+            size = size.clamp_min(goal * goal)
+        doubtful = torch.nonzero((error > MARGIN / 4 * size) | negative).flatten()
+        if not len(doubtful):
+            return
+        for kept in tape.deferred.values():
+            kept.squared = kept.squared.double()
+            kept.squared[doubtful] = self._norms_formed(kept, layout, doubtful)
+
+    def _norms_formed(self, kept: Deferred, layout: Layout, chosen: Tensor) -> Tensor:
+        """Squared norms [len(chosen)] from formed gradients, one patient at a time."""
+        norms = []
+        for i in chosen.tolist():
+            rows = torch.nonzero(layout.patient == i).flatten()
+            parts = [t.reshape(layout.records, -1, *t.shape[1:])[rows].flatten(0, 1) for t in kept.kept]
+            alone = Layout(torch.zeros(len(rows), dtype=torch.int64, device=layout.device), 1)
+            formed = kept.use.patient_gradients(kept.slot, alone, parts)
+            norms.append(torch.linalg.vector_norm(formed).double().square())
+        return torch.stack(norms)
+
+    def _silence(self, tape: Tape, layout: Layout, bad: Tensor) -> None:
+        """Make the rows of non-finite patients zero before anything is multiplied with them (0·NaN = NaN)."""
+        for gradients in tape.gradients.values():
+            gradients[bad] = 0
+        for kept in tape.deferred.values():
+            kept.kept = tuple(
+                t.masked_fill(layout.per_row(bad, len(t)).view(-1, *[1] * (t.dim() - 1)), 0) for t in kept.kept
+            )
+
+    def _empty(self, patients: int, device: torch.device) -> ClippedSum:
+        self._collect()
+        sums = {
+            s.name: torch.zeros(s.shape, dtype=_sum_dtype(s.plain), device=s.plain.device)
+            for s in self._sources.values()
+        }
+        parameters = {s.name: s.plain for s in self._sources.values()}
+        norms = torch.zeros(patients, dtype=torch.float64, device=device)
+        return ClippedSum(sums, parameters, patients, 0, norms, self.max_grad_norm)  # type: ignore[arg-type]
+
+
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _ordinary(value: Any) -> Any:
+    """MetaTensors and other subclasses as plain tensors: their hooks have no part in the step."""
+    if isinstance(value, Tensor) and type(value) not in (Tensor, nn.Parameter):
+        return value.as_subclass(Tensor)
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_ordinary(item) for item in value)
+    return value
+
+
+def _mixes(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase)

@@ -1,0 +1,92 @@
+"""Which rows of a batch belong to which patient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dptrain.errors import CheckRefused
+
+
+class Layout:
+    """The patients of one chunk.
+
+    Args:
+        patient: integers [N] in 0…P−1, the patient of each record (any order, any number of records each).
+        patients: P; a patient without a record has a zero gradient.
+
+    Rows of a tensor inside the network are N·k: k consecutive rows a record (attention windows fold into the
+    first dimension that way). Patients with equally many records are handled together, without a copy where
+    their rows already lie side by side.
+    """
+
+    def __init__(self, patient: Tensor, patients: int) -> None:
+        where = patient.detach().to("cpu", torch.int64)
+        if where.dim() != 1:
+            raise CheckRefused(f"patient must be one number a record, [N]; it has shape {tuple(where.shape)}.")
+        if len(where) and not (0 <= int(where.min()) and int(where.max()) < patients):
+            raise CheckRefused(f"patient numbers must lie in 0…{patients - 1} (patients={patients}).")
+        self.records = len(where)
+        self.patients = patients
+        self.device = patient.device
+        self.patient = patient.detach().to(torch.int64)
+        counts = torch.bincount(where, minlength=patients)
+        self.counts = counts.to(self.device)
+        self._host_counts = counts.tolist()
+        most = max(self._host_counts, default=0)
+        self.uniform = (
+            most if most * patients == self.records and bool((where.diff() >= 0).all()) and most > 0 else None
+        )
+        self._groups: list[tuple[int, Tensor, Tensor]] = []
+        if self.uniform is None and self.records:
+            order = torch.argsort(where, stable=True)
+            first = torch.cumsum(counts, 0) - counts
+            for count in sorted(set(self._host_counts) - {0}):
+                members = torch.nonzero(counts == count).flatten()
+                rows = order[first[members, None] + torch.arange(count)]
+                self._groups.append((count, members.to(self.device), rows.to(self.device)))
+
+    @property
+    def record_weight(self) -> Tensor:
+        """1 / (records of its patient) for each record [N]: a patient's gradient is the mean of its records'."""
+        return 1.0 / self.counts[self.patient].to(torch.float64)
+
+    @property
+    def most(self) -> int:
+        """Records of the patient who has most."""
+        return max(self._host_counts, default=0)
+
+    def per_row(self, values: Tensor, rows: int) -> Tensor:
+        """Spread a value per patient [P] to the rows [N·k] of an activation."""
+        spread = values[self.patient]
+        k = rows // self.records
+        return spread if k == 1 else spread.repeat_interleave(k)
+
+    def groups(self, *tensors: Tensor) -> Iterator[tuple[Tensor | slice, list[Tensor]]]:
+        """(patients, [tensor [m, R·k, …] of each]) for each set of m patients with R records each.
+
+        The tensors have N·k rows (their k may differ).
+        """
+        if self.uniform is not None:
+            yield slice(None), [t.reshape(self.patients, -1, *t.shape[1:]) for t in tensors]
+            return
+        for _, members, rows in self._groups:
+            yield (
+                members,
+                [
+                    t.reshape(self.records, -1, *t.shape[1:])[rows.flatten()].reshape(len(members), -1, *t.shape[1:])
+                    for t in tensors
+                ],
+            )
+
+    def sum_rows(self, values: Tensor) -> Tensor:
+        """Add up the rows [N·k, …] of each patient: [P, …]."""
+        if self.uniform is not None:
+            if len(values) == self.patients:
+                return values
+            return values.reshape(self.patients, -1, *values.shape[1:]).sum(1)
+        if len(values) != self.records:
+            values = values.reshape(self.records, -1, *values.shape[1:]).sum(1)
+        return values.new_zeros(self.patients, *values.shape[1:]).index_add_(0, self.patient, values)

@@ -1,0 +1,156 @@
+"""What one forward and backward pass leaves behind: patient gradients, or the tensors they are made of.
+
+A :class:`Use` is one call of one operation on trainable parameters. In the backward pass it hands the tensors
+that its weight gradient would be made of to the :class:`Tape`, which keeps, for each parameter, either the
+patients' gradients [P, *shape] or those tensors and the norms. Nothing is summed over patients before the
+clip factors are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dptrain.engine.layout import Layout
+from dptrain.errors import CheckRefused
+
+
+class Source:
+    """A value that operations take as weight: a parameter, or something computed from parameters alone."""
+
+    __slots__ = ("name", "plain", "roots", "shape")
+
+    def __init__(self, name: str, plain: Tensor, roots: tuple[Source, ...] = ()) -> None:
+        self.name = name
+        self.plain = plain
+        self.shape = plain.shape
+        self.roots = roots or (self,)
+
+    @property
+    def is_root(self) -> bool:
+        return isinstance(self.plain, nn.Parameter)
+
+
+class Use:
+    """One call of an operation. Subclasses hold its settings and know its weight gradients.
+
+    Attributes:
+        sources: slot ("weight", "bias") -> the source there, trainable ones only.
+    """
+
+    def __init__(self, tape: Tape, **slots: Source | None) -> None:
+        self.tape = tape
+        self.sources = {slot: source for slot, source in slots.items() if source is not None}
+        for source in self.sources.values():
+            tape.count(source)
+
+    def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
+        """[P, *shape] in float32 (float64 for float64 tensors)."""
+        raise NotImplementedError
+
+    def norms(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+        """(squared norms [P], what they could be at most [P]) without the gradients, or None to form those.
+
+        The second value bounds the sum of the absolute terms that the first was made of: their ratio says
+        how much was lost to cancellation.
+        """
+        return None
+
+    def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
+        """The weight gradient of the rows, each weighted with its factor [rows]; plain sum for None."""
+        raise NotImplementedError
+
+
+@dataclass
+class Deferred:
+    """Tensors kept until the clip factors are known."""
+
+    use: Use
+    slot: str
+    kept: tuple[Tensor, ...]
+    squared: Tensor
+    bound: Tensor
+
+
+class Tape:
+    """One chunk's record, from the forward pass to the clipped sum.
+
+    Args:
+        records: N, rows of the network's input.
+    """
+
+    def __init__(self, records: int) -> None:
+        self.records = records
+        self.mode = "idle"
+        self.layout: Layout | None = None
+        self.uses: dict[Source, int] = {}
+        self.derived: list[Source] = []
+        self.gradients: dict[Source, Tensor] = {}
+        self.deferred: dict[Source, Deferred] = {}
+        self.truth: dict[Source, Tensor] = {}
+
+    def count(self, source: Source, uses: int = 1) -> None:
+        """Note that `source` was used in the forward pass."""
+        self.uses[source] = self.uses.get(source, 0) + uses
+
+    def derive(self, source: Source) -> Source:
+        """Note a value computed from parameters; its gradients go on to them at the end."""
+        self.derived.append(source)
+        for root in source.roots:
+            self.count(root, 2)
+        return source
+
+    def receive(self, use: Use, *kept: Tensor) -> None:
+        """Called in the backward pass with what the use's weight gradients are made of."""
+        if self.mode == "off":
+            return
+        if self.layout is None:
+            raise CheckRefused(
+                "a backward pass ran outside clipped_sum: parameters get no gradients while PatientGradients "
+                "holds the network.",
+                remedy="Call clipped_sum(losses, patient, patients) instead of backward(), or detach() first.",
+            )
+        kept = tuple(tensor.detach() for tensor in kept)
+        with exact_math(kept[-1].device):
+            for slot, source in use.sources.items():
+                if self.mode == "verify":
+                    whole = use.weighted(slot, kept, None)
+                    self.truth[source] = self.truth[source] + whole if source in self.truth else whole
+                    continue
+                if self.uses.get(source) == 1 and source.is_root:
+                    known = use.norms(slot, self.layout, kept)
+                    if known is not None:
+                        self.deferred[source] = Deferred(use, slot, kept, *known)
+                        continue
+                self.add(source, use.patient_gradients(slot, self.layout, kept))
+
+    def add(self, source: Source, gradients: Tensor) -> None:
+        """Add to a source's patient gradients [P, *shape]."""
+        if source in self.gradients:
+            self.gradients[source] = self.gradients[source] + gradients
+        else:
+            self.gradients[source] = gradients
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or float64 where it is that."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+class exact_math:  # noqa: N801
+    """Products in true float32 on CUDA (no TF32) while it is entered."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def __enter__(self) -> None:
+        if self.cuda:
+            self.saved = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+    def __exit__(self, *_: object) -> None:
+        if self.cuda:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.saved
