@@ -1,0 +1,81 @@
+"""Write an edition of the report into a run folder, whole or not at all.
+
+The controller's edition lies in `restricted/report/` (0700, 0600), the public one in `report/`. Beside the faces
+stands `manifest.json`: their hashes, their language, and the versions that made them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dptrain import __version__
+from dptrain.errors import ConfigError
+from dptrain.report import facts as facts_module
+from dptrain.report.facts import Facts
+from dptrain.training.runfolder import RunFolder, whole_or_nothing
+
+MANIFEST_SCHEMA = "dptrain.report/1"
+MANIFEST = "manifest.json"
+MAKERS = ("typst", "matplotlib", "Jinja2", "PyYAML")
+
+
+def build(
+    folder: str | os.PathLike[str], lang: str = "en", edition: str = "controller", *, ledger: Any = None
+) -> Path:
+    """Write the report of a run folder and return the folder it was written to.
+
+    Args:
+        lang: `de` or `en`.
+        edition: `controller` (restricted/report/) or `public` (report/; what a recorded decision names).
+        ledger: the cohort's `CohortStatus`, where it can be had: adds the history of charges.
+
+    Raises:
+        ConfigError: no run there, or an unknown language or edition.
+    """
+    place = RunFolder(folder)
+    facts = facts_module.read(place.path, ledger=ledger)
+    if edition == "public":
+        facts = facts_module.public(facts)
+    elif edition != "controller":
+        raise ConfigError(f"edition={edition} is unknown: controller or public.")
+    target = place.restricted_report if edition == "controller" else place.report
+    write(target, facts, lang, private=edition == "controller")
+    if edition == "controller":
+        place.note_access(f"report written ({lang})")
+    return target
+
+
+def write(target: Path, facts: Facts, lang: str, *, private: bool) -> None:
+    """Every face and the manifest. All faces are made before the first is written."""
+    from dptrain.report.faces import render
+
+    write_faces(target, render(facts, lang), facts["edition"], lang, private=private)
+
+
+def write_faces(target: Path, faces: dict[str, bytes], edition: str, lang: str, *, private: bool) -> None:
+    """Write rendered faces with their manifest into `target`."""
+    folders = [target.parent, target] if private else [target]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o755)
+    if private:
+        os.chmod(target, 0o700)
+    manifest = {
+        "schema": MANIFEST_SCHEMA,
+        "edition": edition,
+        "lang": lang,
+        "made_with": makers(),
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in faces.items()},
+    }
+    for name, content in {**faces, MANIFEST: (json.dumps(manifest, indent=1) + "\n").encode()}.items():
+        with whole_or_nothing(target / name, "wb", private=private) as file:
+            file.write(content)
+
+
+def makers() -> dict[str, str]:
+    """Versions that decide how a face looks, byte by byte."""
+    return {"dptrain": __version__, **{name: version(name) for name in MAKERS}}

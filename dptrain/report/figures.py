@@ -1,0 +1,299 @@
+"""The drawings of the report: facts -> SVG text. The same drawing goes into HTML and PDF.
+
+Colours are those of Okabe and Ito, which people with any common colour blindness tell apart; every series also
+differs by line style, marker or hatching, so the page can be read in black and white. Letters become paths,
+so a drawing looks the same everywhere; what it says stands in the text alternative beside it. Narrow on
+purpose: at 390 pixels the letters stay readable.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+from dptrain.report.facts import Facts
+from dptrain.report.language import Language
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, INK, SOFT, PALE = "#0072B2", "#B34700", "#00664d", "#1c2733", "#5b6672", "#d7dde3"
+WIDTH = 5.0
+LONGEST_LABEL = 30
+STYLE = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "dptrain",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "hatch.linewidth": 0.7,
+    "legend.frameon": False,
+    "text.usetex": False,
+    "axes.formatter.use_mathtext": False,
+    "text.parse_math": False,
+}
+
+
+def draw(name: str, facts: Facts, t: Language) -> str:
+    """The SVG of the figure `name` as it stands in the document (`kind:column` for groups)."""
+    import matplotlib
+
+    kind, _, column = name.partition(":")
+    with matplotlib.rc_context(STYLE):
+        figure = DRAWINGS[kind](facts, t, column)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _tidy(buffer.getvalue(), re.sub(r"[^a-z_]", "", kind) + (f"-{_hash(column)}" if column else ""))
+
+
+def _hash(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _tidy(svg: str, name: str) -> str:
+    """One svg element whose ids are its own, so that several can stand in one page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.S)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", svg)
+    return svg.strip()
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure as MplFigure
+
+    figure = MplFigure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def _local_ticks(axes: Axes, t: Language, *, x: int | None = 1, y: int | None = 1) -> None:
+    """Numbers on the axes as the language writes them."""
+    from matplotlib.ticker import FuncFormatter
+
+    for axis, digits in ((axes.xaxis, x), (axes.yaxis, y)):
+        if digits is not None:
+            axis.set_major_formatter(FuncFormatter(lambda value, _, d=digits: t.number(value, d)))
+
+
+def _square(axes: Axes) -> None:
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.grid(color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def odds(facts: Facts, t: Language, _: str) -> Figure:
+    """Two fields of 100 circles."""
+    pair = facts["odds"]["pairs"][1]
+    figure, axes = _axes(2.75)
+    for left, title, words, count, colour, hatch in (
+        (0, "figure.odds.left", "figure.odds.left.count", pair["without"], SOFT, "///"),
+        (13, "figure.odds.right", "figure.odds.right.count", pair["with_at_most"] or 0, BLUE, None),
+    ):
+        for place in range(100):
+            x, y = left + place % 10, 9 - place // 10
+            filled = place < count
+            axes.scatter(
+                [x], [y], s=62, marker="o", linewidths=0.8,
+                facecolors=colour if filled and not hatch else "white" if not filled else PALE,
+                edgecolors=colour if filled else "#9aa4ae",
+                hatch=hatch if filled else None,
+            )  # fmt: skip
+        axes.text(left + 4.5, 10.7, t(title), ha="center", va="bottom", fontsize=9.5, weight="bold")
+        axes.text(left + 4.5, -1.0, t(words, count=t.integer(count)), ha="center", va="top", fontsize=9)
+    axes.set_xlim(-1.2, 23.2)
+    axes.set_ylim(-2.3, 12)
+    axes.set_aspect("equal")
+    axes.axis("off")
+    return figure
+
+
+def tradeoff(facts: Facts, t: Language, _: str) -> Figure:
+    """What the guarantee allows, what the audit measured, and guessing."""
+    figure, axes = _axes(3.7)
+    curve, audit = facts["privacy"]["tradeoff"], facts["audit"]
+    _square(axes)
+    axes.fill_between(curve["fpr"], curve["tpr"], 1, color=PALE, alpha=0.45, linewidth=0)
+    axes.plot(curve["fpr"], curve["tpr"], color=BLUE, linewidth=1.8, label=t("figure.tradeoff.ceiling"))
+    if audit is not None and audit["roc"] is not None:
+        roc = audit["roc"]
+        label = t("figure.tradeoff.measured")
+        axes.plot(roc["fpr"], roc["tpr"], color=ORANGE, linewidth=2, linestyle=(0, (1, 1.1)), label=label)
+    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (5, 3)), label=t("figure.tradeoff.chance"))
+    axes.set_xlabel(t("figure.tradeoff.x"))
+    axes.set_ylabel(t("figure.tradeoff.y"))
+    axes.set_aspect("equal")
+    axes.legend(loc="lower right", handlelength=2.6)
+    _local_ticks(axes, t)
+    return figure
+
+
+def epsilon_over_steps(facts: Facts, t: Language, _: str) -> Figure:
+    """ε as it grows."""
+    figure, axes = _axes(2.3)
+    steps, epsilon = zip(*facts["privacy"]["epsilon_over_steps"])
+    axes.plot(steps, epsilon, color=BLUE, linewidth=1.8)
+    axes.scatter([steps[-1]], [epsilon[-1]], color=BLUE, s=22, zorder=3)
+    axes.annotate(
+        f"ε = {t.epsilon(epsilon[-1])}", (steps[-1], epsilon[-1]), xytext=(-6, -12), textcoords="offset points", ha="right", va="top"
+    )  # fmt: skip
+    axes.set_xlim(0, steps[-1] * 1.02)
+    axes.set_ylim(0, max(epsilon) * 1.08 or 1)
+    axes.set_xlabel(t("figure.epsilon_over_steps.x"))
+    axes.set_ylabel("ε")
+    axes.grid(axis="y", color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    _local_ticks(axes, t, x=0, y=1)
+    return figure
+
+
+def budget(facts: Facts, t: Language, _: str) -> Figure:
+    """What was spent before, what this run added, what remains."""
+    spent = facts["budget"]
+    return budget_bar(spent["before"] or 0, spent["this"] or 0, spent["epsilon"], "figure.budget.this", t)
+
+
+def budget_bar(before: float, this: float, total: float, this_key: str, t: Language) -> Figure:
+    """One bar in three parts, each with its own hatching; the parts are named in a legend below."""
+    figure, axes = _axes(1.35)
+    remaining = max(total - before - this, 0.0)
+    parts = (
+        (before, "figure.budget.before", "#9aa4ae", "///", t.epsilon(before)),
+        (this, this_key, BLUE, None, t.epsilon(this)),
+        (remaining, "figure.budget.remaining", "white", "...", t.remaining(remaining)),
+    )
+    start = 0.0
+    for length, key, colour, hatch, number in parts:
+        axes.barh(0, length, left=start, color=colour, edgecolor=INK, hatch=hatch, linewidth=0.8, height=0.7,
+                  label=f"{t(key)}: {number}")  # fmt: skip
+        start += length
+    axes.set_xlim(0, max(total, start) * 1.001)
+    axes.set_ylim(-0.45, 0.45)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("ε")
+    axes.locator_params(axis="x", nbins=5)
+    _local_ticks(axes, t, x=1 if total < 20 else 0, y=None)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, columnspacing=1.1, handlelength=1.6)
+    return figure
+
+
+def survival(facts: Facts, t: Language, _: str) -> Figure:
+    """How many patients are at least so recognisable."""
+    figure, axes = _axes(2.6)
+    curve = facts["audit"]["survival"]
+    axes.step(curve["auc"], curve["share"], where="post", color=BLUE, linewidth=1.8)
+    axes.fill_between(curve["auc"], curve["share"], step="post", color=BLUE, alpha=0.12, linewidth=0)
+    axes.axvline(0.5, color=SOFT, linewidth=1, linestyle=(0, (5, 3)))
+    axes.text(0.5, 1.015, t("figure.survival.chance"), ha="center", va="bottom", fontsize=8.5, color=SOFT)
+    low, high = min([0.5, *curve["auc"]]), max([0.5, *curve["auc"]])
+    pad = 0.05 * (high - low or 1)
+    axes.set_xlim(low - pad, high + pad)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel(t("figure.survival.x"))
+    axes.set_ylabel(t("figure.survival.y"))
+    axes.grid(axis="y", color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    _local_ticks(axes, t, x=2)
+    return figure
+
+
+def _rows(t: Language, cells: list[tuple[str, float, float | None, float | None, float | None]], label: str, *, percent: bool) -> Figure:
+    """One row a group: point, interval, count of patients."""
+    figure, axes = _axes(0.75 + 0.36 * len(cells))
+    ends = [value for _, point, low, high, _ in cells for value in (point, low, high) if value is not None]
+    left, right = min(ends), max(ends)
+    pad = 0.12 * (right - left or 0.1)
+    for place, (name, point, low, high, patients) in enumerate(reversed(cells)):
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.3, solid_capstyle="butt")
+            for end in (low, high):
+                axes.plot([end, end], [place - 0.14, place + 0.14], color=INK, linewidth=1.3)
+        axes.plot([point], [place], marker="o", markersize=6, color=BLUE, markeredgecolor="white")
+        axes.text(1.02, place, t("figure.group.patients", count=t.integer(patients)), va="center",
+                  fontsize=8, color=SOFT, transform=axes.get_yaxis_transform())  # fmt: skip
+        del name
+    names = [name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…" for name, *_ in reversed(cells)]
+    axes.set_yticks(range(len(cells)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(-0.6, len(cells) - 0.4)
+    axes.set_xlim(max(0.0, left - pad), min(1.0, right + pad) if right <= 1 else right + pad)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+    if percent:
+        from matplotlib.ticker import FuncFormatter
+
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: t.percent(value, 0 if right - left > 0.05 else 1)))
+    else:
+        _local_ticks(axes, t, x=2 if right - left > 0.04 else 3, y=None)
+    return figure
+
+
+def utility_group(facts: Facts, t: Language, column: str) -> Figure:
+    """The main metric by group."""
+    main = facts["utility"]["main"]
+    cells = []
+    for value, cell in facts["utility"]["groups"][column].items():
+        found = cell["metrics"].get(main)
+        if found:
+            cells.append((value, found["value"], found["low"], found["high"], cell["patients"]))
+    return _rows(t, cells, t.known("metric", main), percent=False)
+
+
+def risk_group(facts: Facts, t: Language, column: str) -> Figure:
+    """The share of exposed patients by group."""
+    cells = [
+        (value, cell["share"], cell["low"], cell["high"], cell["patients"])
+        for value, cell in facts["audit"]["groups"][column].items()
+    ]
+    return _rows(t, cells, t("figure.group.share"), percent=True)
+
+
+def reliability(facts: Facts, t: Language, _: str) -> Figure:
+    """Observed frequency over predicted probability, with the share of records in each bin."""
+    figure, axes = _axes(3.7)
+    bins = facts["utility"]["reliability"]
+    total = sum(row["count"] or 0 for row in bins) or 1
+    _square(axes)
+    for row in bins:
+        low, high = row["low"] or 0.0, row["high"] if row["high"] is not None else (row["low"] or 0.0) + 0.1
+        axes.bar((low + high) / 2, (row["count"] or 0) / total, width=(high - low) * 0.9, color=PALE, edgecolor=SOFT,
+                 linewidth=0.5)  # fmt: skip
+    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (5, 3)))
+    axes.plot([row["confidence"] for row in bins], [row["observed"] for row in bins], color=BLUE, linewidth=1.4,
+              marker="o", markersize=5, markeredgecolor="white")  # fmt: skip
+    axes.set_xlabel(t("figure.reliability.x"))
+    axes.set_ylabel(t("figure.reliability.y"))
+    axes.set_aspect("equal")
+    _local_ticks(axes, t)
+    return figure
+
+
+DRAWINGS: dict[str, Any] = {
+    "odds": odds,
+    "tradeoff_alone": tradeoff,
+    "tradeoff_measured": tradeoff,
+    "epsilon_over_steps": epsilon_over_steps,
+    "budget": budget,
+    "survival": survival,
+    "risk_group": risk_group,
+    "utility_group": utility_group,
+    "reliability": reliability,
+}
