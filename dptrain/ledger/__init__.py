@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dptrain.ledger.chain import SignedHead as SignedHead
+    from dptrain.ledger.commands import ScanResult as ScanResult
     from dptrain.ledger.keys import Controller as Controller
     from dptrain.ledger.keys import Keys as Keys
     from dptrain.ledger.keys import recovery as recovery
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from dptrain.ledger.ledger import PublicDeclaration as PublicDeclaration
     from dptrain.ledger.ledger import Receipt as Receipt
     from dptrain.ledger.ledger import WeightsSource as WeightsSource
+    from dptrain.ledger.ledger import charged as charged
     from dptrain.ledger.ledger import default_lease as default_lease
     from dptrain.ledger.members import fingerprint as fingerprint
     from dptrain.ledger.places import open_ledger as open_ledger
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "chain": ("SignedHead",),
+    "commands": ("ScanResult",),
     "keys": ("Controller", "Keys", "recovery"),
     "ledger": (
         "CohortVersion",
@@ -38,6 +41,7 @@ _NAMES = {
         "PublicDeclaration",
         "Receipt",
         "WeightsSource",
+        "charged",
         "default_lease",
     ),
     "members": ("fingerprint",),

@@ -166,15 +166,24 @@ class Keys:
         )
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Keys:
+    def load(cls, folder: str | os.PathLike[str], *, site_key_lost: bool = False) -> Keys:
         """Read the keys that training needs (all but the controller's).
+
+        Args:
+            site_key_lost: put a fresh site key where the file is missing or not the one that site.json names;
+                such keys can do nothing but replace the site's key.
 
         Raises LedgerRefused where a file is missing, unreadable, open to other accounts, or does not match.
         """
         folder = Path(folder)
         site, secret = _read_json(folder / SITE), _read_json(folder / SECRET)
         try:
-            loaded = serialization.load_pem_private_key(_read(folder / SITE_KEY), password=None)
+            try:
+                loaded = serialization.load_pem_private_key(_read(folder / SITE_KEY), password=None)
+            except (LedgerRefused, ValueError):
+                if not site_key_lost:
+                    raise
+                loaded = Ed25519PrivateKey.generate()
             if not isinstance(loaded, Ed25519PrivateKey):
                 raise ValueError("not an Ed25519 key")
             if site["schema"] != "dptrain.keys/1":
@@ -187,7 +196,8 @@ class Keys:
                 controller_public=str(site["controller_public"]),
                 recovery_public=str(site["recovery_public"]),
             )
-            if keys.site_public != site["site_public"] or not keys._secrets or min(map(len, keys._secrets)) < 32:
+            whole = site_key_lost or keys.site_public == site["site_public"]
+            if not whole or not keys._secrets or min(map(len, keys._secrets)) < 32:
                 raise ValueError("the parts do not belong together")
         except (ValueError, KeyError, TypeError) as error:
             raise LedgerRefused(
@@ -287,6 +297,11 @@ class Keys:
     def with_controller(self, controller: Controller) -> Keys:
         """These keys with another controller (not saved yet)."""
         return self._changed(controller_public=controller.public)
+
+    def with_new_recovery(self) -> Keys:
+        """These keys with a fresh recovery code (not saved yet)."""
+        code = _new_code()
+        return self._changed(recovery_public=public_hex(_from_code(code)), recovery_code=code)
 
     def _changed(self, **changes: Any) -> Keys:
         current: dict[str, Any] = {

@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -828,6 +830,32 @@ class Ledger:
 
         return verify(self, witness)
 
+    def backup(self, place: str | os.PathLike[str]) -> Path:
+        """Write a consistent copy of a SQLite ledger to a file that does not exist yet, and check that it opens."""
+        path = Path(place).expanduser().absolute()
+        if not self.store.sqlite:
+            raise ConfigError(
+                "a ledger in PostgreSQL is backed up by the server's own tools.",
+                remedy="Use pg_dump or base backups.",
+            )
+        if path.exists():
+            raise ConfigError(f"{path} exists; a backup never overwrites.")
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            with contextlib.closing(sqlite3.connect(partial)) as target, self._view() as (connection, _):
+                raw = connection.connection.driver_connection
+                if raw is None:
+                    raise LedgerRefused("the ledger's connection is closed.")
+                raw.backup(target)
+            Ledger.open(partial, self.keys).close()
+            os.replace(partial, path)
+        except (OSError, sqlite3.Error) as error:
+            raise LedgerRefused(f"The backup {path} could not be written ({type(error).__name__}).") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
     # -- keys --------------------------------------------------------------------------------------------------
 
     def rotate_site_key(self, controller: Controller) -> Keys:
@@ -838,6 +866,10 @@ class Ledger:
         """Replace the controller's key by one sealed with a new passphrase (`controller` may be the recovery key)."""
         new, content = self.keys.new_controller(passphrase)
         return self._rotate("controller", self.keys.with_controller(new), controller, content)
+
+    def rotate_recovery_code(self, controller: Controller) -> Keys:
+        """Replace the recovery code; the new one is on the returned keys, this once."""
+        return self._rotate("recovery", self.keys.with_new_recovery(), controller)
 
     def rotate_secret(self, controller: Controller) -> Keys:
         """Put one more HMAC secret over every patient key and record hash. Register the cohorts again afterwards."""
@@ -870,7 +902,12 @@ class Ledger:
                     "records_digest": f"{records:064x}",
                 }
             else:
-                body["public"] = new.site_public if what == "site" else new.controller_public
+                publics = {
+                    "site": new.site_public,
+                    "controller": new.controller_public,
+                    "recovery": new.recovery_public,
+                }
+                body["public"] = publics[what]
             new.stage(extra if what == "controller" else None)
             old, self.keys = self.keys, new
             try:

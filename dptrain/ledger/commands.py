@@ -1,0 +1,889 @@
+"""`dptrain ledger …`: what the data steward and the controller do, with tables for people and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, EXIT_USAGE, ConfigError, LedgerRefused
+from dptrain.words import Word, parse_words, suggest
+
+if TYPE_CHECKING:
+    from dptrain.ledger.keys import Controller, Keys
+    from dptrain.ledger.ledger import Ledger
+    from dptrain.ledger.status import CohortStatus
+    from dptrain.plan import Mechanism
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What registration learns from the data: keys and hashes, never pixels. `source`, `licence`: of public data."""
+
+    name: str
+    patients: Mapping[bytes, Sequence[bytes]]
+    unit: str
+    issuer: str
+    cautions: tuple[str, ...] = ()
+    source: str | None = None
+    licence: str | None = None
+
+
+Scan = Callable[[Sequence[str], "Keys"], ScanResult]
+Forecast = Callable[[Sequence[str], int, float, "float | None"], "tuple[Mechanism, ...]"]
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("yes", "no", "true", "false"):
+        raise ValueError("yes or no")
+    return text.lower() in ("yes", "true")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+PLACES = {
+    "ledger.url": Word(str, "path of the ledger (SQLite), or postgresql://… (default: DPTRAIN_LEDGER)", None),
+    "ledger.keys": Word(str, "folder of the keys (default: DPTRAIN_KEYS, or `keys` beside the ledger)", None),
+    "ledger.witness": Word(str, "file or URL with signed heads that somebody else keeps (DPTRAIN_WITNESS)", None),
+}
+COHORT = Word(str, "name of a registered cohort")
+REASON = Word(str, "why, in a sentence; it is signed and shown")
+SETTINGS = ("recipe", "data", "model", "privacy", "optimizer", "training", "audit", "report", "debug", "name")
+
+SPECS: dict[str, dict[str, Word]] = {
+    "init": {},
+    "keygen": {},
+    "register": {
+        "public_size": Word(int, "N, the number of training patients declared to the public"),
+        "owner": Word(str, "who answers for the cohort; named in every refusal"),
+        "cohort": Word(str, "its name (default: the recipe's)", None),
+        "public": Word(_flag, "yes: public data that gates nothing; the controller signs", False),
+        "source": Word(str, "where public data come from (default: the recipe's)", None),
+        "licence": Word(str, "licence of public data (default: the recipe's)", None),
+        "overlaps": Word(_names, "cohorts with patients in common, comma-separated", ()),
+        "caution": Word(str, "a sentence that every report must carry", None),
+    },
+    "budget": {
+        "cohort": COHORT,
+        "epsilon": Word(float, "what is granted"),
+        "reason": REASON,
+        "delta": Word(float, "default: min(1e-5, 1/(10 N))", None),
+        "kind": Word(str, "open (any runs) or planned (exactly the declared ones)", "open"),
+        "minimum_charge": Word(float, "below this remainder the cohort is locked (default: 1 % of epsilon)", None),
+        "advice": Word(str, "what the data protection officer advised", None),
+        "sample_rate": Word(float, "forecast: rate of a typical run", None),
+        "steps": Word(int, "forecast: steps of a typical run", None),
+        "noise_multiplier": Word(float, "forecast: its noise (default: the least that epsilon allows)", None),
+        "runs": Word(int, "forecast: so many such runs (planned: the declaration)", 1),
+    },
+    "weights": {
+        "source": Word(str, "where the weights come from"),
+        "licence": Word(str, "their licence"),
+        "file": Word(str, "the file", None),
+        "sha256": Word(str, "or its SHA-256", None),
+    },
+    "show": {"cohort": Word(str, "one cohort, with its runs (default: all)", None)},
+    "history": {
+        "cohort": Word(str, "only this cohort", None),
+        "run": Word(str, "only this run", None),
+        "last": Word(int, "so many entries", 30),
+    },
+    "verify": {},
+    "heads": {"to": Word(str, "append the signed head to this file, for somebody else to keep", None)},
+    "lock": {"cohort": COHORT, "reason": REASON},
+    "unlock": {"cohort": COHORT, "reason": REASON},
+    "permit": {
+        "cohort": COHORT,
+        "purpose": Word(str, "evaluate or audit"),
+        "reason": REASON,
+        "run": Word(str, "only for this run", None),
+    },
+    "withdraw": {
+        "issuer": Word(str, "who gave the patient's id"),
+        "patient": Word(str, "the id (default: asked for, so that no shell history keeps it)", None),
+    },
+    "close": {"run": Word(str, "a run that died and will not be resumed"), "reason": REASON},
+    "rotate": {
+        "what": Word(str, "site, controller, secret or recovery"),
+        "recovery": Word(_flag, "yes: sign with the recovery code instead of the controller's key", False),
+    },
+    "backup": {"to": Word(str, "a file that does not exist yet")},
+    "migrate": {},
+}
+
+# name -> (what it does, examples)
+HELP: dict[str, tuple[str, str]] = {
+    "init": (
+        "Make the site's keys (where there are none) and an empty ledger.",
+        "dptrain ledger init\n"
+        "  dptrain ledger init ledger.url=postgresql://ledger@db/dptrain ledger.keys=/etc/dptrain/keys",
+    ),
+    "keygen": ("Make the site's keys only.", "dptrain ledger keygen ledger.keys=/etc/dptrain/keys"),
+    "register": (
+        "Check and hash every record, and register the cohort or a new version of it. Nothing is charged.",
+        'dptrain ledger register recipe=chest_xray_pneumonia public_size=2180 owner="Radiology"',
+    ),
+    "budget": (
+        "Grant (epsilon, delta) to a cohort, or raise it; signed by the controller.",
+        "dptrain ledger budget cohort=chest epsilon=8 recipe=chest_xray_pneumonia reason='pneumonia study'\n"
+        "  dptrain ledger budget cohort=chest epsilon=3 sample_rate=0.05 steps=1000 reason='pilot' advice='agreed'\n"
+        "  dptrain ledger budget cohort=chest epsilon=3 kind=planned sample_rate=0.27 steps=200 runs=3 reason='plan'",
+    ),
+    "weights": (
+        "Declare starting weights public, by the hash of their file; signed by the controller.",
+        "dptrain ledger weights file=resnet18.safetensors source='MONAI model zoo' licence=Apache-2.0",
+    ),
+    "show": ("Where the cohorts stand.", "dptrain ledger show\n  dptrain ledger show cohort=chest --json"),
+    "history": ("The entries, newest last.", "dptrain ledger history cohort=chest last=50"),
+    "verify": (
+        "Read everything again and name the first bad entry (exit code 3 if there is one).",
+        "dptrain ledger verify ledger.witness=/mnt/dpo/heads.jsonl",
+    ),
+    "heads": (
+        "The newest entry, signed: whoever keeps it can prove a later rollback.",
+        "dptrain ledger heads to=/mnt/dpo/heads.jsonl",
+    ),
+    "lock": ("Lock a cohort by hand. Anyone may.", "dptrain ledger lock cohort=chest reason='complaint of 3 May'"),
+    "unlock": (
+        "Take back a lock by hand; signed by the controller.",
+        "dptrain ledger unlock cohort=chest reason='complaint settled'",
+    ),
+    "permit": (
+        "Permit one evaluation or audit of a locked cohort; signed by the controller.",
+        "dptrain ledger permit cohort=chest purpose=audit run=demo reason='yearly review'",
+    ),
+    "withdraw": (
+        "Leave a patient out of everything from now on. What was spent stays spent; no id is recorded.",
+        "dptrain ledger withdraw issuer='St. Mary'",
+    ),
+    "close": (
+        "Close a run that died: what it paid stays paid, leases that never began go back (open budgets).",
+        "dptrain ledger close run=sweep-3 reason='machine was taken down'",
+    ),
+    "rotate": (
+        "Replace a key (docs/ledger.md, Keys).",
+        "dptrain ledger rotate what=site\n  dptrain ledger rotate what=controller recovery=yes",
+    ),
+    "backup": ("Write a sound copy of a SQLite ledger.", "dptrain ledger backup to=/backup/ledger-2026-05-03.sqlite"),
+    "migrate": ("Bring an older ledger to this program's schema (back it up first).", "dptrain ledger migrate"),
+}
+FLAGS = {"show": ("--steward",)}
+
+
+def usage() -> str:
+    """Text of `dptrain ledger --help`."""
+    width = max(map(len, HELP))
+    lines = "\n".join(f"  {name.ljust(width)}  {text}" for name, (text, _) in HELP.items())
+    places = "\n".join(f"  {name.ljust(15)} {word.help}" for name, word in PLACES.items())
+    return (
+        "dptrain ledger: who may use which patients, and what it cost them\n\n"
+        "usage: dptrain ledger COMMAND [name=value …] [--json]      dptrain ledger COMMAND --help\n\n"
+        f"{lines}\n\nevery command takes\n{places}\n\n"
+        "The controller's passphrase comes from DPTRAIN_PASSPHRASE, or is asked for."
+    )
+
+
+def command_usage(name: str) -> str:
+    """Text of `dptrain ledger NAME --help`."""
+    text, examples = HELP[name]
+    words = {**SPECS[name], **PLACES}
+    width = max(map(len, words))
+    lines = "\n".join(
+        f"  {word.ljust(width)}  {spec.help}{' (required)' if spec.default is ... else ''}"
+        for word, spec in words.items()
+    )
+    more = "\n\nSettings as for `dptrain train` (recipe=…, data.…, privacy.…) may follow."
+    flags = "".join(f" [{flag}]" for flag in ("--json", *FLAGS.get(name, ())))
+    return (
+        f"{text}\n\nusage: dptrain ledger {name} [name=value …]{flags}\n\n{lines}"
+        f"{more if name in ('register', 'budget') else ''}\n\nexamples:\n  {examples}"
+    )
+
+
+def main(argv: Sequence[str], *, scan: Scan | None = None, forecast: Forecast | None = None) -> int:
+    """Run `dptrain ledger …`; returns an exit code.
+
+    Args:
+        scan: (settings, keys) -> ScanResult, for `register`.
+        forecast: (settings, N, epsilon, delta) -> mechanisms of one run, for `budget` with settings.
+
+    Raises DptrainError for everything that a person can mend.
+    """
+    words = list(argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return EXIT_DONE if words else EXIT_USAGE
+    name = words.pop(0)
+    if name not in SPECS:
+        raise ConfigError(f"There is no command 'ledger {name}'.", remedy=suggest(name, list(SPECS)))
+    if any(word in ("-h", "--help") for word in words):
+        print(command_usage(name))
+        return EXIT_DONE
+    flags = [word for word in words if word.startswith("--")]
+    for flag in flags:
+        if flag not in ("--json", *FLAGS.get(name, ())):
+            raise ConfigError(f"'ledger {name}' takes no {flag}.", remedy="It takes --json and --help.")
+    words = [word for word in words if not word.startswith("--")]
+    settings: list[str] = []
+    if name in ("register", "budget"):
+        settings = [word for word in words if _is_setting(word)]
+        words = [word for word in words if not _is_setting(word)]
+    values = parse_words(words, {**SPECS[name], **PLACES})
+    out = Output(as_json="--json" in flags)
+    if name == "register":
+        return _register(values, settings, scan, out)
+    if name == "budget":
+        return _budget(values, settings, forecast, out)
+    if name == "show":
+        return _show(values, out, steward="--steward" in flags)
+    return RUN[name](values, out)
+
+
+def _is_setting(word: str) -> bool:
+    name = word.partition("=")[0].lstrip("+~")
+    return name in SETTINGS or ("." in name and not name.startswith("ledger."))
+
+
+class Output:
+    """Where results go: one JSON object, or sentences and tables."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def say(self, text: str) -> None:
+        """A line for people only."""
+        if not self.as_json:
+            print(text)
+
+    def give(self, values: Any) -> None:
+        """A result for programs only."""
+        if self.as_json:
+            print(json.dumps(values, indent=1, default=_plain, allow_nan=False))
+
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]
+    ) -> None:
+        """A table for people only."""
+        if self.as_json:
+            return
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="right" if number in right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        wide = None if sys.stdout.isatty() else 140
+        Console(width=wide, highlight=False).print(table)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    raise TypeError(type(value).__name__)
+
+
+def _open(values: Mapping[str, Any]) -> tuple[Ledger, Keys]:
+    from dptrain.ledger.places import open_ledger
+
+    return open_ledger(values["ledger.url"], values["ledger.keys"], values["ledger.witness"])
+
+
+def _passphrase(*, new: bool = False) -> str:
+    given = os.environ.get("DPTRAIN_PASSPHRASE")
+    if given is not None:
+        return given
+    if not sys.stdin.isatty():
+        raise LedgerRefused(
+            "The controller's passphrase is needed.", remedy="Set DPTRAIN_PASSPHRASE, or run this at a terminal."
+        )
+    from getpass import getpass
+
+    first = getpass("Controller's passphrase: ")
+    if new and getpass("Once more: ") != first:
+        raise ConfigError("the two passphrases differ.")
+    return first
+
+
+def _controller(keys: Keys) -> Controller:
+    return keys.controller(_passphrase())
+
+
+def _init(values: Mapping[str, Any], out: Output) -> int:
+    from dptrain.ledger.keys import Keys
+    from dptrain.ledger.ledger import Ledger
+    from dptrain.ledger.places import keys_place, ledger_place
+
+    folder, place = Path(keys_place(values["ledger.keys"], values["ledger.url"])), ledger_place(values["ledger.url"])
+    made = not folder.exists()
+    keys = Keys.create(folder, _passphrase(new=True)) if made else Keys.load(folder)
+    ledger = Ledger.create(place, keys)
+    head = ledger.head()
+    out.say(f"The ledger of site {keys.site[:8]}… is at {ledger.store.name}.")
+    if made:
+        _say_keys(keys, out)
+    out.say(
+        "Next: register a cohort (dptrain ledger register --help); give the head to whoever shall be able to prove "
+        "a rollback (dptrain ledger heads --help)."
+    )
+    out.give({"ledger": ledger.store.name, "keys": str(folder), "site": keys.site, "head": head.to_dict()})
+    return EXIT_DONE
+
+
+def _say_keys(keys: Keys, out: Output) -> None:
+    out.say(
+        f"The keys are in {keys.folder} (controller.json may move to the controller's own machine).\n"
+        f"Recovery code, shown this once: {keys.recovery_code}\n"
+        "Print it and lock it away: it replaces a lost key, and nothing else can."
+    )
+
+
+def _keygen(values: Mapping[str, Any], out: Output) -> int:
+    from dptrain.ledger.keys import Keys
+    from dptrain.ledger.places import keys_place
+
+    keys = Keys.create(keys_place(values["ledger.keys"], values["ledger.url"]), _passphrase(new=True))
+    _say_keys(keys, out)
+    out.give({"keys": str(keys.folder), "site": keys.site, "controller": keys.controller_public})
+    return EXIT_DONE
+
+
+def _register(values: Mapping[str, Any], settings: Sequence[str], scan: Scan | None, out: Output) -> int:
+    if scan is None:
+        raise ConfigError("this program was built without a data floor: it cannot read a manifest.")
+    from dptrain.ledger.ledger import PublicDeclaration
+
+    ledger, keys = _open(values)
+    controller = _controller(keys) if values["public"] else None
+    found = scan(settings, keys)
+    source, licence = values["source"] or found.source, values["licence"] or found.licence
+    if values["public"] and not (source and licence):
+        raise ConfigError("a public cohort needs its source and its licence.", remedy="Give source=… licence=… .")
+    public = PublicDeclaration(str(source), str(licence)) if values["public"] else None
+    cautions = (*found.cautions, *((values["caution"],) if values["caution"] else ()))
+    name = values["cohort"] or found.name
+    made = ledger.register(
+        name,
+        unit=found.unit,
+        issuer=found.issuer,
+        public_size=values["public_size"],
+        patients=found.patients,
+        owner=values["owner"],
+        public=public,
+        overlaps=values["overlaps"],
+        cautions=cautions,
+        controller=controller,
+    )
+    out.say(
+        f"Registered '{made.name}', version {made.version}: N = {made.public_size} declared, unit {made.unit}, owner "
+        f"{values['owner']}, fingerprint {made.fingerprint[:16]}…. Nothing was charged."
+    )
+    if public is not None:
+        out.say(f"It is public ({public.source}; {public.licence}): its charges are recorded and gate nothing.")
+    elif ledger.status(name).kind is None:
+        out.say(f"Next: a budget (dptrain ledger budget cohort={name} epsilon=… reason=…).")
+    out.give(made)
+    return EXIT_DONE
+
+
+def _budget(values: Mapping[str, Any], settings: Sequence[str], forecast: Forecast | None, out: Output) -> int:
+    ledger, keys = _open(values)
+    before = ledger.status(values["cohort"])
+    controller = _controller(keys)
+    mechanisms = _forecast(values, settings, forecast, before)
+    ledger.budget(
+        values["cohort"],
+        kind=values["kind"],
+        epsilon=values["epsilon"],
+        delta=values["delta"],
+        forecast=mechanisms,
+        minimum_charge=values["minimum_charge"],
+        reason=values["reason"],
+        advice=values["advice"],
+        controller=controller,
+    )
+    status = ledger.status(values["cohort"])
+    out.say("Signed.")
+    _show_one(status, out)
+    out.give(status)
+    return EXIT_DONE
+
+
+def _forecast(
+    values: Mapping[str, Any], settings: Sequence[str], forecast: Forecast | None, status: CohortStatus
+) -> tuple[Mechanism, ...]:
+    from dptrain.plan import Mechanism, default_delta
+
+    if values["runs"] < 1:
+        raise ConfigError(f"runs={values['runs']} must be at least 1.")
+    rate, steps, noise = values["sample_rate"], values["steps"], values["noise_multiplier"]
+    if rate is None and steps is None and noise is None:
+        if settings and forecast is not None:
+            one = forecast(settings, status.public_size, values["epsilon"], values["delta"])
+            return one * int(values["runs"])
+        if values["kind"] == "open" and status.order is not None:
+            return ()  # a raise keeps its order
+        raise ConfigError(
+            "a budget needs a forecast of its use: an open one gets its RDP order from it, a planned one its runs.",
+            remedy="Give recipe=…, or sample_rate=… steps=… (and noise_multiplier=…).",
+        )
+    if rate is None or steps is None or settings:
+        raise ConfigError("a forecast is either recipe=… (and settings), or sample_rate=… and steps=….")
+    if noise is None:
+        from dptrain import accounting
+
+        delta = default_delta(status.public_size) if values["delta"] is None else values["delta"]
+        noise = accounting.calibrate_noise(values["epsilon"], delta, rate, steps * values["runs"])
+    return (Mechanism(rate, noise, steps),) * int(values["runs"])
+
+
+def _weights(values: Mapping[str, Any], out: Output) -> int:
+    if (values["file"] is None) == (values["sha256"] is None):
+        raise ConfigError("give either file=… or sha256=….")
+    sha = values["sha256"]
+    if values["file"] is not None:
+        import hashlib
+
+        try:
+            with open(values["file"], "rb") as file:
+                sha = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ConfigError(f"{values['file']} cannot be read: {error.strerror}.") from None
+    ledger, keys = _open(values)
+    ledger.declare_weights(sha, source=values["source"], licence=values["licence"], controller=_controller(keys))
+    out.say(f"Declared public: weights {sha[:16]}… ({values['source']}; {values['licence']}).")
+    out.give({"sha256": sha})
+    return EXIT_DONE
+
+
+def _show(values: Mapping[str, Any], out: Output, *, steward: bool) -> int:
+    ledger, _ = _open(values)
+    if values["cohort"] is not None:
+        status = ledger.status(values["cohort"])
+        counts = ledger.steward(values["cohort"]) if steward else None
+        _show_one(status, out)
+        if counts is not None:
+            out.say("\nFor the steward alone (never for a report):")
+            for name, count in counts.items():
+                out.say(f"  {name.replace('_', ' ')}: {count}")
+        out.give(status if counts is None else {**asdict(status), "steward": counts})
+        return EXIT_DONE
+    statuses = [ledger.status(name) for name in ledger.cohorts()]
+    out.give(statuses)
+    if not statuses:
+        out.say(f"The ledger {ledger.store.name} holds no cohort yet (dptrain ledger register --help).")
+        return EXIT_DONE
+    rows = [
+        (
+            status.name,
+            status.owner,
+            f"{status.public_size} {status.unit}s",
+            status.kind or "none",
+            _number(status.budget_epsilon),
+            "" if status.budget_delta is None else f"{status.budget_delta:.2g}",
+            _number(status.spent_epsilon) if status.kind not in (None, "public") else "",
+            _number(status.remaining_epsilon),
+            str(len(status.runs)),
+            _state(status),
+        )
+        for status in statuses
+    ]
+    out.table(
+        f"Ledger {ledger.store.name}",
+        ("cohort", "owner", "declared", "budget", "ε granted", "δ", "ε spent", "ε left", "runs", "state"),
+        rows,
+        right=(4, 5, 6, 7, 8),
+    )
+    accountants = sorted({status.accountant for status in statuses if status.accountant})
+    if accountants:
+        out.say(f"ε by {', '.join(accountants)}; add/remove adjacency of the declared unit.")
+    if not statuses[0].witness:
+        out.say("No witness is set: a restored older copy of this ledger could not be told from the true one.")
+    return EXIT_DONE
+
+
+def _state(status: CohortStatus) -> str:
+    if status.locked:
+        return "LOCKED"
+    if status.kind is None:
+        return "no budget"
+    return "public" if status.public else "open"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _bar(part: float, width: int = 24) -> str:
+    filled = min(width, max(0, round(part * width)))
+    return "█" * filled + "░" * (width - filled)
+
+
+def _show_one(status: CohortStatus, out: Output) -> None:
+    from dptrain.ledger.status import promise
+
+    out.say(f"{status.name}, version {status.version}: {_state(status)}")
+    out.say(f"  owner      {status.owner}")
+    out.say(f"  declared   N = {status.public_size} {status.unit}s, ids of '{status.issuer}', add/remove adjacency")
+    if status.public:
+        out.say(f"  public     {status.source} ({status.licence}); charges are recorded and gate nothing")
+    for budget in status.budgets:
+        out.say(f"  granted    {promise(status, budget.epsilon, budget=budget)}, {budget.kind}, {budget.date[:10]}")
+        out.say(f"             reason: {budget.reason}" + (f"; advice: {budget.advice}" if budget.advice else ""))
+        part = budget.spent_epsilon / budget.epsilon
+        out.say(f"  spent      epsilon = {_number(budget.spent_epsilon)}  {_bar(part)} {part:.1%}")
+        out.say(
+            f"  left       epsilon = {_number(budget.remaining_epsilon)}"
+            + (
+                f" (locks below {_number(budget.minimum_charge)})"
+                if budget.kind == "open"
+                else f": {len(budget.unused)} of {len(budget.planned)} declared mechanisms"
+            )
+        )
+    if not status.budgets and not status.public:
+        out.say(f"  granted    nothing yet (dptrain ledger budget cohort={status.name} epsilon=… reason=…)")
+    if status.locked:
+        out.say(f"  locked     {status.lock_reason}")
+    if status.overlaps:
+        out.say(f"  overlaps   {', '.join(status.overlaps)} (their runs count here too)")
+    for caution in status.cautions:
+        out.say(f"  caution    {caution}")
+    if status.runs:
+        rows = [
+            (
+                run.run,
+                "" if run.cohort == status.name else run.cohort,
+                run.date[:10],
+                f"{run.steps}/{run.steps_planned}",
+                _alone(run.epsilon_pld, private=run.private),
+                f"{run.delta:.2g}",
+                "" if run.share is None else f"{run.share:.1%}",
+                _number(run.epsilon_gate_after),
+                run.status,
+            )
+            for run in status.runs
+        ]
+        out.table(
+            "Runs",
+            ("run", "on", "date", "steps paid", "ε alone (PLD)", "at δ", "of budget", "ε after (gate)", "status"),
+            rows,
+            right=(3, 4, 5, 6, 7),
+        )
+    if status.head is not None:
+        witness = "set" if status.witness else "none set: a rollback could not be detected"
+        out.say(f"  head       entry {status.head.entries}, {status.head.hash[:16]}…; witness: {witness}")
+
+
+def _alone(epsilon: float | None, *, private: bool) -> str:
+    if not private:
+        return "∞"
+    return "at close" if epsilon is None else _number(epsilon)
+
+
+def _history(values: Mapping[str, Any], out: Output) -> int:
+    ledger, _ = _open(values)
+    found = []
+    grants: dict[int, tuple[str | None, str | None]] = {}
+    runs: dict[str, str] = {}
+    for entry in ledger.entries():
+        body = entry.facts
+        cohort, run = body.get("cohort") or (body.get("name") if entry.kind == "register" else None), body.get("run")
+        if entry.kind == "reserve":
+            runs[body["run"]] = body["cohort"]
+        if entry.kind == "admit":
+            grants[entry.seq] = (cohort, run)
+        if entry.kind == "finish":
+            cohort, run = grants[body["admission"]]
+        cohort = cohort or runs.get(run or "")
+        if values["cohort"] not in (None, cohort) or values["run"] not in (None, run):
+            continue
+        found.append((entry, body, cohort, run))
+    found = found[-max(0, values["last"]) :] if values["last"] else []
+    out.give(
+        [
+            {"seq": entry.seq, "time": entry.time, "kind": entry.kind, "hash": entry.hash.hex(), "body": body}
+            for entry, body, _, _ in found
+        ]
+    )
+    rows = [
+        (
+            str(entry.seq),
+            entry.time.replace("T", " ").replace("Z", ""),
+            entry.kind,
+            cohort or "",
+            run or "",
+            _what(entry.kind, body),
+            "controller" if entry.countersignature is not None else "site",
+            entry.hash.hex()[:12],
+        )
+        for entry, body, cohort, run in found
+    ]
+    columns = ("#", "time (UTC)", "entry", "cohort", "run", "what", "signed by", "hash")
+    out.table(f"Ledger {ledger.store.name}", columns, rows, right=(0,))
+    return EXIT_DONE
+
+
+def _what(kind: str, body: Mapping[str, Any]) -> str:
+    """One line about an entry, from its public part."""
+    match kind:
+        case "genesis":
+            return f"site {body['site'][:8]}…"
+        case "register":
+            public = "; public" if body["public"] else ""
+            return (
+                f"version {body['version']}, N = {body['public_size']} {body['unit']}s, owner {body['owner']}{public}"
+            )
+        case "budget":
+            text = f"{body['kind']} ε = {body['epsilon']:g}, δ = {body['delta']:.2g}, order {body['order']:g}"
+            return f"{'raise to ' if body['changes'] else ''}{text}: {body['reason']}"
+        case "reserve":
+            plan = body["plan"]
+            return f"{plan['steps']} steps, noise {plan['noise_multiplier']:.4g}, batch {plan['expected_batch_size']}"
+        case "commit":
+            return f"steps below {body['through']} paid"
+        case "resume":
+            return f"attempt {body['attempt']}"
+        case "close":
+            alone = body["epsilon_pld"]
+            text = "" if alone is None else f", ε = {alone:.4g} alone (PLD)"
+            return f"{body['status']}: {body['steps_run']} steps ran, {body['committed']} paid{text}"
+        case "admit":
+            return f"{body['purpose']} ({body['basis']})"
+        case "finish":
+            return f"grant {body['admission']} {body['status']}"
+        case "weights":
+            return f"{body['sha256'][:12]}… {body['source']} ({body['licence']})"
+        case "rotate":
+            return f"new {body['what']} key"
+        case "release":
+            return f"{', '.join(body['items'])} to {body['recipient']}"
+        case "withdraw":
+            return "a patient is left out from now on"
+        case _:
+            return str(body.get("reason", ""))
+
+
+def _verify(values: Mapping[str, Any], out: Output) -> int:
+    from dptrain.ledger.keys import Keys
+    from dptrain.ledger.ledger import Ledger
+    from dptrain.ledger.places import keys_place, ledger_place
+    from dptrain.ledger.store import WAIT_SECONDS
+
+    keys = Keys.load(keys_place(values["ledger.keys"], values["ledger.url"]))
+    witness = values["ledger.witness"] or os.environ.get("DPTRAIN_WITNESS") or None
+    ledger = Ledger(ledger_place(values["ledger.url"]), keys, witness=witness, wait=WAIT_SECONDS)
+    faults = ledger.verify(witness)
+    out.give({"sound": not faults, "witness": witness is not None, "faults": faults})
+    if faults:
+        first = faults[0]
+        where = f"first bad entry: {first.entry}" if first.entry is not None else f"in: {first.where}"
+        out.say(f"NOT SOUND ({where})")
+        for fault in faults:
+            out.say(f"  {fault.what}")
+        out.say("Restore the newest sound backup (docs/ledger.md, Recovery). Until then, grant nothing.")
+        return EXIT_REFUSED_BY_LEDGER
+    head = ledger.head()
+    out.say(f"Sound: {head.entries} entries, head {head.hash[:16]}…, every signature, hash and table agrees.")
+    if witness is None:
+        out.say("Not checked: whether this is an older copy. Only a witness shows that (ledger.witness=…).")
+    else:
+        out.say("It descends from every head that the witness holds.")
+    return EXIT_DONE
+
+
+def _heads(values: Mapping[str, Any], out: Output) -> int:
+    ledger, _ = _open(values)
+    head = ledger.head()
+    line = json.dumps(head.to_dict(), sort_keys=True)
+    if values["to"] is None:
+        print(line)
+        return EXIT_DONE
+    path = Path(values["to"]).expanduser()
+    try:
+        with open(path, "a") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from None
+    out.say(f"Entry {head.entries} ({head.hash[:16]}…), signed, appended to {path}.")
+    out.give(head)
+    return EXIT_DONE
+
+
+def _lock(values: Mapping[str, Any], out: Output) -> int:
+    ledger, _ = _open(values)
+    ledger.lock(values["cohort"], reason=values["reason"])
+    out.say(f"'{values['cohort']}' is locked. Only the controller can unlock it.")
+    out.give({"cohort": values["cohort"], "locked": True})
+    return EXIT_DONE
+
+
+def _unlock(values: Mapping[str, Any], out: Output) -> int:
+    ledger, keys = _open(values)
+    ledger.unlock(values["cohort"], reason=values["reason"], controller=_controller(keys))
+    status = ledger.status(values["cohort"])
+    out.say(f"The lock by hand is gone; '{status.name}' is {_state(status)}.")
+    out.give({"cohort": status.name, "locked": status.locked})
+    return EXIT_DONE
+
+
+def _permit(values: Mapping[str, Any], out: Output) -> int:
+    ledger, keys = _open(values)
+    number = ledger.permit(
+        values["purpose"], values["cohort"], _controller(keys), reason=values["reason"], run=values["run"]
+    )
+    out.say(f"Permitted (entry {number}): one {values['purpose']} of '{values['cohort']}'.")
+    out.give({"permit": number})
+    return EXIT_DONE
+
+
+def _withdraw(values: Mapping[str, Any], out: Output) -> int:
+    ledger, keys = _open(values)
+    patient = values["patient"]
+    if patient is None:
+        if sys.stdin.isatty():
+            from getpass import getpass
+
+            patient = getpass("Patient id (not shown): ")
+        else:
+            patient = sys.stdin.readline().strip()
+    ledger.withdraw(keys.patient_key(values["issuer"], patient))
+    out.say(
+        "Recorded. The patient is left out of every draw, evaluation and audit from now on; what was spent stays."
+    )
+    out.give({"withdrawn": True})
+    return EXIT_DONE
+
+
+def _close(values: Mapping[str, Any], out: Output) -> int:
+    ledger, _ = _open(values)
+    grant = ledger.resume(values["run"])
+    receipt = grant.close("interrupted", grant.committed)
+    if receipt is None:
+        raise LedgerRefused("this run is no training.")
+    out.say(
+        f"Run '{receipt.run}' is closed: {receipt.steps_charged} of {receipt.steps_planned} steps stay charged "
+        f"({values['reason']})."
+    )
+    out.give(receipt)
+    return EXIT_DONE
+
+
+def _rotate(values: Mapping[str, Any], out: Output) -> int:
+    from dptrain.ledger.keys import recovery
+
+    what = values["what"]
+    if what not in ("site", "controller", "secret", "recovery"):
+        raise ConfigError(f"'{what}' cannot be rotated: site, controller, secret or recovery can.")
+    ledger, keys = _open_for_rotation(values)
+    if values["recovery"]:
+        signer = recovery(_recovery_code())
+    else:
+        signer = _controller(keys)
+    if what == "site":
+        ledger.rotate_site_key(signer)
+    elif what == "controller":
+        ledger.rotate_controller_key(signer, _new_passphrase())
+    elif what == "recovery":
+        made = ledger.rotate_recovery_code(signer)
+        out.say(f"New recovery code, shown this once: {made.recovery_code}")
+    else:
+        ledger.rotate_secret(signer)
+        out.say("Every patient key and record hash has changed. Register each cohort again before its next run.")
+    out.say(f"The {what} key was replaced. Back up {keys.folder}; the earlier backup does not open this ledger.")
+    out.give({"rotated": what})
+    return EXIT_DONE
+
+
+def _open_for_rotation(values: Mapping[str, Any]) -> tuple[Ledger, Keys]:
+    """As :func:`_open`; where only the site's key is lost, the ledger opens without it, to have it replaced."""
+    from dptrain.ledger.keys import Keys
+    from dptrain.ledger.ledger import Ledger
+    from dptrain.ledger.places import keys_place, ledger_place
+    from dptrain.ledger.store import WAIT_SECONDS
+
+    if values["what"] != "site":
+        return _open(values)
+    keys = Keys.load(keys_place(values["ledger.keys"], values["ledger.url"]), site_key_lost=True)
+    return Ledger(ledger_place(values["ledger.url"]), keys, witness=None, wait=WAIT_SECONDS), keys
+
+
+def _recovery_code() -> str:
+    given = os.environ.get("DPTRAIN_RECOVERY")
+    if given is not None:
+        return given
+    if not sys.stdin.isatty():
+        raise LedgerRefused("The recovery code is needed.", remedy="Set DPTRAIN_RECOVERY, or run this at a terminal.")
+    from getpass import getpass
+
+    return getpass("Recovery code: ")
+
+
+def _new_passphrase() -> str:
+    given = os.environ.get("DPTRAIN_NEW_PASSPHRASE")
+    if given is not None:
+        return given
+    if not sys.stdin.isatty():
+        raise LedgerRefused("The new passphrase is needed.", remedy="Set DPTRAIN_NEW_PASSPHRASE.")
+    from getpass import getpass
+
+    first = getpass("New passphrase: ")
+    if getpass("Once more: ") != first:
+        raise ConfigError("the two passphrases differ.")
+    return first
+
+
+def _backup(values: Mapping[str, Any], out: Output) -> int:
+    ledger, _ = _open(values)
+    path = ledger.backup(values["to"])
+    head = ledger.head()
+    out.say(
+        f"A sound copy up to entry {head.entries} or later is at {path}. Keep it with the head, not with the keys."
+    )
+    out.give({"backup": str(path), "head": head.to_dict()})
+    return EXIT_DONE
+
+
+def _migrate(values: Mapping[str, Any], out: Output) -> int:
+    from dptrain.ledger import store
+    from dptrain.ledger.places import ledger_place
+
+    place = store.Store(ledger_place(values["ledger.url"]))
+    if place.missing():
+        raise LedgerRefused(f"There is no ledger at {place.name}.")
+    with place.bare() as connection:
+        before = store.schema_of(connection)
+        store.migrate(connection)
+    out.say(f"Schema {before} → {store.SCHEMA}." if before != store.SCHEMA else f"Schema {before} is the newest.")
+    out.give({"before": before, "now": store.SCHEMA})
+    return EXIT_DONE
+
+
+RUN: dict[str, Callable[[Mapping[str, Any], Output], int]] = {
+    "init": _init,
+    "keygen": _keygen,
+    "weights": _weights,
+    "history": _history,
+    "verify": _verify,
+    "heads": _heads,
+    "lock": _lock,
+    "unlock": _unlock,
+    "permit": _permit,
+    "withdraw": _withdraw,
+    "close": _close,
+    "rotate": _rotate,
+    "backup": _backup,
+    "migrate": _migrate,
+}
