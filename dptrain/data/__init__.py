@@ -8,6 +8,7 @@ from __future__ import annotations
 from dptrain.data.cohort import Cohort, Patient, Record, cohort_from_dataset, scan
 from dptrain.data.config import DataConfig
 from dptrain.data.crypto_random import CryptoRandom
+from dptrain.data.fetch import DemoData, FetchFailed, download, find_demo_data
 from dptrain.data.loading import (
     LogicalBatch,
     PatientBatch,
@@ -20,11 +21,14 @@ from dptrain.data.loading import (
     tensors_of,
 )
 from dptrain.data.manifest import Manifest, read_manifest
+from dptrain.data.phantoms import phantom
 
 __all__ = [
     "Cohort",
     "CryptoRandom",
     "DataConfig",
+    "DemoData",
+    "FetchFailed",
     "LogicalBatch",
     "Manifest",
     "Patient",
@@ -35,8 +39,11 @@ __all__ = [
     "Tensors",
     "check_sampler",
     "cohort_from_dataset",
+    "download",
+    "find_demo_data",
     "load_records",
     "load_tensors",
+    "phantom",
     "read_manifest",
     "scan",
     "tensors_of",
