@@ -29,7 +29,7 @@ class TradeOff:
     attack, whatever the attacker knows, and whatever the attack is (reconstruction included).
 
     Built from (ε, δ(ε)) by f(α) = max over ε ≥ 0 of max(0, 1 − δ − e^ε·α, e^(−ε)·(1 − δ − α)): Dong, Roth & Su
-    2022, "Gaussian differential privacy" (arXiv:1905.02383, Eq. 5 and Proposition 2.12). Each δ(ε) is an upper
+    2022, "Gaussian differential privacy" (arXiv:1905.02383, Eq. 5 and section 2.4). Each δ(ε) is an upper
     bound and any subset of ε is valid, so f is a valid lower bound.
 
     Attributes:
@@ -83,7 +83,7 @@ class TradeOff:
         """γ: the highest chance of reconstructing a record that a guess gets right with chance `kappa`.
 
         γ = 1 − f(κ): Hayes, Mahloujifar & Balle 2023, "Bounding training data reconstruction in DP-SGD"
-        (arXiv:2302.07225, Theorem 2 and section 3); κ is the chance under the attacker's prior alone, without
+        (arXiv:2302.07225, section 3); κ is the chance under the attacker's prior alone, without
         the model.
         """
         return self.tpr(kappa)

@@ -2,8 +2,8 @@
 
 **Validity.** One step is dominated by the pair (P, Q) of :mod:`dptrain.accounting.renyi`, for removing, and
 (Q, P), for adding; products of dominating pairs dominate the composition, adaptive in the values released but
-not in the mechanisms (Zhu, Dong & Wang 2022, arXiv:2106.08567, Theorem 10 for composition, Theorem 11 and
-Proposition 30 for Poisson sampling under add/remove). The hockey-stick divergence of the product is thus an
+not in the mechanisms (Zhu, Dong & Wang 2022, arXiv:2106.08567, Theorem 10 for composition, Theorem 11 for
+Poisson sampling under add/remove). The hockey-stick divergence of the product is thus an
 upper bound on delta. dp-accounting discretises the loss so that this divergence only grows (Doroshenko et al.
 2022, "Connect the dots", arXiv:2207.04380, Algorithm 1), convolves by Fourier transform, and counts truncated
 tails as infinite loss. Both directions are computed and the worse one counts.
@@ -85,7 +85,7 @@ def group(mechanisms: Sequence[Mechanism], k: int, delta: float) -> float:
 
     With Poisson draws, of k patients Binomial(k, q) take part in a step, and the mixture of N(j, σ²) with
     those weights against N(0, σ²) dominates: Ganesh 2024, "Tight group-level DP guarantees for DP-SGD with
-    sampling via mixture mechanisms" (arXiv:2401.10294, Theorem 3.1 with Lemma 4.5), built on
+    sampling via mixture of Gaussians mechanisms" (arXiv:2401.10294, section on Poisson sampling), built on
     Choquette-Choo et al. 2023 (arXiv:2310.15526, Corollary 4.7); tight for sums. Much smaller than k·ε with
     the δ that follows from general group privacy. For losses too large for a table, k patients who all
     take part in every step stand in (sensitivity k, no sampling), a valid upper bound.
@@ -126,11 +126,14 @@ def epsilon_over_steps(
     """
     if isinstance(mechanisms, Plan):
         mechanisms = mechanisms.mechanisms
-    delta, total = check_delta(delta), sum(check_mechanisms(mechanisms).values())
+    delta, together = check_delta(delta), check_mechanisms(mechanisms)
     if points < 1:
         raise ConfigError(f"points={points} must be at least 1.")
-    wanted = sorted({max(1, round(step)) for step in np.linspace(1, total, points)} | {total}) if total else []
-    grid = _interval(check_mechanisms(mechanisms), 1)
+    if not together:
+        return []
+    total = sum(together.values())
+    wanted = sorted({round(step) for step in np.linspace(1, total, points)} | {total})
+    grid = _interval(together, 1)
     curve: list[tuple[int, float]] = []
     so_far = 0.0
     for step in wanted:

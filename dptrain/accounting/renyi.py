@@ -2,9 +2,9 @@
 
 **The mechanism.** One step with rate q and noise multiplier σ compares P = (1−q)·N(0, σ²) + q·N(1, σ²) (the
 patient is in the data) with Q = N(0, σ²) (the patient is not); this pair dominates every pair of neighbours
-(Mironov, Talwar & Zhang 2019, arXiv:1908.10530, Theorem 4; Zhu, Dong & Wang 2022 for the pair as such).
-Removing is D_α(P‖Q), adding is D_α(Q‖P); Theorem 5 there shows D_α(Q‖P) ≤ D_α(P‖Q), so that the worst
-direction is the first at every order. Both are computed here, and tests compare them.
+(Mironov, Talwar & Zhang 2019, arXiv:1908.10530, section 3; Zhu, Dong & Wang 2022, arXiv:2106.08567, for the
+pair as such). Removing is D_α(P‖Q), adding is D_α(Q‖P); section 3.1 there shows D_α(Q‖P) ≤ D_α(P‖Q), so that
+the worst direction is the first at every order. Both are computed here, and tests compare them.
 
 **The number.** With t(x) = x/σ − 1/(2σ²), w = q(eᵗ − 1) and x standard normal, E[w] = 0, thus
 
@@ -17,7 +17,7 @@ rule, whose error has a proven bound (:func:`_log_excess`).
 
 **The filter.** For one fixed order α, adaptively chosen mechanisms (each run chosen after seeing the earlier
 ones, concurrent runs included) whose divergences of order α sum to at most ρ on every path are together
-(α, ρ)-RDP: Feldman & Zrnic 2021 (arXiv:2008.11193, Theorem 4.3 of v3: the Rényi filter), Haney et al. 2023
+(α, ρ)-RDP: Feldman & Zrnic 2021 (arXiv:2008.11193, section 4, the Rényi privacy filter), Haney et al. 2023
 (arXiv:2309.05901) for concurrent interaction. This does *not* hold for a minimum over orders taken
 afterwards, nor in general for privacy loss distributions; so a budget names one order, once.
 
@@ -27,7 +27,7 @@ afterwards, nor in general for privacy loss distributions; so a budget names one
 
 Canonne, Kamath & Steinke 2020 (arXiv:2004.00010, Proposition 12); the same as Asoodeh et al. 2020
 (arXiv:2001.05990, Eq. 20). The lossless conversion (Asoodeh et al. 2021, "Three variants of differential
-privacy", Theorem 3) is smaller by a factor 1 − exp(−(α−1)ρ) in δ at most; for budgets of ε ≥ 1 at δ ≤ 1e-5
+privacy") is smaller by a factor 1 − exp(−(α−1)ρ) in δ at most; for budgets of ε ≥ 1 at δ ≤ 1e-5
 this is below 0.1 % of ε (tests measure it), and is not taken.
 """
 
@@ -99,14 +99,12 @@ def rdp_epsilon(rdp: float, order: float, delta: float) -> float:
     Raises:
         ConfigError: rdp negative or NaN, order not above 1, delta outside (0, 1).
 
-    Source: Canonne, Kamath & Steinke 2020, arXiv:2004.00010, Proposition 12, solved for epsilon; where
-    sqrt(1 − exp(−rdp)) ≤ delta, epsilon is 0 (Bretagnolle & Huber 1979: that root bounds total variation).
+    Source: Canonne, Kamath & Steinke 2020, arXiv:2004.00010, Proposition 12, solved for epsilon. At rdp = 0
+    nothing depends on the patient, and epsilon is 0.
     """
     rdp, order, delta = _check_rdp(rdp), check_order(order), check_delta(delta)
-    if math.isinf(rdp):
-        return math.inf
-    if -math.expm1(-rdp) <= delta * delta * (1 - 1e-12):
-        return 0.0
+    if rdp == 0 or math.isinf(rdp):
+        return rdp
     parts = (rdp, math.log1p(-1 / order), -(math.log(delta) + math.log(order)) / (order - 1))
     return max(0.0, math.fsum(parts) + _rounding(parts))
 
@@ -125,9 +123,7 @@ def rdp_delta(rdp: float, order: float, epsilon: float) -> float:
     if rdp == 0:
         return 0.0
     parts = ((order - 1) * rdp, -(order - 1) * epsilon, (order - 1) * math.log1p(-1 / order), -math.log(order))
-    exponent = math.fsum(parts) + _rounding(parts)
-    total_variation = math.sqrt(-math.expm1(-rdp)) * (1 + 1e-12)
-    return min(1.0, total_variation, math.exp(min(exponent, 0.0)))
+    return math.exp(min(0.0, math.fsum(parts) + _rounding(parts)))
 
 
 def rdp_budget(epsilon: float, delta: float, order: float) -> float:
