@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dptrain.ledger.chain import SignedHead as SignedHead
     from dptrain.ledger.commands import ScanResult as ScanResult
+    from dptrain.ledger.grants import CohortVersion as CohortVersion
+    from dptrain.ledger.grants import GateFacts as GateFacts
+    from dptrain.ledger.grants import Grant as Grant
+    from dptrain.ledger.grants import PublicDeclaration as PublicDeclaration
+    from dptrain.ledger.grants import Receipt as Receipt
+    from dptrain.ledger.grants import WeightsSource as WeightsSource
+    from dptrain.ledger.grants import charged as charged
+    from dptrain.ledger.grants import default_lease as default_lease
     from dptrain.ledger.keys import Controller as Controller
     from dptrain.ledger.keys import Keys as Keys
     from dptrain.ledger.keys import recovery as recovery
-    from dptrain.ledger.ledger import CohortVersion as CohortVersion
-    from dptrain.ledger.ledger import GateFacts as GateFacts
-    from dptrain.ledger.ledger import Grant as Grant
     from dptrain.ledger.ledger import Ledger as Ledger
-    from dptrain.ledger.ledger import PublicDeclaration as PublicDeclaration
-    from dptrain.ledger.ledger import Receipt as Receipt
-    from dptrain.ledger.ledger import WeightsSource as WeightsSource
-    from dptrain.ledger.ledger import charged as charged
-    from dptrain.ledger.ledger import default_lease as default_lease
     from dptrain.ledger.members import fingerprint as fingerprint
     from dptrain.ledger.places import open_ledger as open_ledger
     from dptrain.ledger.status import BudgetStatus as BudgetStatus
@@ -33,17 +33,17 @@ _NAMES = {
     "chain": ("SignedHead",),
     "commands": ("ScanResult",),
     "keys": ("Controller", "Keys", "recovery"),
-    "ledger": (
+    "grants": (
         "CohortVersion",
         "GateFacts",
         "Grant",
-        "Ledger",
         "PublicDeclaration",
         "Receipt",
         "WeightsSource",
         "charged",
         "default_lease",
     ),
+    "ledger": ("Ledger",),
     "members": ("fingerprint",),
     "places": ("open_ledger",),
     "status": ("BudgetStatus", "CohortStatus", "RunCharge"),

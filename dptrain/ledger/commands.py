@@ -362,7 +362,7 @@ def _keygen(values: Mapping[str, Any], out: Output) -> int:
 def _register(values: Mapping[str, Any], settings: Sequence[str], scan: Scan | None, out: Output) -> int:
     if scan is None:
         raise ConfigError("this program was built without a data floor: it cannot read a manifest.")
-    from dptrain.ledger.ledger import PublicDeclaration
+    from dptrain.ledger.grants import PublicDeclaration
 
     ledger, keys = _open(values)
     controller = _controller(keys) if values["public"] else None

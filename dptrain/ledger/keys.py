@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 SITE, SECRET, SITE_KEY, CONTROLLER = "site.json", "secret.json", "site.pem", "controller.json"
 NEXT = "next"
+FILES = (SECRET, SITE_KEY, CONTROLLER, SITE)  # site.json last: where it lies staged, all does
 SCRYPT_N, SCRYPT_R, SCRYPT_P = 2**15, 8, 1
 
 
@@ -315,8 +316,9 @@ class Keys:
 
     def stage(self, controller: bytes | None = None) -> None:
         """Write these keys to the folder `next`, before the ledger names them."""
+        self.unstage()
         folder = self.folder / NEXT
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700)
         Keys(
             folder,
             site=self.site,
@@ -331,12 +333,18 @@ class Keys:
     def settle(self) -> None:
         """Put the staged keys in place, once the ledger names them; may be repeated after a crash."""
         folder = self.folder / NEXT
-        for name in (CONTROLLER, SECRET, SITE_KEY, SITE):
+        for name in FILES:
             if (folder / name).exists():
                 write_private(self.folder / name, (folder / name).read_bytes())
-        for name in (CONTROLLER, SECRET, SITE_KEY, SITE):
+        self.unstage()
+
+    def unstage(self) -> None:
+        """Forget staged keys, if there are any."""
+        folder = self.folder / NEXT
+        for name in FILES:
             (folder / name).unlink(missing_ok=True)
-        folder.rmdir()
+        if folder.exists():
+            folder.rmdir()
 
     @classmethod
     def staged(cls, folder: str | os.PathLike[str]) -> Keys | None:

@@ -12,10 +12,8 @@ import contextlib
 import math
 import os
 import sqlite3
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,238 +21,34 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dptrain import __version__
-from dptrain.accounting.units import INFINITE_UNITS, budget_units, to_units
+from dptrain.accounting.units import budget_units, to_units
 from dptrain.errors import ConfigError, LedgerRefused
-from dptrain.ledger import gate, members, status, store
-from dptrain.ledger.chain import (
-    Entry,
-    SignedHead,
-    fault_of,
-    make_entry,
-    read_witness,
-    sign_head,
-    signature_fault,
-)
+from dptrain.ledger import gate, members, rules, status, store
+from dptrain.ledger.book import Book, read_entry
+from dptrain.ledger.chain import Entry, SignedHead, sign_head
 from dptrain.ledger.charges import ORDERS_VERSIONS, UNITS, Charge, charge_of
-from dptrain.ledger.keys import Controller, Keys, normal_issuer, signed_by
-from dptrain.ledger.state import ADJACENCY, Budget, RunState, State, Version, apply, keys_for
+from dptrain.ledger.grants import (
+    CohortVersion,
+    Grant,
+    PublicDeclaration,
+    Receipt,
+    WeightsSource,
+    charged,
+    default_lease,
+)
+from dptrain.ledger.keys import Controller, Keys, normal_issuer
+from dptrain.ledger.state import ADJACENCY, Budget, RunState, State, Version
 from dptrain.ledger.status import CohortStatus
-from dptrain.ledger.store import Store
 from dptrain.plan import PURPOSES, Mechanism, Plan
 
 if TYPE_CHECKING:
     from dptrain.ledger.verify import Fault
 
-SNAPSHOT_EVERY = 64
 NAME_LENGTH = 200
 
 
-@dataclass(frozen=True)
-class PublicDeclaration:
-    """The controller's statement that a cohort is public: where it comes from and under which licence."""
-
-    source: str
-    licence: str
-
-
-@dataclass(frozen=True)
-class WeightsSource:
-    """Starting weights: the SHA-256 of a declared file, or the model (by hash) of a run in this ledger."""
-
-    sha256: str
-    run: str | None = None
-
-
-@dataclass(frozen=True)
-class CohortVersion:
-    """A registered version of a cohort."""
-
-    name: str
-    version: int
-    fingerprint: str
-    public_size: int
-    unit: str
-
-
-@dataclass(frozen=True)
-class GateFacts:
-    """The public gate around a grant, for the run's report (epsilon at the gate)."""
-
-    kind: str
-    accountant: str | None
-    order: float | None
-    budget_epsilon: float | None
-    budget_delta: float | None
-    spent_before: float
-    spent_after: float
-    remaining: float | None
-    minimum_charge: float | None
-    locked: bool
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a closed run cost. epsilon_pld is None where it is infinite (a public cohort without noise)."""
-
-    run: str
-    cohort: str
-    status: str
-    steps_run: int
-    steps_charged: int
-    steps_planned: int
-    epsilon_pld: float | None
-    delta: float
-    unit: str
-    adjacency: str
-    mechanisms: tuple[Mechanism, ...]
-    rest_charged: bool
-    gate: GateFacts
-    head: SignedHead
-
-
-class Grant:
-    """Leave to use a cohort for one purpose. Made by :meth:`Ledger.reserve`, `admit` and `resume` only.
-
-    Attributes:
-        id: number of the entry that granted it.
-        cohort, version, fingerprint, unit: what may be read.
-        run, purpose: whose grant it is, and what for.
-        plan: the plan that was granted (of the evaluated run, for evaluate and audit; None if it is unknown).
-        excluded: patient keys to leave out of every draw. Never show or count them in public output.
-        committed: steps paid so far; lease: steps to pay at once; attempt: 1, and one more for each resume.
-        inherited: earlier runs whose charge this run's starting weights bring along.
-        gate: the public gate as it stood when the grant was given.
-        basis: why it was given (`budget`, `public`, `declared`, `open`, `permit`).
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        *,
-        id: int,
-        version: Version,
-        run: str,
-        purpose: str,
-        plan: Plan | None,
-        excluded: frozenset[bytes],
-        committed: int,
-        lease: int,
-        attempt: int,
-        inherited: tuple[str, ...],
-        gate: GateFacts,
-        basis: str,
-    ) -> None:
-        self._ledger = ledger
-        self.id = id
-        self.cohort = version.cohort
-        self.version = version.number
-        self.fingerprint = version.fingerprint
-        self.unit = version.unit
-        self.public = version.public is not None
-        self.run = run
-        self.purpose = purpose
-        self.plan = plan
-        self.excluded = excluded
-        self.committed = committed
-        self.lease = lease
-        self.attempt = attempt
-        self.inherited = inherited
-        self.gate = gate
-        self.basis = basis
-        self.closed = False
-
-    def __repr__(self) -> str:
-        return f"Grant({self.run!r}, {self.purpose} on {self.cohort!r}, {self.committed} steps paid)"
-
-    def commit(self, through: int) -> None:
-        """Pay for all steps below `through`, durably, before the first of them runs.
-
-        Does nothing where they are paid already, or on an audit's grant (its reference models are charged
-        nothing). Raises LedgerRefused where the grant is closed, the run was resumed elsewhere, `through` is
-        beyond the plan, or the ledger cannot be written: then the steps must not run.
-        """
-        self.require()
-        if self.purpose == "audit":
-            self.committed = max(self.committed, through)
-            return
-        if self.purpose != "train" or self.plan is None:
-            raise LedgerRefused(f"a grant to {self.purpose} pays for no training step.")
-        if through > self.plan.steps:
-            raise LedgerRefused(f"step {through} is beyond the {self.plan.steps} steps that were granted.")
-        if through > self.committed:
-            self._ledger._commit(self, through)
-            self.committed = through
-
-    def require(self, step: int | None = None, *, purpose: str | None = None, cohort: str | None = None) -> None:
-        """Raise LedgerRefused unless the grant is open and covers this step, purpose and cohort.
-
-        Args:
-            step: number (from 0) of a training step about to run; must be committed.
-            purpose: defaults to what the grant is for. A training grant also covers what its plan declares.
-        """
-        if self.closed:
-            raise LedgerRefused(
-                f"The grant of run '{self.run}' is closed: its data may not be read any more.",
-                remedy="Ask for a new grant.",
-            )
-        if cohort is not None and cohort != self.cohort:
-            raise LedgerRefused(f"The grant of run '{self.run}' is for cohort '{self.cohort}', not '{cohort}'.")
-        if purpose is not None and purpose != self.purpose:
-            declared = self.purpose == "train" and self.plan is not None and purpose in self.plan.declares
-            if not declared:
-                raise LedgerRefused(
-                    f"The grant of run '{self.run}' is to {self.purpose}, not to {purpose}.",
-                    remedy="Declare the purpose in the plan, or ask for its own grant.",
-                )
-        if step is not None and self.purpose == "train" and step >= self.committed:
-            raise LedgerRefused(f"Step {step} of run '{self.run}' is not paid ({self.committed} steps are).")
-
-    def close(
-        self,
-        status: str = "complete",
-        steps_run: int | None = None,
-        *,
-        model: str | None = None,
-        did: Sequence[str] = (),
-    ) -> Receipt | None:
-        """End the grant. Nothing may be read with it afterwards.
-
-        Args:
-            status: `complete` or `interrupted`.
-            steps_run: steps that ran (training only; default: all committed).
-            model: SHA-256 (hex) of the model file; needed if another run is to start from these weights.
-            did: declared purposes that were carried out under this grant already (`evaluate`, `audit`).
-
-        Returns the receipt of a training; None for evaluate and audit.
-        """
-        if self.closed:
-            raise LedgerRefused(f"The grant of run '{self.run}' is closed already.")
-        receipt = self._ledger._close(self, status, self.committed if steps_run is None else steps_run, model, did)
-        self.closed = True
-        return receipt
-
-    def __enter__(self) -> Grant:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Close an evaluation's or audit's grant; a training's grant must be closed with its status."""
-        if not self.closed and self.purpose != "train":
-            self.close("complete" if kind is None else "interrupted")
-
-
-class Ledger:
+class Ledger(Book):
     """One site's ledger, in a SQLite file or a PostgreSQL database. Safe for threads, processes and forks."""
-
-    def __init__(self, place: str | os.PathLike[str], keys: Keys, *, witness: str | None, wait: float) -> None:
-        self.store = Store(place, wait=wait)
-        self.keys = keys
-        self.witness = witness
-        self._state: State | None = None
-        self._snapshot_seq = 0
-        self._lock = threading.RLock()
-
-    def __repr__(self) -> str:
-        return f"Ledger({self.store.name})"
 
     # -- making and opening ------------------------------------------------------------------------------------
 
@@ -297,7 +91,7 @@ class Ledger:
             }
             connection.execute(sa.insert(store.head), {"id": 1, "site": keys.site, "seq": 0, "hash": bytes(32)})
             ledger._state = State()
-            ledger._append(connection, "genesis", body)
+            ledger.append(connection, "genesis", body)
         return ledger
 
     @classmethod
@@ -321,7 +115,7 @@ class Ledger:
         """
         ledger = cls(place, keys, witness=witness, wait=wait)
         store.check_schema(ledger.store)
-        ledger._view()
+        ledger.view()
         ledger.check_witness()
         return ledger
 
@@ -391,7 +185,7 @@ class Ledger:
             "overlaps": sorted(set(overlaps)),
             "cautions": [str(caution) for caution in cautions],
         }
-        with self._write() as (connection, state):
+        with self.write() as (connection, state):
             for other in facts["overlaps"]:
                 if other == name or other not in state.cohorts:
                     raise LedgerRefused(f"The overlap '{other}' is no other cohort of this ledger.")
@@ -409,7 +203,7 @@ class Ledger:
             if version not in (None, number):
                 raise LedgerRefused(f"The next version of '{name}' is {number}, not {version}.")
             sealed = members.register(connection, state, self.keys, patients)
-            self._append(connection, "register", {**facts, "version": number}, sealed, controller if public else None)
+            self.append(connection, "register", {**facts, "version": number}, sealed, controller if public else None)
             return _cohort_version(state.versions[-1])
 
     def withdraw(self, patient_key: bytes) -> None:
@@ -419,10 +213,10 @@ class Ledger:
         """
         if not (isinstance(patient_key, bytes) and len(patient_key) == 32):
             raise ConfigError("a patient key has 32 bytes: use Keys.patient_key.")
-        with self._write() as (connection, state):
+        with self.write() as (connection, state):
             sealed = members.withdraw(connection, state, self.keys, patient_key)
             if sealed is not None:
-                self._append(connection, "withdraw", {}, sealed)
+                self.append(connection, "withdraw", {}, sealed)
 
     exclude = withdraw
 
@@ -469,8 +263,8 @@ class Ledger:
         if minimum_charge is not None and not (math.isfinite(minimum_charge) and 0 <= minimum_charge <= epsilon):
             raise ConfigError(f"minimum_charge={minimum_charge} must lie between 0 and epsilon={epsilon:g}.")
         forecast = tuple(forecast)
-        with self._view() as (_, state):
-            version = self._cohort(state, cohort)
+        with self.view() as (_, state):
+            version = rules.cohort(state, cohort)
             changes = next((b for b in state.cohorts[cohort].budgets if state.budgets[b].kind == "open"), None)
             before = state.budgets[changes] if changes is not None and kind == "open" else None
         delta = (before.delta if before else default_delta(version.public_size)) if delta is None else float(delta)
@@ -535,8 +329,8 @@ class Ledger:
         }
         if body["orders_version"] not in ORDERS_VERSIONS:
             raise LedgerRefused("the accounting's grid of orders is newer than this ledger knows.")
-        with self._write() as (connection, state):
-            self._append(connection, "budget", body, None, self._controller(state, controller))
+        with self.write() as (connection, state):
+            self.append(connection, "budget", body, None, self._controller(state, controller))
             return replace(state.budgets[changes if body["changes"] is not None and changes else state.seq])
 
     def declare_weights(self, sha256: str, *, source: str, licence: str, controller: Controller) -> None:
@@ -545,8 +339,8 @@ class Ledger:
         if not (source.strip() and licence.strip()):
             raise ConfigError("public weights need their source and their licence.")
         body = {"sha256": sha256, "source": source, "licence": licence}
-        with self._write() as (connection, state):
-            self._append(connection, "weights", body, None, self._controller(state, controller))
+        with self.write() as (connection, state):
+            self.append(connection, "weights", body, None, self._controller(state, controller))
 
     def permit(
         self, purpose: str, cohort: str, controller: Controller, *, reason: str, run: str | None = None
@@ -557,9 +351,9 @@ class Ledger:
         if not reason.strip():
             raise ConfigError("a permission needs a reason.")
         body = {"purpose": purpose, "cohort": cohort, "run": run, "reason": reason}
-        with self._write() as (connection, state):
-            self._cohort(state, cohort)
-            self._append(connection, "permit", body, None, self._controller(state, controller))
+        with self.write() as (connection, state):
+            rules.cohort(state, cohort)
+            self.append(connection, "permit", body, None, self._controller(state, controller))
             return state.seq
 
     def record_release(
@@ -568,26 +362,26 @@ class Ledger:
         """Record the controller's decision that results of a run leave the house; returns the entry."""
         if not items or not recipient.strip():
             raise ConfigError("a release names what is released and who receives it.")
-        with self._write() as (connection, state):
+        with self.write() as (connection, state):
             if run not in state.runs:
                 raise LedgerRefused(f"The ledger knows no run '{run}'.")
             body = {"run": run, "items": [str(item) for item in items], "recipient": recipient, "advice": advice}
-            return self._append(connection, "release", body, None, self._controller(state, controller))
+            return self.append(connection, "release", body, None, self._controller(state, controller))
 
     def lock(self, cohort: str, *, reason: str) -> None:
         """Lock a cohort by hand. Anyone may; only the controller can unlock."""
         if not reason.strip():
             raise ConfigError("a lock needs a reason.")
-        with self._write() as (connection, state):
-            self._cohort(state, cohort)
-            self._append(connection, "lock", {"cohort": cohort, "reason": reason})
+        with self.write() as (connection, state):
+            rules.cohort(state, cohort)
+            self.append(connection, "lock", {"cohort": cohort, "reason": reason})
 
     def unlock(self, cohort: str, *, reason: str, controller: Controller) -> None:
         """Take back a lock by hand. An exhausted budget stays exhausted."""
-        with self._write() as (connection, state):
-            self._cohort(state, cohort)
+        with self.write() as (connection, state):
+            rules.cohort(state, cohort)
             body = {"cohort": cohort, "reason": reason}
-            self._append(connection, "unlock", body, None, self._controller(state, controller))
+            self.append(connection, "unlock", body, None, self._controller(state, controller))
 
     # -- grants ------------------------------------------------------------------------------------------------
 
@@ -623,19 +417,19 @@ class Ledger:
         if lease is not None and lease < 1:
             raise ConfigError(f"lease={lease} must be at least 1 step.")
         charge = charge_of(plan.mechanisms)
-        heads = self._heads()
-        with self._write() as (connection, state):
-            self._descends(connection, state, heads)
-            version = self._version(state, cohort, fingerprint)
+        heads = self.heads()
+        with self.write() as (connection, state):
+            self.descends(connection, state, heads)
+            version = rules.version(state, cohort, fingerprint)
             if run in state.runs:
                 raise LedgerRefused(
                     f"The run '{run}' is in the ledger already.",
                     remedy="Name the new run differently, or continue the old one with training.resume=….",
                 )
-            self._check_plan(plan, version)
-            inherited = self._check_weights(state, weights)
-            before = self._gate(state, cohort)
-            budget = self._afford(state, version, plan, charge)
+            rules.check_plan(plan, version)
+            inherited = rules.check_weights(state, weights)
+            before = rules.gate_facts(state, cohort)
+            budget = rules.afford(state, version, plan, charge)
             excluded = gate.excluded_classes(state, version, budget, charge, plan.steps)
             keys, barred = self._excluded(connection, state, version, excluded, budget, charge, plan.steps)
             lease = default_lease(plan.steps) if lease is None else min(int(lease), plan.steps)
@@ -651,8 +445,8 @@ class Ledger:
                 "lease": lease,
             }
             sealed = {"nonce": os.urandom(16).hex(), "classes": excluded, "units": barred}
-            entry = self._append(connection, "reserve", body, sealed)
-            after = self._gate(state, cohort)
+            entry = self.append(connection, "reserve", body, sealed)
+            after = rules.gate_facts(state, cohort)
             return Grant(
                 self,
                 id=entry.seq,
@@ -674,9 +468,9 @@ class Ledger:
 
         From now on the earlier process, should it still live, can neither pay nor close.
         """
-        heads = self._heads()
-        with self._write() as (connection, state):
-            self._descends(connection, state, heads)
+        heads = self.heads()
+        with self.write() as (connection, state):
+            self.descends(connection, state, heads)
             held = state.runs.get(run)
             if held is None:
                 raise LedgerRefused(f"The ledger knows no run '{run}'.")
@@ -684,7 +478,7 @@ class Ledger:
                 raise LedgerRefused(
                     f"The run '{run}' was closed ({held.status}) and cannot go on.", remedy="Reserve a new run."
                 )
-            self._append(connection, "resume", {"run": run, "attempt": held.attempt + 1})
+            self.append(connection, "resume", {"run": run, "attempt": held.attempt + 1})
             version = state.version_of(held)
             keys = members.keys_in(connection, gate.excluded_now(state, held))
             keys |= self._linked_keys(connection, held.excluded_units)
@@ -700,7 +494,7 @@ class Ledger:
                 lease=held.lease,
                 attempt=held.attempt,
                 inherited=tuple(held.inherited),
-                gate=self._gate(state, held.cohort),
+                gate=rules.gate_facts(state, held.cohort),
                 basis="public" if held.budget is None else "budget",
             )
 
@@ -716,12 +510,12 @@ class Ledger:
                 f"'{purpose}' is no purpose to be admitted for: evaluate or audit.",
                 remedy="Training is reserved with a plan.",
             )
-        heads = self._heads()
-        with self._write() as (connection, state):
-            self._descends(connection, state, heads)
-            version = self._version(state, cohort, fingerprint)
+        heads = self.heads()
+        with self.write() as (connection, state):
+            self.descends(connection, state, heads)
+            version = rules.version(state, cohort, fingerprint)
             held = state.runs.get(run)
-            basis, permit = self._basis(state, version, purpose, held, run)
+            basis, permit = rules.basis(state, version, purpose, held, run)
             body = {
                 "cohort": cohort,
                 "version": version.id,
@@ -730,7 +524,7 @@ class Ledger:
                 "basis": basis,
                 "permit": permit,
             }
-            entry = self._append(connection, "admit", body)
+            entry = self.append(connection, "admit", body)
             withdrawn = [c.id for c in state.classes.values() if c.withdrawn and version.id in c.versions]
             keys = members.keys_in(connection, withdrawn)
             if held is not None and held.version == version.id:
@@ -748,7 +542,7 @@ class Ledger:
                 lease=1,
                 attempt=1,
                 inherited=(),
-                gate=self._gate(state, cohort),
+                gate=rules.gate_facts(state, cohort),
                 basis=basis,
             )
 
@@ -756,31 +550,31 @@ class Ledger:
 
     def status(self, cohort: str) -> CohortStatus:
         """Where a cohort stands. Raises LedgerRefused for one that is not registered."""
-        with self._view() as (_, state):
-            self._cohort(state, cohort)
+        with self.view() as (_, state):
+            rules.cohort(state, cohort)
             head = sign_head(self.keys, state.seq, bytes.fromhex(state.hash))
             return status.status_of(state, cohort, head, witness=self.witness is not None)
 
     def cohorts(self) -> list[str]:
         """Names of all cohorts, in order of registration."""
-        with self._view() as (_, state):
+        with self.view() as (_, state):
             return list(state.cohorts)
 
     def head(self) -> SignedHead:
         """The newest entry, signed by the site now."""
-        with self._view() as (_, state):
+        with self.view() as (_, state):
             return sign_head(self.keys, state.seq, bytes.fromhex(state.hash))
 
     def run(self, name: str) -> RunState:
         """What the ledger holds about a run. Raises LedgerRefused for an unknown one."""
-        with self._view() as (_, state):
+        with self.view() as (_, state):
             if name not in state.runs:
                 raise LedgerRefused(f"The ledger knows no run '{name}'.")
             return replace(state.runs[name])
 
     def weights(self, sha256: str) -> WeightsSource | None:
         """What the ledger knows about a weights file: a declared one, a run's model, or None."""
-        with self._view() as (_, state):
+        with self.view() as (_, state):
             if sha256 in state.weights:
                 return WeightsSource(sha256)
             if sha256 in state.models:
@@ -789,16 +583,18 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         """Every entry, oldest first. `sealed` is for the steward alone."""
-        with self._view() as (connection, _):
-            return [_entry(row) for row in connection.execute(sa.select(store.entries).order_by(store.entries.c.seq))]
+        with self.view() as (connection, _):
+            return [
+                read_entry(row) for row in connection.execute(sa.select(store.entries).order_by(store.entries.c.seq))
+            ]
 
     def steward(self, cohort: str) -> dict[str, int]:
         """Counts for the steward alone, never for a report: patients, withdrawn, shared with other cohorts, barred.
 
         `barred` counts patients who would be left out of a run that costs next to nothing.
         """
-        with self._view() as (connection, state):
-            version = self._cohort(state, cohort)
+        with self.view() as (connection, state):
+            version = rules.cohort(state, cohort)
             counts = members.counts(connection)
             budget = gate.carrier(state, cohort)
             tiny = Charge(None, None)
@@ -819,10 +615,10 @@ class Ledger:
 
     def check_witness(self) -> None:
         """Raises LedgerRefused where this ledger does not descend from every head that the witness holds."""
-        heads = self._heads()
+        heads = self.heads()
         if heads is not None:
-            with self._view() as (connection, state):
-                self._descends(connection, state, heads)
+            with self.view() as (connection, state):
+                self.descends(connection, state, heads)
 
     def verify(self, witness: str | None = None) -> list[Fault]:
         """Read everything again; every fault found, the first bad entry first (:mod:`dptrain.ledger.verify`)."""
@@ -843,7 +639,7 @@ class Ledger:
         partial = path.with_name(f".{path.name}.partial")
         try:
             os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            with contextlib.closing(sqlite3.connect(partial)) as target, self._view() as (connection, _):
+            with contextlib.closing(sqlite3.connect(partial)) as target, self.view() as (connection, _):
                 raw = connection.connection.driver_connection
                 if raw is None:
                     raise LedgerRefused("the ledger's connection is closed.")
@@ -878,7 +674,7 @@ class Ledger:
 
     def _rotate(self, what: str, new: Keys, controller: Controller, extra: bytes | None = None) -> Keys:
         """The new keys are staged on disk before the entry, and take their place after it (docs/ledger.md, Keys)."""
-        with self._write(any_site_key=True) as (connection, state):
+        with self.write(any_site_key=True) as (connection, state):
             if controller.public not in (state.controller, state.recovery):
                 raise LedgerRefused(
                     "This key is neither the controller's nor the recovery key of this ledger.",
@@ -911,123 +707,23 @@ class Ledger:
             new.stage(extra if what == "controller" else None)
             old, self.keys = self.keys, new
             try:
-                self._append(connection, "rotate", body, sealed, controller)
-                self._write_snapshot(connection, state)
+                self.append(connection, "rotate", body, sealed, controller)
+                self.write_snapshot(connection, state)
             except BaseException:
                 self.keys = old
+                new.unstage()
                 raise
         new.settle()
         return new
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _write(self, *, any_site_key: bool = False) -> Iterator[tuple[Connection, State]]:
-        with self._lock:
-            try:
-                with self.store.write() as connection:
-                    yield connection, self._catch_up(connection, any_site_key=any_site_key)
-            except BaseException:
-                self._state = None  # what the transaction did to it is not in the ledger
-                raise
-
-    @contextmanager
-    def _view(self) -> Iterator[tuple[Connection, State]]:
-        with self._lock:
-            try:
-                with self.store.read() as connection:
-                    yield connection, self._catch_up(connection)
-            except BaseException:
-                self._state = None
-                raise
-
-    def _catch_up(self, connection: Connection, *, any_site_key: bool = False) -> State:
-        """The state at the ledger's head, every new entry checked. Raises LedgerRefused for any fault."""
-        if self._state is None:
-            self._state = self._from_snapshot(connection)
-        state = self._state
-        rows = connection.execute(
-            sa.select(store.entries).where(store.entries.c.seq > state.seq).order_by(store.entries.c.seq)
-        )
-        for row in rows:
-            follow(state, _entry(row))
-        top = connection.execute(sa.select(store.head)).all()
-        if len(top) != 1 or top[0].seq != state.seq or bytes(top[0].hash).hex() != state.hash:
-            raise _untrusted("its head and its entries disagree: entries were removed, or an older copy was restored")
-        if state.seq == 0 or top[0].site != state.site:
-            raise _untrusted("its founding entry is missing or of another site")
-        if state.site != self.keys.site:
-            raise LedgerRefused(
-                f"This ledger belongs to another site ({state.site[:8]}…; the keys are of {self.keys.site[:8]}…).",
-                remedy="Name the keys of that site (DPTRAIN_KEYS), or another ledger (DPTRAIN_LEDGER).",
-            )
-        if state.secret_check != self.keys.secret_check:
-            raise LedgerRefused(
-                "The HMAC secret is not this ledger's: patients would not be recognised.",
-                remedy="Restore secret.json from the backup of the keys (docs/ledger.md, Keys).",
-            )
-        if not any_site_key and state.site_keys[-1] != self.keys.site_public:
-            raise LedgerRefused(
-                "The site's key is not the one that this ledger names: it was replaced, or it is another site's.",
-                remedy="Bring the newest site.pem and site.json to this machine (docs/ledger.md, Keys).",
-            )
-        return state
-
-    def _from_snapshot(self, connection: Connection) -> State:
-        """The last snapshot, if the site signed it and the chain agrees; else an empty state (replay everything)."""
-        self._snapshot_seq = 0
-        row = connection.execute(sa.select(store.snapshot).where(store.snapshot.c.id == 1)).first()
-        if row is None or not signed_by(
-            self.keys.site_public, bytes(row.signature), snapshot_message(row.seq, row.state)
-        ):
-            return State()
-        state = State.parse(row.state)
-        here = connection.execute(sa.select(store.entries.c.hash).where(store.entries.c.seq == state.seq)).scalar()
-        if here is None or bytes(here).hex() != state.hash or state.seq != row.seq:
-            return State()
-        self._snapshot_seq = state.seq
-        return state
-
-    def _write_snapshot(self, connection: Connection, state: State) -> None:
-        text = state.dump()
-        row = {
-            "id": 1,
-            "seq": state.seq,
-            "state": text,
-            "signature": self.keys.sign(snapshot_message(state.seq, text)),
-        }
-        connection.execute(sa.delete(store.snapshot))
-        connection.execute(sa.insert(store.snapshot), row)
-        self._snapshot_seq = state.seq
-
-    def _append(
-        self,
-        connection: Connection,
-        kind: str,
-        body: dict[str, Any],
-        sealed: dict[str, Any] | None = None,
-        controller: Controller | None = None,
-    ) -> Entry:
-        """Sign an entry, fold it into the state, write it and move the head. Committed by the caller's block."""
-        if self._state is None:
-            raise LedgerRefused("the ledger is not open for writing.")
-        state = self._state
-        entry = make_entry(self.keys, state.seq + 1, bytes.fromhex(state.hash), kind, body, sealed or {}, controller)
-        apply(state, entry)
-        connection.execute(sa.insert(store.entries), vars(entry))
-        connection.execute(
-            sa.update(store.head).where(store.head.c.id == 1).values(site=state.site, seq=entry.seq, hash=entry.hash)
-        )
-        if kind != "commit" and state.seq - self._snapshot_seq >= SNAPSHOT_EVERY:
-            self._write_snapshot(connection, state)
-        return entry
-
     def _commit(self, grant: Grant, through: int) -> None:
-        with self._write() as (connection, state):
+        with self.write() as (connection, state):
             run = self._own(state, grant)
             if through > run.committed:
                 body = {"run": grant.run, "attempt": grant.attempt, "through": int(through)}
-                self._append(connection, "commit", body)
+                self.append(connection, "commit", body)
 
     def _own(self, state: State, grant: Grant) -> RunState:
         run = state.runs.get(grant.run)
@@ -1043,11 +739,11 @@ class Ledger:
         if how not in ("complete", "interrupted"):
             raise ConfigError(f"a run ends 'complete' or 'interrupted', not '{how}'.")
         if grant.purpose != "train" or grant.plan is None:
-            with self._write() as (connection, state):
+            with self.write() as (connection, state):
                 admission = state.admissions.get(grant.id)
                 if admission is None or not admission.open:
                     raise LedgerRefused(f"The ledger holds no open grant to {grant.purpose} for '{grant.run}'.")
-                self._append(connection, "finish", {"admission": grant.id, "status": how})
+                self.append(connection, "finish", {"admission": grant.id, "status": how})
             return None
         plan = grant.plan
         if not 0 <= steps_run <= grant.committed:
@@ -1061,9 +757,9 @@ class Ledger:
         steps = held.steps if held.planned else held.committed
         mechanisms = charged(plan, steps)
         epsilon = _pld(mechanisms, plan.delta)
-        with self._write() as (connection, state):
+        with self.write() as (connection, state):
             run = self._own(state, grant)
-            before = self._gate(state, grant.cohort)
+            before = rules.gate_facts(state, grant.cohort)
             body = {
                 "run": grant.run,
                 "attempt": grant.attempt,
@@ -1074,8 +770,8 @@ class Ledger:
                 "model": model,
                 "did": sorted(set(did)),
             }
-            self._append(connection, "close", body)
-            after = self._gate(state, grant.cohort)
+            self.append(connection, "close", body)
+            after = rules.gate_facts(state, grant.cohort)
             return Receipt(
                 run=grant.run,
                 cohort=grant.cohort,
@@ -1100,161 +796,6 @@ class Ledger:
                 remedy="Use the controller.json that belongs to this site; after a rotation, the newest one.",
             )
         return controller
-
-    def _cohort(self, state: State, name: str) -> Version:
-        if name not in state.cohorts:
-            from dptrain.words import suggest
-
-            known = f" {suggest(name, list(state.cohorts))}" if state.cohorts else ""
-            raise LedgerRefused(
-                f"No cohort '{name}' is registered in this ledger.{known}",
-                remedy="Register it with `dptrain ledger register recipe=… public_size=… owner=…`.",
-            )
-        return state.newest(name)
-
-    def _version(self, state: State, name: str, fingerprint: str) -> Version:
-        self._cohort(state, name)
-        for number in reversed(state.cohorts[name].versions):
-            if state.versions[number].fingerprint == fingerprint:
-                return state.versions[number]
-        raise LedgerRefused(
-            f"The data differ from every registered version of '{name}': patients or pixels were added, removed or "
-            "changed.",
-            remedy="Register them as a new version with `dptrain ledger register …`, or restore the data.",
-        )
-
-    def _check_plan(self, plan: Plan, version: Version) -> None:
-        if plan.unit != version.unit:
-            raise LedgerRefused(
-                f"The plan protects a {plan.unit}; '{version.cohort}' is registered by {version.unit}."
-            )
-        if plan.public_size != version.public_size:
-            raise LedgerRefused(
-                f"The plan is for N = {plan.public_size}, but version {version.number} of '{version.cohort}' "
-                f"declares {version.public_size} {version.unit}s.",
-                remedy="Plan with the declared size.",
-            )
-
-    def _check_weights(self, state: State, weights: WeightsSource | None) -> list[str]:
-        """The runs whose charge the starting weights bring along. Raises LedgerRefused for unknown weights."""
-        if weights is None:
-            return []
-        if weights.run is None and weights.sha256 in state.weights:
-            return []
-        name = weights.run or state.models.get(weights.sha256)
-        run = None if name is None else state.runs.get(name)
-        if run is None or run.model != weights.sha256:
-            raise LedgerRefused(
-                f"The starting weights {weights.sha256[:12]}… are neither declared public nor the model of a run in "
-                "this ledger: what they know about patients is unknown.",
-                remedy="Let the controller declare them: `dptrain ledger weights file=… source=… licence=…`.",
-            )
-        return [*run.inherited, run.id]
-
-    def _afford(self, state: State, version: Version, plan: Plan, charge: Charge) -> Budget | None:
-        """The budget that pays. Raises LedgerRefused in the steward's words."""
-        name = version.cohort
-        if state.cohorts[name].lock is not None:
-            raise self._refusal(state, name, f"Cohort '{name}' was locked by hand: {state.cohorts[name].lock}")
-        if version.public is not None:
-            return None
-        if not plan.private:
-            raise LedgerRefused(
-                f"Training without noise on '{name}' is refused: only cohorts declared public may be used without "
-                "privacy.",
-                remedy="Set privacy.target_epsilon, or register a public cohort with source and licence.",
-            )
-        if not state.cohorts[name].budgets:
-            raise LedgerRefused(
-                f"'{name}' belongs to {version.owner} and has no budget yet; without one there is no training.",
-                remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… reason=…`.",
-            )
-        if gate.locked(state, name):
-            raise self._refusal(state, name, f"Cohort '{name}' is locked: its privacy budget is spent.")
-        budget = gate.choose(state, version, plan, charge)
-        if budget is None:
-            raise self._refusal(state, name, self._too_much(state, name, plan, charge))
-        gate.check_delta(budget.delta, version.public_size, name)
-        there = gate.overlap_in_the_way(state, version, budget, plan, charge)
-        if there is not None:
-            raise self._refusal(
-                state,
-                there.cohort,
-                f"This run on '{name}' would exceed the budget of '{there.cohort}', with which it shares patients.",
-            )
-        return budget
-
-    def _too_much(self, state: State, name: str, plan: Plan, charge: Charge) -> str:
-        budgets = [state.budgets[number] for number in state.cohorts[name].budgets]
-        opened = next((budget for budget in budgets if budget.kind == "open"), None)
-        what = f"{plan.steps} steps, rate {plan.sample_rate:.4g}, noise {plan.noise_multiplier:.4g}"
-        if opened is None:
-            return (
-                f"'{name}' has a planned budget, and this run ({what}) is not among what it declares and still holds."
-            )
-        cost = charge.at(opened.order_index, plan.steps)
-        text = "more than any budget" if cost >= INFINITE_UNITS else f"{cost / UNITS:.4g}"
-        left = gate.remaining(state, opened) / UNITS
-        return (
-            f"This run ({what}) would cost {text} at the gate of '{name}' (nats of RDP at order {opened.order:g}, "
-            f"which add up run by run); {left:.4g} of {opened.units / UNITS:.4g} are left."
-        )
-
-    def _refusal(self, state: State, name: str, sentence: str) -> LedgerRefused:
-        facts = status.status_of(state, name, None, witness=self.witness is not None)
-        return LedgerRefused(
-            f"{sentence}\n{status.story(facts)}",
-            remedy=(
-                f"What to do: stop here, or choose a run that costs less (more noise, fewer steps), or ask "
-                f"{facts.owner} and the controller to raise the budget: "
-                f"`dptrain ledger budget cohort={name} epsilon=… reason=…`."
-            ),
-        )
-
-    def _basis(
-        self, state: State, version: Version, purpose: str, held: RunState | None, run: str
-    ) -> tuple[str, int | None]:
-        name = version.cohort
-        if version.public is not None:
-            return "public", None
-        if held is not None and held.cohort == name and purpose in held.plan["declares"] and purpose not in held.did:
-            return "declared", None
-        if not state.cohorts[name].budgets:
-            raise LedgerRefused(
-                f"'{name}' belongs to {version.owner} and has no budget yet; without one its data are not read.",
-                remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… reason=…`.",
-            )
-        if not gate.locked(state, name):
-            return "open", None
-        for permit in state.permits.values():
-            if permit.cohort == name and permit.purpose == purpose and permit.run in (None, run):
-                started = any(a.permit == permit.id and a.open and a.run == run for a in state.admissions.values())
-                if not permit.used:
-                    return "permit", permit.id
-                if started:  # it was begun and died: the same permission goes on
-                    return "permit", None
-        facts = status.status_of(state, name, None, witness=self.witness is not None)
-        doing = {"evaluate": "evaluation", "audit": "audit"}[purpose]
-        raise LedgerRefused(
-            f"Cohort '{name}' is locked: a new {doing} of run '{run}' is refused.\n{status.story(facts)}",
-            remedy=f"What to do: ask the controller: `dptrain ledger permit cohort={name} purpose={purpose} "
-            f"run={run} reason=…`.",
-        )
-
-    def _gate(self, state: State, name: str) -> GateFacts:
-        facts = status.status_of(state, name, None, witness=False, with_runs=False)
-        return GateFacts(
-            kind=facts.kind or "none",
-            accountant=facts.accountant,
-            order=facts.order,
-            budget_epsilon=facts.budget_epsilon,
-            budget_delta=facts.budget_delta,
-            spent_before=facts.spent_epsilon,
-            spent_after=facts.spent_epsilon,
-            remaining=facts.remaining_epsilon,
-            minimum_charge=facts.minimum_charge,
-            locked=facts.locked,
-        )
 
     def _excluded(
         self,
@@ -1285,82 +826,6 @@ class Ledger:
         linked = members.units(connection)
         return {key for unit in barred for key, _ in linked.get(unit, [])}
 
-    def _heads(self) -> list[SignedHead] | None:
-        return None if self.witness is None else read_witness(self.witness)
-
-    def _descends(self, connection: Connection, state: State, heads: list[SignedHead] | None) -> None:
-        for found in heads or ():
-            if found.site != state.site or found.public_key not in state.site_keys:
-                raise LedgerRefused(
-                    "The witness holds a head of another site's ledger.",
-                    remedy="Check ledger.witness and ledger.url.",
-                )
-        if not heads:
-            return
-        wanted = {found.entries: found.hash for found in heads}
-        newest = max(wanted)
-        if newest > state.seq:
-            raise LedgerRefused(
-                f"This ledger was rolled back: it has {state.seq} entries, but the witness has seen {newest}.",
-                remedy="An older copy was restored, or this is another copy. Find the newest one (docs/ledger.md, "
-                "Recovery); until then nothing is granted.",
-            )
-        rows = connection.execute(
-            sa.select(store.entries.c.seq, store.entries.c.hash).where(store.entries.c.seq.in_(list(wanted)))
-        )
-        here = {int(row.seq): bytes(row.hash).hex() for row in rows}
-        for number, digest in sorted(wanted.items()):
-            if here.get(number) != digest:
-                raise LedgerRefused(
-                    f"This ledger is a fork: its entry {number} is not the one that the witness has seen.",
-                    remedy="Two copies went separate ways. Find the true one (docs/ledger.md, Recovery); until then "
-                    "nothing is granted.",
-                )
-
-
-def follow(state: State, entry: Entry) -> None:
-    """Check an entry's place, hash and signatures, and fold it in. Raises LedgerRefused naming the entry."""
-    fault = fault_of(entry, state.seq + 1, bytes.fromhex(state.hash))
-    if fault is None:
-        if entry.kind != "genesis" and not state.site_keys:
-            fault = "the founding entry is missing"
-        else:
-            site, controllers = keys_for(state, entry)
-            fault = signature_fault(entry, site, controllers)
-    if fault is not None:
-        raise _untrusted(fault)
-    apply(state, entry)
-
-
-def _untrusted(fault: str) -> LedgerRefused:
-    return LedgerRefused(
-        f"This ledger cannot be trusted: {fault}. Nothing is granted.",
-        remedy="Run `dptrain ledger verify`, and restore the newest sound backup (docs/ledger.md, Recovery).",
-    )
-
-
-def snapshot_message(seq: int, text: str) -> bytes:
-    """What the site signs of a snapshot."""
-    return b"dptrain.snapshot\0" + str(seq).encode() + b"\0" + text.encode()
-
-
-def default_lease(steps: int) -> int:
-    """Steps paid at once: a tenth of the plan, from 10,000 steps on a thousand or so, at most 100 leases.
-
-    A crash costs at most one lease. Ten payments of a few milliseconds are below 0.5 % of any training that
-    lasts longer than some ten seconds. It depends on the plan alone, so it tells nothing about the data.
-    """
-    leases = max(10, min(100, steps // 1000))
-    return max(1, math.ceil(steps / leases))
-
-
-def charged(plan: Plan, steps: int) -> tuple[Mechanism, ...]:
-    """What counts after `steps` committed steps: the training that far, and everything else whole."""
-    if steps == 0:
-        return ()
-    training, *rest = plan.mechanisms
-    return (replace(training, steps=steps), *rest)
-
 
 def _pld(mechanisms: Sequence[Mechanism], delta: float) -> float | None:
     """Joint PLD epsilon of a run alone; 0 for nothing, None where it is infinite."""
@@ -1376,21 +841,6 @@ def _pld(mechanisms: Sequence[Mechanism], delta: float) -> float | None:
 
 def _cohort_version(version: Version) -> CohortVersion:
     return CohortVersion(version.cohort, version.number, version.fingerprint, version.public_size, version.unit)
-
-
-def _entry(row: Any) -> Entry:
-    return Entry(
-        int(row.seq),
-        int(row.version),
-        row.kind,
-        row.time,
-        row.body,
-        row.sealed,
-        bytes(row.prev),
-        bytes(row.hash),
-        bytes(row.signature),
-        None if row.countersignature is None else bytes(row.countersignature),
-    )
 
 
 def _check_name(what: str, name: str) -> None:

@@ -47,7 +47,7 @@ def verify(ledger: Ledger, witness: str | None) -> list[Fault]:
 
 
 def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: list[Fault]) -> None:
-    from dptrain.ledger.ledger import _entry, follow, snapshot_message
+    from dptrain.ledger.book import follow, read_entry, snapshot_message
 
     if ledger.store.sqlite:
         answer = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
@@ -61,7 +61,7 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
     )
     snapshot_seen = snap is None
     for row in rows:
-        entry = _entry(row)
+        entry = read_entry(row)
         try:
             follow(state, entry)
             if entry.kind == "reserve":
@@ -107,7 +107,7 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
         faults.append(Fault("records", None, "the table of records is not the one that the entries describe"))
     if witness is not None:
         try:
-            ledger._descends(connection, state, read_witness(witness))
+            ledger.descends(connection, state, read_witness(witness))
         except LedgerRefused as error:
             faults.append(Fault("witness", None, error.message))
 

@@ -1,0 +1,227 @@
+"""What a run holds in its hand: the grant, and the receipt that it leaves with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dptrain.errors import LedgerRefused
+from dptrain.ledger.chain import SignedHead
+from dptrain.ledger.state import Version
+from dptrain.plan import Mechanism, Plan
+
+if TYPE_CHECKING:
+    from dptrain.ledger.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class PublicDeclaration:
+    """The controller's statement that a cohort is public: where it comes from and under which licence."""
+
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Starting weights: the SHA-256 of a declared file, or the model (by hash) of a run in this ledger."""
+
+    sha256: str
+    run: str | None = None
+
+
+@dataclass(frozen=True)
+class CohortVersion:
+    """A registered version of a cohort."""
+
+    name: str
+    version: int
+    fingerprint: str
+    public_size: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class GateFacts:
+    """The public gate around a grant, for the run's report (epsilon at the gate)."""
+
+    kind: str
+    accountant: str | None
+    order: float | None
+    budget_epsilon: float | None
+    budget_delta: float | None
+    spent_before: float
+    spent_after: float
+    remaining: float | None
+    minimum_charge: float | None
+    locked: bool
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a closed run cost. epsilon_pld is None where it is infinite (a public cohort without noise)."""
+
+    run: str
+    cohort: str
+    status: str
+    steps_run: int
+    steps_charged: int
+    steps_planned: int
+    epsilon_pld: float | None
+    delta: float
+    unit: str
+    adjacency: str
+    mechanisms: tuple[Mechanism, ...]
+    rest_charged: bool
+    gate: GateFacts
+    head: SignedHead
+
+
+class Grant:
+    """Leave to use a cohort for one purpose. Made by :meth:`Ledger.reserve`, `admit` and `resume` only.
+
+    Attributes:
+        id: number of the entry that granted it.
+        cohort, version, fingerprint, unit: what may be read.
+        run, purpose: whose grant it is, and what for.
+        plan: the plan that was granted (of the evaluated run, for evaluate and audit; None if it is unknown).
+        excluded: patient keys to leave out of every draw. Never show or count them in public output.
+        committed: steps paid so far; lease: steps to pay at once; attempt: 1, and one more for each resume.
+        inherited: earlier runs whose charge this run's starting weights bring along.
+        gate: the public gate as it stood when the grant was given.
+        basis: why it was given (`budget`, `public`, `declared`, `open`, `permit`).
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        id: int,
+        version: Version,
+        run: str,
+        purpose: str,
+        plan: Plan | None,
+        excluded: frozenset[bytes],
+        committed: int,
+        lease: int,
+        attempt: int,
+        inherited: tuple[str, ...],
+        gate: GateFacts,
+        basis: str,
+    ) -> None:
+        self._ledger = ledger
+        self.id = id
+        self.cohort = version.cohort
+        self.version = version.number
+        self.fingerprint = version.fingerprint
+        self.unit = version.unit
+        self.public = version.public is not None
+        self.run = run
+        self.purpose = purpose
+        self.plan = plan
+        self.excluded = excluded
+        self.committed = committed
+        self.lease = lease
+        self.attempt = attempt
+        self.inherited = inherited
+        self.gate = gate
+        self.basis = basis
+        self.closed = False
+
+    def __repr__(self) -> str:
+        return f"Grant({self.run!r}, {self.purpose} on {self.cohort!r}, {self.committed} steps paid)"
+
+    def commit(self, through: int) -> None:
+        """Pay for all steps below `through`, durably, before the first of them runs.
+
+        Does nothing where they are paid already, or on an audit's grant (its reference models are charged
+        nothing). Raises LedgerRefused where the grant is closed, the run was resumed elsewhere, `through` is
+        beyond the plan, or the ledger cannot be written: then the steps must not run.
+        """
+        self.require()
+        if self.purpose == "audit":
+            self.committed = max(self.committed, through)
+            return
+        if self.purpose != "train" or self.plan is None:
+            raise LedgerRefused(f"a grant to {self.purpose} pays for no training step.")
+        if through > self.plan.steps:
+            raise LedgerRefused(f"step {through} is beyond the {self.plan.steps} steps that were granted.")
+        if through > self.committed:
+            self._ledger._commit(self, through)
+            self.committed = through
+
+    def require(self, step: int | None = None, *, purpose: str | None = None, cohort: str | None = None) -> None:
+        """Raise LedgerRefused unless the grant is open and covers this step, purpose and cohort.
+
+        Args:
+            step: number (from 0) of a training step about to run; must be committed.
+            purpose: defaults to what the grant is for. A training grant also covers what its plan declares.
+        """
+        if self.closed:
+            raise LedgerRefused(
+                f"The grant of run '{self.run}' is closed: its data may not be read any more.",
+                remedy="Ask for a new grant.",
+            )
+        if cohort is not None and cohort != self.cohort:
+            raise LedgerRefused(f"The grant of run '{self.run}' is for cohort '{self.cohort}', not '{cohort}'.")
+        if purpose is not None and purpose != self.purpose:
+            declared = self.purpose == "train" and self.plan is not None and purpose in self.plan.declares
+            if not declared:
+                raise LedgerRefused(
+                    f"The grant of run '{self.run}' is to {self.purpose}, not to {purpose}.",
+                    remedy="Declare the purpose in the plan, or ask for its own grant.",
+                )
+        if step is not None and self.purpose == "train" and step >= self.committed:
+            raise LedgerRefused(f"Step {step} of run '{self.run}' is not paid ({self.committed} steps are).")
+
+    def close(
+        self,
+        status: str = "complete",
+        steps_run: int | None = None,
+        *,
+        model: str | None = None,
+        did: Sequence[str] = (),
+    ) -> Receipt | None:
+        """End the grant. Nothing may be read with it afterwards.
+
+        Args:
+            status: `complete` or `interrupted`.
+            steps_run: steps that ran (training only; default: all committed).
+            model: SHA-256 (hex) of the model file; needed if another run is to start from these weights.
+            did: declared purposes that were carried out under this grant already (`evaluate`, `audit`).
+
+        Returns the receipt of a training; None for evaluate and audit.
+        """
+        if self.closed:
+            raise LedgerRefused(f"The grant of run '{self.run}' is closed already.")
+        receipt = self._ledger._close(self, status, self.committed if steps_run is None else steps_run, model, did)
+        self.closed = True
+        return receipt
+
+    def __enter__(self) -> Grant:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Close an evaluation's or audit's grant; a training's grant must be closed with its status."""
+        if not self.closed and self.purpose != "train":
+            self.close("complete" if kind is None else "interrupted")
+
+
+def default_lease(steps: int) -> int:
+    """Steps paid at once: a tenth of the plan, from 10,000 steps on a thousand or so, at most 100 leases.
+
+    A crash costs at most one lease. Ten payments of a few milliseconds are below 0.5 % of any training that
+    lasts longer than some ten seconds. It depends on the plan alone, so it tells nothing about the data.
+    """
+    leases = max(10, min(100, steps // 1000))
+    return max(1, math.ceil(steps / leases))
+
+
+def charged(plan: Plan, steps: int) -> tuple[Mechanism, ...]:
+    """What counts after `steps` committed steps: the training that far, and everything else whole."""
+    if steps == 0:
+        return ()
+    training, *rest = plan.mechanisms
+    return (replace(training, steps=steps), *rest)

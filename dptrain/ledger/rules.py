@@ -1,0 +1,172 @@
+"""Why a request is granted or refused, in the data steward's words. Pure functions of the state."""
+
+from __future__ import annotations
+
+from dptrain.accounting.units import INFINITE_UNITS
+from dptrain.errors import LedgerRefused
+from dptrain.ledger import gate, status
+from dptrain.ledger.charges import UNITS, Charge
+from dptrain.ledger.grants import GateFacts, WeightsSource
+from dptrain.ledger.state import Budget, RunState, State, Version
+from dptrain.plan import Plan
+
+
+def cohort(state: State, name: str) -> Version:
+    """The newest version of a cohort. Raises LedgerRefused with the nearest names for an unknown one."""
+    if name not in state.cohorts:
+        from dptrain.words import suggest
+
+        known = f" {suggest(name, list(state.cohorts))}" if state.cohorts else ""
+        raise LedgerRefused(
+            f"No cohort '{name}' is registered in this ledger.{known}",
+            remedy="Register it with `dptrain ledger register recipe=… public_size=… owner=…`.",
+        )
+    return state.newest(name)
+
+
+def version(state: State, name: str, fingerprint: str) -> Version:
+    """The newest version with this content. Raises LedgerRefused where the data match none."""
+    cohort(state, name)
+    for number in reversed(state.cohorts[name].versions):
+        if state.versions[number].fingerprint == fingerprint:
+            return state.versions[number]
+    raise LedgerRefused(
+        f"The data differ from every registered version of '{name}': patients or pixels were added, removed or "
+        "changed.",
+        remedy="Register them as a new version with `dptrain ledger register …`, or restore the data.",
+    )
+
+
+def check_plan(plan: Plan, version: Version) -> None:
+    """Raises LedgerRefused where the plan's unit or size is not what was registered."""
+    if plan.unit != version.unit:
+        raise LedgerRefused(f"The plan protects a {plan.unit}; '{version.cohort}' is registered by {version.unit}.")
+    if plan.public_size != version.public_size:
+        raise LedgerRefused(
+            f"The plan is for N = {plan.public_size}, but version {version.number} of '{version.cohort}' "
+            f"declares {version.public_size} {version.unit}s.",
+            remedy="Plan with the declared size.",
+        )
+
+
+def check_weights(state: State, weights: WeightsSource | None) -> list[str]:
+    """The runs whose charge the starting weights bring along. Raises LedgerRefused for unknown weights."""
+    if weights is None:
+        return []
+    if weights.run is None and weights.sha256 in state.weights:
+        return []
+    name = weights.run or state.models.get(weights.sha256)
+    run = None if name is None else state.runs.get(name)
+    if run is None or run.model != weights.sha256:
+        raise LedgerRefused(
+            f"The starting weights {weights.sha256[:12]}… are neither declared public nor the model of a run in "
+            "this ledger: what they know about patients is unknown.",
+            remedy="Let the controller declare them: `dptrain ledger weights file=… source=… licence=…`.",
+        )
+    return [*run.inherited, run.id]
+
+
+def afford(state: State, version: Version, plan: Plan, charge: Charge) -> Budget | None:
+    """The budget that pays. Raises LedgerRefused in the steward's words."""
+    name = version.cohort
+    if state.cohorts[name].lock is not None:
+        raise refusal(state, name, f"Cohort '{name}' was locked by hand: {state.cohorts[name].lock}")
+    if version.public is not None:
+        return None
+    if not plan.private:
+        raise LedgerRefused(
+            f"Training without noise on '{name}' is refused: only cohorts declared public may be used without "
+            "privacy.",
+            remedy="Set privacy.target_epsilon, or register a public cohort with source and licence.",
+        )
+    if not state.cohorts[name].budgets:
+        raise LedgerRefused(
+            f"'{name}' belongs to {version.owner} and has no budget yet; without one there is no training.",
+            remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… reason=…`.",
+        )
+    if gate.locked(state, name):
+        raise refusal(state, name, f"Cohort '{name}' is locked: its privacy budget is spent.")
+    budget = gate.choose(state, version, plan, charge)
+    if budget is None:
+        raise refusal(state, name, too_much(state, name, plan, charge))
+    gate.check_delta(budget.delta, version.public_size, name)
+    there = gate.overlap_in_the_way(state, version, budget, plan, charge)
+    if there is not None:
+        raise refusal(
+            state,
+            there.cohort,
+            f"This run on '{name}' would exceed the budget of '{there.cohort}', with which it shares patients.",
+        )
+    return budget
+
+
+def too_much(state: State, name: str, plan: Plan, charge: Charge) -> str:
+    budgets = [state.budgets[number] for number in state.cohorts[name].budgets]
+    opened = next((budget for budget in budgets if budget.kind == "open"), None)
+    what = f"{plan.steps} steps, rate {plan.sample_rate:.4g}, noise {plan.noise_multiplier:.4g}"
+    if opened is None:
+        return f"'{name}' has a planned budget, and this run ({what}) is not among what it declares and still holds."
+    cost = charge.at(opened.order_index, plan.steps)
+    text = "more than any budget" if cost >= INFINITE_UNITS else f"{cost / UNITS:.4g}"
+    left = gate.remaining(state, opened) / UNITS
+    return (
+        f"This run ({what}) would cost {text} at the gate of '{name}' (nats of RDP at order {opened.order:g}, "
+        f"which add up run by run); {left:.4g} of {opened.units / UNITS:.4g} are left."
+    )
+
+
+def refusal(state: State, name: str, sentence: str) -> LedgerRefused:
+    facts = status.status_of(state, name, None, witness=False)
+    return LedgerRefused(
+        f"{sentence}\n{status.story(facts)}",
+        remedy=(
+            f"What to do: stop here, or choose a run that costs less (more noise, fewer steps), or ask "
+            f"{facts.owner} and the controller to raise the budget: "
+            f"`dptrain ledger budget cohort={name} epsilon=… reason=…`."
+        ),
+    )
+
+
+def basis(state: State, version: Version, purpose: str, held: RunState | None, run: str) -> tuple[str, int | None]:
+    name = version.cohort
+    if version.public is not None:
+        return "public", None
+    if held is not None and held.cohort == name and purpose in held.plan["declares"] and purpose not in held.did:
+        return "declared", None
+    if not state.cohorts[name].budgets:
+        raise LedgerRefused(
+            f"'{name}' belongs to {version.owner} and has no budget yet; without one its data are not read.",
+            remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… reason=…`.",
+        )
+    if not gate.locked(state, name):
+        return "open", None
+    for permit in state.permits.values():
+        if permit.cohort == name and permit.purpose == purpose and permit.run in (None, run):
+            started = any(a.permit == permit.id and a.open and a.run == run for a in state.admissions.values())
+            if not permit.used:
+                return "permit", permit.id
+            if started:  # it was begun and died: the same permission goes on
+                return "permit", None
+    facts = status.status_of(state, name, None, witness=False)
+    doing = {"evaluate": "evaluation", "audit": "audit"}[purpose]
+    raise LedgerRefused(
+        f"Cohort '{name}' is locked: a new {doing} of run '{run}' is refused.\n{status.story(facts)}",
+        remedy=f"What to do: ask the controller: `dptrain ledger permit cohort={name} purpose={purpose} "
+        f"run={run} reason=…`.",
+    )
+
+
+def gate_facts(state: State, name: str) -> GateFacts:
+    facts = status.status_of(state, name, None, witness=False, with_runs=False)
+    return GateFacts(
+        kind=facts.kind or "none",
+        accountant=facts.accountant,
+        order=facts.order,
+        budget_epsilon=facts.budget_epsilon,
+        budget_delta=facts.budget_delta,
+        spent_before=facts.spent_epsilon,
+        spent_after=facts.spent_epsilon,
+        remaining=facts.remaining_epsilon,
+        minimum_charge=facts.minimum_charge,
+        locked=facts.locked,
+    )
