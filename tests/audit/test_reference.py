@@ -1,0 +1,251 @@
+"""Reference models trained together are trained exactly; nothing random is shared between them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dptrain.audit import reference
+from dptrain.audit.reference import Draws, Material, train_in_processes, train_together, way_of
+from dptrain.config import OptimizerConfig
+from dptrain.models.nets import cnn1d, linear_head, mlp, small_cnn
+from tests.audit.made import make_material, make_plan
+
+
+def truth(material: Material, member: np.ndarray, start: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One patient at a time in float64: full draws, no noise, the run's optimiser."""
+    from dptrain.training.fit import build_optimizer, learning_rate
+
+    plan = material.plan
+    module = copy.deepcopy(material.module)
+    module.load_state_dict(start)
+    module = module.double()
+    optimizer = build_optimizer(module, material.optimizer)
+    average = {n: p.detach().clone() for n, p in module.named_parameters()}
+    for step in range(plan.steps):
+        total = [torch.zeros_like(p) for p in module.parameters()]
+        for p in np.flatnonzero(member):
+            rows = torch.nonzero(material.patient == p).squeeze(1)
+            loss = material.loss(module(material.inputs[rows].double()), material.labels[rows].double()).mean()
+            gradient = torch.autograd.grad(loss, list(module.parameters()))
+            norm = torch.sqrt(sum((g**2).sum() for g in gradient))
+            factor = min(1.0, plan.max_grad_norm / float(norm))
+            total = [t + factor * g for t, g in zip(total, gradient, strict=True)]
+        for parameter, value in zip(module.parameters(), total, strict=True):
+            parameter.grad = value / plan.expected_batch_size
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(material.optimizer, step, plan.steps)
+        optimizer.step()
+        decay = min(material.ema, (step + 1) / (step + 10))
+        for name, parameter in module.named_parameters():
+            average[name].lerp_(parameter.detach(), 1 - decay)
+    return average if material.ema else {n: p.detach() for n, p in module.named_parameters()}
+
+
+class DoubleLoss(nn.Module):
+    """The task's loss without its cast to float32."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, output: Tensor, label: Tensor) -> Tensor:
+        if self.task == "multiclass":
+            return nn.functional.cross_entropy(output, label.long(), reduction="none")
+        shaped = label.reshape(output.shape).to(output.dtype)
+        values = nn.functional.binary_cross_entropy_with_logits(output, shaped, reduction="none")
+        return values.reshape(len(output), -1).mean(1)
+
+
+CASES = {
+    "linear binary": (lambda: nn.Linear(12, 1), (12,), "binary", 1),
+    "linear no bias": (lambda: nn.Linear(12, 3, bias=False), (12,), "multiclass", 3),
+    "linear labels": (lambda: nn.Linear(12, 4), (12,), "multilabel", 4),
+    "linear head": (lambda: linear_head(12, 2), (3, 4), "multiclass", 2),
+    "mlp": (lambda: mlp(12, 3, (7, 5)), (12,), "multiclass", 3),
+    "cnn": (lambda: small_cnn(1, 1, (4, 4)), (1, 8, 8), "binary", 1),
+    "signal": (lambda: cnn1d(1, 2, (3, 4), 3), (1, 16), "multiclass", 2),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize(
+    ("name", "momentum", "ema", "schedule"), [("sgd", 0.9, 0.0, "constant"), ("adam", 0.0, 0.9, "cosine")]
+)
+def test_the_stack_equals_one_patient_at_a_time(
+    case: str, name: str, momentum: float, ema: float, schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, shape, task, outputs = CASES[case]
+    module = make()
+    material = make_material(
+        module=module,
+        shape=shape,
+        task=task,
+        outputs=outputs,
+        patients=12,
+        plan=make_plan(public_size=12, expected_batch_size=12),
+        optimizer=OptimizerConfig(name=name, lr=0.1, momentum=momentum, weight_decay=0.01, schedule=schedule),
+        ema=ema,
+    )
+    material = dataclasses.replace(material, loss=DoubleLoss(task))
+    starts: list[dict[str, Tensor]] = []
+
+    def start() -> dict[str, Tensor]:
+        starts.append(reference.fresh_start(module)())
+        return starts[-1]
+
+    found: list[dict[str, Tensor]] = []
+    score = reference._score
+    monkeypatch.setattr(reference, "_score", lambda m, final, device: found.append(final) or score(m, final, device))
+    member = np.random.default_rng(1).random((3, 12)) < 0.5
+    train_together(dataclasses.replace(material, start=start), member)
+    for number in range(3):
+        expected = truth(material, member[number], starts[number])
+        for key, value in expected.items():
+            torch.testing.assert_close(found[0][key][number].double(), value, rtol=2e-4, atol=2e-5)
+
+
+def test_scores_are_those_of_the_model() -> None:
+    material = make_material(module=mlp(12, 3), task="multiclass", outputs=3)
+    layers = {n: torch.stack([p.detach()] * 2) for n, p in material.module.named_parameters()}
+    scores = reference._score(material, layers, torch.device("cpu"))
+    with torch.no_grad():
+        p = material.module(material.inputs).softmax(1)[torch.arange(len(material.inputs)), material.labels]
+    np.testing.assert_allclose(scores[1], torch.logit(p).numpy(), atol=1e-4)
+
+
+def test_draws_are_poisson_and_capped() -> None:
+    plan = make_plan(public_size=40, expected_batch_size=10, max_records_per_patient=3)
+    material = make_material(plan=plan, most=6)
+    member = torch.zeros(200, 40, dtype=torch.bool)
+    member[:, :20] = True
+    draws = Draws(material, member, torch.device("cpu"))
+    weights = torch.stack([draws.weights() for _ in range(20)]).reshape(4000, -1)
+    owner = draws.owner
+    per_patient = torch.zeros(4000, 40).index_add_(1, owner, weights)
+    assert torch.isin(per_patient.round(decimals=4), torch.tensor([0.0, 1.0])).all()
+    assert not per_patient[:, 20:].any()
+    assert per_patient[:, :20].mean() == pytest.approx(0.25, abs=0.01)
+    assert per_patient.sum(1).var() == pytest.approx(20 * 0.25 * 0.75, rel=0.1)
+    chosen = torch.zeros(4000, 40).index_add_(1, owner, (weights > 0).float())
+    assert chosen.max() == 3
+    many = int(torch.nonzero(torch.bincount(owner) > 4)[0])
+    if many < 20:
+        used = (weights[:, owner == many] > 0).float().mean(0)
+        assert float(used.max() - used.min()) < 0.05
+
+
+def test_no_two_models_share_draws_noise_or_start() -> None:
+    """The structural test for one reused seed: models with the same patients must differ in everything random."""
+    plan = make_plan(noise_multiplier=1.0, steps=1)
+    material = make_material(plan=plan)
+    member = np.ones((6, 40), dtype=bool)
+    one = Draws(material, torch.from_numpy(member), torch.device("cpu"))
+    two = Draws(material, torch.from_numpy(member), torch.device("cpu"))
+    weights = [*(one.weights() > 0), *(one.weights() > 0), *(two.weights() > 0)]
+    assert len({row.numpy().tobytes() for row in weights}) == len(weights)
+    noise = torch.cat([one.noise(torch.zeros(6, 500), 1.0), two.noise(torch.zeros(6, 500), 1.0)])
+    correlation = torch.corrcoef(noise) - torch.eye(12)
+    assert correlation.abs().max() < 0.25
+    starts = [material.start()["weight"] for _ in range(4)]
+    assert len({s.numpy().tobytes() for s in starts}) == 4
+    scores = train_together(material, member)
+    assert np.abs(np.corrcoef(scores) - np.eye(6)).max() < 0.999
+
+
+@pytest.mark.parametrize("trainer", ["together", "engine"])
+def test_nobody_in_the_training_leaves_noise_of_the_promised_size(trainer: str) -> None:
+    """The structural test for noise that is scaled down or reused: an empty cohort trains on noise alone."""
+    plan = make_plan(noise_multiplier=2.0, max_grad_norm=0.5, steps=4, expected_batch_size=20)
+    module = nn.Linear(400, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    material = make_material(module=module, shape=(400,), plan=plan, inputs=torch.eye(400)[:40])
+    material = make_material(
+        module=module,
+        shape=(400,),
+        plan=plan,
+        inputs=torch.eye(400),
+        patient=torch.arange(400) % 40,
+        labels=torch.ones(400),
+    )
+    material = dataclasses.replace(material, start=lambda: {"weight": torch.zeros(1, 400)})
+    nobody = np.zeros((4, 40), dtype=bool)
+    scores = train_together(material, nobody) if trainer == "together" else train_in_processes(material, nobody)
+    expected = 2.0 * 0.5 / 20 * np.sqrt(4)
+    assert scores.std() == pytest.approx(expected, rel=0.1)
+    assert np.abs(np.corrcoef(scores) - np.eye(4)).max() < 0.25
+
+
+@pytest.mark.parametrize("trainer", ["together", "engine"])
+def test_the_normaliser_does_not_follow_the_batch(trainer: str) -> None:
+    """The structural test for a normaliser that follows the draws: twice the patients move twice as far."""
+    moved = []
+    for count in (10, 20):
+        plan = make_plan(steps=1, public_size=40, expected_batch_size=40, max_grad_norm=0.1)
+        module = nn.Linear(3, 1, bias=False)
+        material = make_material(
+            module=module,
+            shape=(3,),
+            plan=plan,
+            inputs=torch.ones(40, 3),
+            labels=torch.ones(40),
+            patient=torch.arange(40),
+        )
+        material = dataclasses.replace(material, start=lambda: {"weight": torch.zeros(1, 3)})
+        member = (np.arange(40) < count)[None]
+        scores = train_together(material, member) if trainer == "together" else train_in_processes(material, member)
+        moved.append(float(scores[0, 0]))
+    assert moved[0] == pytest.approx(10 * 0.1 * np.sqrt(3) / 40, rel=5e-3)
+    assert moved[1] == pytest.approx(2 * moved[0], rel=1e-3)
+
+
+def test_engine_and_stack_agree_without_noise() -> None:
+    material = make_material(
+        plan=make_plan(public_size=40, expected_batch_size=40, steps=5),
+        optimizer=OptimizerConfig(name="sgd", lr=0.5, momentum=0.9),
+    )
+    state = material.start()
+    material = dataclasses.replace(material, start=lambda: state)
+    member = np.random.default_rng(2).random((2, 40)) < 0.5
+    np.testing.assert_allclose(train_together(material, member), train_in_processes(material, member), atol=3e-3)
+
+
+def test_records_kept_back_are_scored_but_not_trained() -> None:
+    material = make_material(plan=make_plan(public_size=40, expected_batch_size=40, steps=2))
+    state = material.start()
+    kept = material.trained.copy()
+    kept[::3] = False
+    some = dataclasses.replace(material, start=lambda: state, trained=kept)
+    changed = material.inputs.clone()
+    changed[~torch.from_numpy(kept)] += 100
+    other = dataclasses.replace(some, inputs=changed)
+    member = np.ones((1, 40), dtype=bool)
+    one, two = train_together(some, member), train_together(other, member)
+    np.testing.assert_allclose(one[:, kept], two[:, kept], atol=1e-6)
+    assert one.shape == (1, len(kept))
+
+
+def test_a_patient_that_is_not_finite_spoils_nobody() -> None:
+    material = make_material(plan=make_plan(public_size=40, expected_batch_size=40, steps=2))
+    inputs = material.inputs.clone()
+    inputs[0] = float("nan")
+    scores = train_together(dataclasses.replace(material, inputs=inputs), np.ones((2, 40), dtype=bool))
+    assert np.isfinite(scores[:, 1:]).all()
+
+
+def test_ways() -> None:
+    plan = make_plan()
+    assert way_of(nn.Linear(3, 2), plan) == "linear"
+    assert way_of(linear_head(3, 2), plan) == "linear"
+    assert way_of(mlp(3, 2), plan) == "dense"
+    assert way_of(small_cnn(), plan) == "stacked"
+    assert way_of(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)), plan) == "engine"
+    assert way_of(nn.Linear(3, 2), plan, augmented=True) == "engine"
+    assert way_of(mlp(3, 2, (2000, 2000)), plan) == "dense"
+    shared = nn.Linear(3, 3)
+    assert way_of(nn.Sequential(shared, shared), plan) == "stacked"
