@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dptrain.engine.coverage import coverage, refuse_mixing
 from dptrain.engine.layout import Layout
 from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise
-from dptrain.engine.views import Recorder, Seen
+from dptrain.engine.views import Recorder, Seen, ordinary
 from dptrain.errors import CheckRefused
 
 MARGIN = 1e-3
@@ -63,7 +63,7 @@ class PatientGradients:
     | `max_grad_norm=inf` | plain sums of the patients' mean gradients |
     | a parameter that the forward pass did not use | a sum of zero |
     | frozen parameters (`requires_grad=False`) | no sum, no cost |
-    | a loss that another way than the network's parameters' reaches (an LSTM's flat weights) | one backward pass a patient, with one warning |
+    | a parameter used in a way without a rule (an LSTM's) | one backward pass a patient, with one warning |
 
     While it is attached, plain `backward()` through the network gives no gradients; :meth:`detach` gives the
     network back. Outside of a forward pass with gradients the network is untouched: it can be evaluated,
@@ -170,12 +170,13 @@ class PatientGradients:
         for module, name, _ in self._places:
             module.__dict__.pop(name, None)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         if module is not self.model or self._entered == 0:
-            return
+            return None
         self._entered -= 1
         if self._entered == 0:
             self._remove()
+        return ordinary(output)
 
     def detach(self) -> None:
         """Give the network back as it was."""

@@ -137,6 +137,11 @@ def _plain(value: Any) -> Any:
     return _map(value, lambda tensor: tensor._source.plain if isinstance(tensor, Seen) else tensor)
 
 
+def ordinary(value: Any) -> Any:
+    """A network's output without stand-ins."""
+    return _plain(value) if next(_seen(value), None) is not None else value
+
+
 def _rule(*targets: Any) -> Callable[[Handler], Handler]:
     def register(handler: Handler) -> Handler:
         for target in targets:
@@ -470,22 +475,20 @@ def _expand(recorder: Recorder, func: Any, input: Any, *sizes: Any) -> Any:
 def _other(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Anything without a rule of its own."""
     wanted = [s for s in _seen(args, kwargs) if _source(s) is not None]
-    others = [t for t in _tensors(args, kwargs) if t.dim() > 0]
     if not wanted:
         return func(*_plain(args), **_plain(kwargs))
-    source = wanted[0]._source
-    tape = _tape(recorder)
-    if not others:
-        return _derive(recorder, func, args, kwargs)
+    source, tape = wanted[0]._source, _tape(recorder)
     elementwise = func in _ELEMENTWISE
-    batch = [t for t in others if t.requires_grad]
-    if not batch and elementwise:
-        batch = [t for t in others if recorder.is_batch(source, func, t)]
+    batch = [
+        t
+        for t in _tensors(args, kwargs)
+        if t.requires_grad or (t.dim() > 0 and t.is_floating_point() and recorder.is_batch(source, func, t))
+    ]
     if not batch:
         return _derive(recorder, func, args, kwargs)
     if tape.records == 1:
         return _map_call(func, args, kwargs, lambda s: _spread(recorder, s, 1)[0])
-    if not all(t.shape[0] % tape.records == 0 for t in batch):
+    if not all(t.dim() > 0 and t.shape[0] > 0 and t.shape[0] % tape.records == 0 for t in batch):
         return func(*_plain(args), **_plain(kwargs))
     rows, dims = len(batch[0]), max(t.dim() for t in batch)
     if elementwise:
