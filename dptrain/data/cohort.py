@@ -102,8 +102,12 @@ class Cohort:
         return self._fingerprint
 
     def hashes(self) -> dict[bytes, list[bytes]]:
-        """Patient key -> hashes of the patient's records: what the ledger registers."""
-        return {p.key: [self.records[i].hash for i in p.records] for p in self.patients}
+        """Patient key -> hashes of the patient's records: what the ledger registers.
+
+        Those merged into another are named without records, so that their budgets and withdrawals bind too.
+        """
+        hashes = {p.key: [self.records[i].hash for i in p.records] for p in self.patients}
+        return hashes | {alias: [] for p in self.patients for alias in p.aliases}
 
     def split(self, name: str, *, excluded: Collection[bytes] = ()) -> list[int]:
         """Positions of the patients of a split, without those whose key is in `excluded`."""
@@ -147,7 +151,7 @@ def _scan(config: DataConfig, keys: Keys, workers: int | None) -> Cohort:
     _repeated_files(config, manifest, faults)
     source = source_of(config, manifest)
     hashes = _hash_all(source, keys, manifest, workers, faults)
-    patients, of_record = _units(config, manifest, owners, hashes, faults)
+    patients, of_record = _units(config, manifest, keys, owners, hashes, faults)
     _check_splits(config, patients, faults)
     raise_faults(faults)
     images = manifest.columns.get(config.columns.image, manifest.rows)
@@ -187,6 +191,7 @@ def _owners(config: DataConfig, manifest: Manifest, keys: Keys, faults: list[str
 def _units(
     config: DataConfig,
     manifest: Manifest,
+    keys: Keys,
     owners: Sequence[bytes | None],
     hashes: Sequence[bytes | None],
     faults: list[str],
@@ -221,7 +226,7 @@ def _units(
     for key in parent:
         if root(key) != key:
             aliases.setdefault(root(key), []).append(key)
-    splits = _splits(config, manifest, rows, faults)
+    splits = _splits(config, manifest, keys, rows, faults)
     of_record = [-1] * len(manifest)
     patients = []
     for position, key in enumerate(sorted(rows)):
@@ -232,11 +237,12 @@ def _units(
 
 
 def _splits(
-    config: DataConfig, manifest: Manifest, rows: Mapping[bytes, Sequence[int]], faults: list[str]
+    config: DataConfig, manifest: Manifest, keys: Keys, rows: Mapping[bytes, Sequence[int]], faults: list[str]
 ) -> dict[bytes, str]:
-    """The split of every patient: from the column, or by keyed hash of the patient's key."""
+    """The split of every patient: from the column, or by keyed hash of the patient's key or group."""
     if config.columns.split is None:
-        return {key: keyed_split(key, config.split) for key in rows}
+        together = _together(config, manifest, keys, rows, faults)
+        return {key: keyed_split(together.get(key, key), config.split) for key in rows}
     texts = manifest.columns[config.columns.split]
     values = config.split.values
     for row, text in zip(manifest.rows, texts):
@@ -256,6 +262,29 @@ def _splits(
             split = "calibration"
         splits[key] = split
     return splits
+
+
+def _together(
+    config: DataConfig, manifest: Manifest, keys: Keys, rows: Mapping[bytes, Sequence[int]], faults: list[str]
+) -> dict[bytes, bytes]:
+    """For each patient, the keyed hash of what `split.by` keeps together."""
+    if config.split.by is None:
+        return {}
+    texts = manifest.columns[config.split.by]
+    found = {}
+    for key, members in rows.items():
+        first = texts[members[0]]
+        for i in members:
+            if not texts[i]:
+                faults.append(f"{manifest.rows[i]}: nothing in column '{config.split.by}', which splits the patients")
+            elif texts[i] != first and first:
+                faults.append(
+                    f"{manifest.rows[i]}: column '{config.split.by}', which splits the patients, contradicts "
+                    f"{manifest.rows[members[0]]} of the same patient"
+                )
+        if first:
+            found[key] = keys.patient_key(f"split by {config.split.by}", first)
+    return found
 
 
 def keyed_share(key: bytes, salt: str) -> float:
@@ -402,6 +431,7 @@ class ImageSource:
         self.transforms = transforms.build(config.transforms, random=False)
         self.by_shape = transforms.shape_only(self.transforms)
         self.seen: set[tuple[Any, ...]] = set()
+        self.digests: dict[int, bytes] = {}
         self.shape = shape_of(config)
         self.folder = manifest.folder
         self.array = manifest.arrays.get(config.columns.image) if config.format == "npz" else None
@@ -422,9 +452,14 @@ class ImageSource:
             return channel_first(self.array[self.index[i]], len(self.shape)), None
         if not self.images[i]:
             raise Unreadable("is not named")
-        return read_image(
-            self.folder / self.images[i], dims=len(self.shape), stack=self.stacks.get(self.images[i], ())
-        )
+        stack = self.stacks.get(self.images[i], ())
+        files = self.images[i].split("\n")
+        read = [read_image(self.folder / file, dims=len(self.shape), stack=stack) for file in files]
+        if len(read) == 1:
+            return read[0]
+        if len({pixels.shape[1:] for pixels, _ in read}) > 1:
+            raise Unreadable("is made of files that differ in size")
+        return np.concatenate([pixels for pixels, _ in read]), read[0][1]
 
     def raw_label(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The label image [1, …]. Raises Unreadable."""
@@ -439,6 +474,8 @@ class ImageSource:
         except Unreadable as error:
             return None, [f"the image {error}"]
         faults = []
+        if self.array is None:
+            self.digests[i] = _digest(pixels)
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             faults.append("the image holds values that are not finite")
         label, label_faults = self._checked_label(i, pixels)
@@ -497,8 +534,15 @@ class ImageSource:
 
     def item(self, i: int) -> dict[str, Any]:
         pixels, affine = self.raw(i)
+        if i in self.digests and self.digests[i] != _digest(pixels):
+            raise Unreadable("is not the one that was checked")
         label = None if self.label_images is None else self.raw_label(i)[0]
         return self._transformed(pixels, affine, label)
+
+
+def _digest(pixels: np.ndarray) -> bytes:
+    """Tells within this process whether a file still holds the pixels that were registered."""
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
 
 
 def _tensor(pixels: np.ndarray, affine: np.ndarray | None) -> Any:
@@ -611,7 +655,7 @@ def cohort_from_dataset(
     owners = _owners(config, manifest, keys, faults)
     labels = _labels(config, manifest, faults)
     hashes = _hash_all(source, keys, manifest, 1, faults)
-    patients, of_record = _units(config, manifest, owners, hashes, faults)
+    patients, of_record = _units(config, manifest, keys, owners, hashes, faults)
     _check_splits(config, patients, faults)
     raise_faults(faults)
     records = [Record(row, row, of_record[i], hashes[i] or b"") for i, row in enumerate(manifest.rows)]

@@ -42,12 +42,13 @@ class ColumnsConfig:
 
 @dataclass
 class SplitConfig:
-    """Who trains and who tests, per patient, never by record.
+    """Who trains and who tests, per patient (or per group of patients), never by record.
 
     values: text in `columns.split` -> train, calibration, validation or test. Without such a column: the
     shares, by keyed hash of the patient (a patient's split never moves when others join or leave).
     calibration: share of the training patients set aside for temperature and conformal sets, by keyed hash,
-    also where the split comes from a column. salt: another text gives another split.
+    also where the split comes from a column. by: a column of which all patients with one text stay together
+    (a family, a scanner, a site); null for each patient alone. salt: another text gives another split.
     """
 
     values: dict[str, str] = field(
@@ -63,6 +64,7 @@ class SplitConfig:
     validation: float = 0.15
     test: float = 0.15
     calibration: float = 0.0
+    by: str | None = None
     salt: str = "split-1"
 
 
@@ -120,7 +122,7 @@ class DataConfig:
         manifest: the CSV, JSON, NPZ or table below that folder (unused for `dicom`).
         format: csv, decathlon, dicom, npz or table.
         issuer: who issued the patient ids (a hospital, a registry, a data set); never empty.
-        unit: what one unit of privacy is, as reports shall print it.
+        unit: what one unit of privacy is, in one word for reports.
         units_per_person: how many units one person may have (volumes of a patient that cannot be paired):
             reports add the epsilon of so many units together.
         task, classes: binary and multiclass: class names in order; multilabel: one name a label column;

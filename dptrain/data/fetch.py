@@ -404,7 +404,6 @@ class DemoData:
             "data.root": data.root,
             "data.folder": data.folder,
             "data.issuer": data.issuer,
-            "data.unit": data.unit,
             "data.columns.groups": data.columns.groups,
             "data.columns.bins": data.columns.bins,
             "data.source": data.source,

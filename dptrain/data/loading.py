@@ -232,7 +232,7 @@ class PatientLoader:
 
     Raises:
         LedgerRefused: no open grant for this cohort.
-        CheckRefused: another sampler.
+        CheckRefused: another sampler, or another plan than the one that was granted.
         ConfigError: a chunk that a patient does not fit into.
     """
 
@@ -253,6 +253,9 @@ class PatientLoader:
 
         self.cohort = source if isinstance(source, Cohort) else source.cohort
         guard(self.cohort, grant)
+        granted = getattr(grant, "plan", None)
+        if granted is not None and getattr(grant, "purpose", "train") == "train" and granted.digest != plan.digest:
+            raise CheckRefused("the plan that draws is not the plan that was granted.", remedy="Reserve again.")
         self.tensors = None if isinstance(source, Cohort) else source
         self.plan, self.grant, self.chunk = plan, grant, chunk
         nodes = augment

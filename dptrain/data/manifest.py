@@ -115,6 +115,7 @@ def load_manifest(config: DataConfig, faults: list[str]) -> Manifest:
             "npz": _read_npz,
         }
         manifest = readers.get(config.format, _read_csv)(config, path, faults)
+        manifest.folder = folder
     if not manifest.rows:
         faults.append("the manifest has no rows")
         return manifest
@@ -136,7 +137,7 @@ def wanted_columns(config: DataConfig) -> list[str]:
         names.append(columns.image)
     if config.format == "table":
         names += [*config.table.numeric, *config.table.categorical, *config.table.binned]
-    names += [name for name in (columns.split, columns.issuer) if name]
+    names += [name for name in (columns.split, columns.issuer, config.split.by) if name]
     return list(dict.fromkeys(names))
 
 
@@ -240,11 +241,17 @@ def _read_decathlon(config: DataConfig, path: Path, faults: list[str]) -> Manife
             if not isinstance(item, dict):
                 faults.append(f"{name} is no object with image, label and patient")
                 continue
-            values = {str(key): "" if value is None else str(value) for key, value in item.items()}
-            items.append({**values, "section": section})
+            items.append({**{str(key): _text(value) for key, value in item.items()}, "section": section})
             rows.append(name)
     known = list(dict.fromkeys(key for item in items for key in item))
     return Manifest({key: [item.get(key, "") for item in items] for key in known}, rows, path.parent)
+
+
+def _text(value: object) -> str:
+    """A JSON value as manifest text; a list of files becomes one text of lines (their channels are joined)."""
+    if isinstance(value, list):
+        return "\n".join(str(part) for part in value)
+    return "" if value is None else str(value)
 
 
 def _read_npz(config: DataConfig, path: Path, faults: list[str]) -> Manifest:

@@ -68,7 +68,6 @@ def phantom_config(folder: Path, size: int) -> DataConfig:
         name="phantom-chest-xray",
         root=str(folder),
         issuer="phantom",
-        unit="made-up patient",
         columns=ColumnsConfig(
             patient="patient_group", split="split", groups=["sex", "age"], bins={"age": [18.0, 40.0, 65.0]}
         ),

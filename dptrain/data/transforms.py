@@ -66,6 +66,8 @@ def _build_one(node: Any, random: bool) -> Any:
             f"{name} would read files past the checks of the manifest.",
             remedy="Remove it: records arrive read, as [C, ...].",
         )
+    if name.startswith(("SaveImage", "WriteFile", "DataStats")):
+        raise CheckRefused(f"{name} would write pixels to files or logs.", remedy="Remove it.")
     if isinstance(transform, Randomizable) and not random:
         raise ConfigError(
             f"{name} is random, but data.transforms runs once and is cached.", remedy="Move it to data.augment."

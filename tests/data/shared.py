@@ -45,7 +45,6 @@ def kermany(root: Path) -> DataConfig:
         root=str(root),
         folder="kermany_paediatric_cxr_224",
         issuer="Kermany 2018",
-        unit="patient group",
         columns=ColumnsConfig(patient="patient_group", image="file", label=["label"], split="split"),
         classes=["normal", "pneumonia"],
         label_values={"0": "normal", "1": "pneumonia"},

@@ -156,6 +156,24 @@ def test_spacing_sees_the_affine_of_a_nifti(tmp_path):
     assert torch.isfinite(load_records(cohort, [0], FakeGrant())).all()
 
 
+def test_channels_in_several_files_are_joined(tmp_path):
+    volumes(tmp_path)
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    for section in ("training", "validation", "test"):
+        for item in content[section]:
+            item["image"] = [item["image"], item["image"]]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    config = segmentation(tmp_path)
+    config.image_shape = [2, 8, 8, 8]
+    cohort = scan(config, FakeKeys())
+    images = load_records(cohort, range(6), FakeGrant())
+    assert images.shape == (6, 2, 8, 8, 8)
+    content["test"][0]["image"][1] = content["training"][0]["image"][0]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataUnreadable, match="test item 1: the image is made of files that differ in size"):
+        scan(config, FakeKeys())
+
+
 def write_dicom(path: Path, pixels: np.ndarray, **tags) -> None:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
@@ -401,6 +419,37 @@ def test_a_keyed_hash_split_stays_when_a_patient_joins(tmp_path):
     assert {p.key: p.split for p in scan(config, FakeKeys()).patients} != after
 
 
+def test_a_group_column_keeps_patients_together(tmp_path):
+    rows = made.rows(60, 2)
+    for row in rows:
+        row["site"] = "abcdefghijklmnopqrst"[int(row["patient_id"].removeprefix("secret")) // 3]
+    made.write(tmp_path, rows)
+    config = made.settings(tmp_path, split=SplitConfig(train=0.6, validation=0.2, test=0.2, by="site"))
+    config.columns.split, config.columns.groups = None, ["site"]
+    cohort = scan(config, FakeKeys())
+    of_site: dict[str, set[str]] = {}
+    for record, site in zip(cohort.records, cohort.groups["site"]):
+        of_site.setdefault(site, set()).add(cohort.patients[record.patient].split)
+    assert all(len(splits) == 1 for splits in of_site.values())
+    rows[1]["site"], rows[3]["site"] = "z", ""
+    made.write(tmp_path, rows, images=False)
+    with pytest.raises(DataUnreadable) as caught:
+        scan(config, FakeKeys())
+    assert caught.value.faults == [
+        "row 3: column 'site', which splits the patients, contradicts row 2 of the same patient",
+        "row 5: nothing in column 'site', which splits the patients",
+    ]
+
+
+def test_pixels_that_changed_after_the_scan_are_refused(tmp_path):
+    made.write(tmp_path, made.rows(6, 1))
+    cohort = scan(made.settings(tmp_path), FakeKeys())
+    Image.fromarray(made.picture(99)).save(tmp_path / cohort.records[0].image)
+    with pytest.raises(DataUnreadable, match="changed since the scan"):
+        load_records(cohort, [0], FakeGrant())
+    load_records(cohort, [1], FakeGrant())
+
+
 def test_the_hash_follows_pixels_not_files(tmp_path):
     rows = made.rows(6, 1)
     made.write(tmp_path, rows)
@@ -465,6 +514,8 @@ def test_augmentation_is_never_replayed(tmp_path):
         ({"_target_": "monai.transforms.Flipd", "keyes": ["image"]}, ConfigError, "does not take"),
         ({"_target_": "monai.transforms.RandFlipd", "keys": ["image"]}, ConfigError, "is random"),
         ({"_target_": "monai.transforms.LoadImaged", "keys": ["image"]}, CheckRefused, "past the checks"),
+        ({"_target_": "monai.transforms.DataStatsd", "keys": ["image"]}, CheckRefused, "files or logs"),
+        ({"_target_": "monai.transforms.SaveImaged", "keys": ["image"]}, CheckRefused, "files or logs"),
         ({"_target_": "monai.transforms.MixUpd", "keys": ["image"], "batch_size": 4}, CheckRefused, "mixes records"),
     ],
 )
