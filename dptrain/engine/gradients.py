@@ -217,8 +217,14 @@ class PatientGradients:
             raise CheckRefused(f"the network saw {tape.records} records, but there are {len(losses)} losses.")
         layout = Layout(patient.to(losses.device), patients)
         tape.layout = layout
-        with torch.autocast(losses.device.type, enabled=False):
-            return self._sum(tape, layout, losses)
+        self._recorder.tape = tape
+        self._install()  # checkpointed blocks run forward again
+        try:
+            with torch.autocast(losses.device.type, enabled=False):
+                return self._sum(tape, layout, losses)
+        finally:
+            self._remove()
+            self._recorder.tape = None
 
     def _sum(self, tape: Tape, layout: Layout, losses: Tensor) -> ClippedSum:
         weights = layout.record_weight.to(losses.dtype)
@@ -226,18 +232,14 @@ class PatientGradients:
         verify = self._unverified and layout.patients > 1
         explore = training not in self._explored
         watched = [source for source in self._sources.values() if source.name not in self._slow]
-        self._install()
-        try:
-            tape.mode = "record"
-            reached = torch.autograd.grad(
-                losses,
-                [self._recorder.token, *(source.plain for source in watched)],
-                weights,
-                allow_unused=True,
-                retain_graph=True if verify or explore or self._slow else None,
-            )[1:]
-        finally:
-            self._remove()
+        tape.mode = "record"
+        reached = torch.autograd.grad(
+            losses,
+            [self._recorder.token, *(source.plain for source in watched)],
+            weights,
+            allow_unused=True,
+            retain_graph=True if verify or explore or self._slow else None,
+        )[1:]
         unexpected = [source for source, gradient in zip(watched, reached, strict=True) if gradient is not None]
         if unexpected and not explore:
             raise CheckRefused(
@@ -256,8 +258,7 @@ class PatientGradients:
                     self._form(tape, layout, source)
             self._one_by_one(tape, layout, losses, weights)
             if verify:
-                self._verify(tape, layout, losses, weights)
-                self._unverified = False
+                self._unverified = not self._verify(tape, layout, losses, weights)
             return self._clip(tape, layout, losses.device)
 
     def _form(self, tape: Tape, layout: Layout, source: Source) -> None:
@@ -317,13 +318,16 @@ class PatientGradients:
         for source, whole in zip(slow, formed, strict=True):
             tape.add(source, whole)
 
-    def _verify(self, tape: Tape, layout: Layout, losses: Tensor, weights: Tensor) -> None:
-        """Compare one patient with what a plain backward pass of that patient's losses alone gives."""
+    def _verify(self, tape: Tape, layout: Layout, losses: Tensor, weights: Tensor) -> bool:
+        """Compare one patient with what a plain backward pass of that patient's losses alone gives.
+
+        False where this chunk cannot tell (a gradient that is not finite, or none at all).
+        """
         squared = self._squared(tape, layout)
-        good = torch.nonzero(torch.isfinite(squared) & (squared > 0)).flatten().tolist()
-        if not good:
-            return
-        i = good[0]
+        some = torch.nonzero(squared > 0).flatten()
+        if not len(some) or not bool(torch.isfinite(squared).all()):
+            return False
+        i = int(some[0])
         tape.mode = "verify"
         seed = weights * (layout.patient == i)
         torch.autograd.grad(losses, [self._recorder.token], seed, allow_unused=True, retain_graph=True)
@@ -354,7 +358,7 @@ class PatientGradients:
                     "records of a batch, or does not hold them in its first dimension.",
                     remedy=f"If it is only the order of dimensions, give rules={{'{source.name}': 'one-by-one'}}.",
                 )
-        tape.truth = {}
+        return True
 
     def _squared(self, tape: Tape, layout: Layout) -> Tensor:
         """Squared norm of each patient's gradient [P], in float64."""

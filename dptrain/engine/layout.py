@@ -26,7 +26,7 @@ class Layout:
         where = patient.detach().to("cpu", torch.int64)
         if where.dim() != 1:
             raise CheckRefused(f"patient must be one number a record, [N]; it has shape {tuple(where.shape)}.")
-        if len(where) and not (0 <= int(where.min()) and int(where.max()) < patients):
+        if len(where) and not (int(where.min()) >= 0 and int(where.max()) < patients):
             raise CheckRefused(f"patient numbers must lie in 0…{patients - 1} (patients={patients}).")
         self.records = len(where)
         self.patients = patients

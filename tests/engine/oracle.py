@@ -68,7 +68,14 @@ def run(
 
 
 def gap(
-    model: nn.Module, x: Tensor, patient: Tensor, patients: int, *, clip: float | None = None, loss: Loss = squares, **more
+    model: nn.Module,
+    x: Tensor,
+    patient: Tensor,
+    patients: int,
+    *,
+    clip: float | None = None,
+    loss: Loss = squares,
+    **more,
 ) -> float:
     """Relative distance between the engine's sum and the truth, clipped at the median norm unless told."""
     y = torch.linspace(-1, 1, max(1, len(x)), dtype=x.dtype if x.is_floating_point() else torch.float64)[: len(x)]
@@ -77,5 +84,7 @@ def gap(
     positive = size[size > 0]
     clip = clip if clip is not None else (float(positive.median()) if len(positive) else 1.0)
     result = run(model, x, y, patient, patients, clip, loss, **more)
-    torch.testing.assert_close(result.norms, size.double(), rtol=1e-9 if x.dtype == torch.float64 else 1e-4, atol=1e-12)
+    torch.testing.assert_close(
+        result.norms, size.double(), rtol=1e-9 if x.dtype == torch.float64 else 1e-4, atol=1e-12
+    )
     return distance(result.sums, clipped(truth, clip))

@@ -1,0 +1,130 @@
+"""Noise: normal, fresh in every process and after every resume, never stored."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from dptrain.engine import NoiseSource, PatientGradients, PatientOptimizer
+from dptrain.errors import ConfigError
+
+
+@pytest.mark.parametrize("generator", ["cryptographic", "fast"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_standard_normal(generator: str, dtype: torch.dtype) -> None:
+    """Kolmogorov–Smirnov, moments, tails and correlation; false alarms below one in a million runs."""
+    source = NoiseSource(generator)
+    values = source.normal(400_000, dtype).double().numpy()
+    assert stats.kstest(values, "norm").pvalue > 1e-7
+    n = len(values)
+    for order, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs((values**order).mean() - moment) < 5.5 * (spread / n) ** 0.5
+    beyond = (np.abs(values) > 4).sum()
+    assert stats.binomtest(int(beyond), n, 2 * stats.norm.sf(4)).pvalue > 1e-7
+    assert np.abs(values).max() > 4.2
+    assert abs((values[1:] * values[:-1]).mean()) < 5.5 / n**0.5
+    assert abs((values[: n // 2] * values[n // 2 :]).mean()) < 5.5 / (n / 2) ** 0.5
+
+
+def test_no_value_comes_twice() -> None:
+    """What was drawn ahead is handed out once; sizes may change between requests."""
+    source = NoiseSource()
+    sizes = (50_000, 50_000, 70_000, 50_000, 50_000)
+    drawn = torch.cat(
+        [source.normal(size, torch.float64 if size == 70_000 else torch.float32).float() for size in sizes]
+    )
+    assert len(torch.unique(drawn)) > 0.98 * len(drawn)  # float32 has few values: chance hits only
+    first, second = source.normal((200, 300)), source.normal((200, 300))
+    assert first.shape == (200, 300)
+    assert not torch.equal(first, second)
+
+
+PROGRAM = """
+import sys, os
+from dptrain.engine import NoiseSource
+source = NoiseSource(sys.argv[1])
+source.prepare(40000)
+print(source.normal(40000)[:64].numpy().tobytes().hex())
+"""
+
+
+@pytest.mark.parametrize("generator", ["cryptographic", "fast"])
+def test_fresh_processes_never_share_noise(generator: str) -> None:
+    runs = [subprocess.run([sys.executable, "-c", PROGRAM, generator], capture_output=True, text=True, check=True)
+            for _ in range(2)]  # fmt: skip
+    assert runs[0].stdout != runs[1].stdout
+    assert len(runs[0].stdout.strip()) == 64 * 8
+
+
+@pytest.mark.parametrize("generator", ["cryptographic", "fast"])
+def test_forked_processes_never_share_noise(generator: str) -> None:
+    """Neither with each other, nor with their parent, nor through numbers that the parent drew ahead."""
+    source = NoiseSource(generator)
+    source.prepare(40_000)
+    outputs = []
+    for _ in range(2):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(read)
+            with os.fdopen(write, "wb") as pipe:
+                pipe.write(source.normal(40_000)[:64].numpy().tobytes())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            outputs.append(pipe.read())
+        os.waitpid(child, 0)
+    outputs.append(source.normal(40_000)[:64].numpy().tobytes())
+    assert all(len(output) == 256 for output in outputs)
+    assert len(set(outputs)) == 3
+
+
+def test_noise_is_never_stored() -> None:
+    source = NoiseSource()
+    with pytest.raises(TypeError, match="never stored"):
+        pickle.dumps(source)
+    with pytest.raises(TypeError, match="never stored"):
+        copy.deepcopy(source)
+
+
+def test_a_resumed_run_draws_fresh_noise() -> None:
+    """The same checkpoint, loaded twice, moves the weights by different noise."""
+
+    def moved() -> torch.Tensor:
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        model = nn.Linear(300, 200)
+        engine = PatientGradients(model, max_grad_norm=1.0)
+        private = PatientOptimizer(
+            torch.optim.SGD(model.parameters(), lr=1.0), noise_multiplier=1.0, max_grad_norm=1.0,
+            expected_batch_size=1, noise=NoiseSource(),
+        )  # fmt: skip
+        private.load_state_dict(private.state_dict())
+        private.accumulate(engine.clipped_sum(model(torch.ones(2, 300)).sum(1), torch.arange(2), 2))
+        private.step()
+        return model.weight.detach().clone()
+
+    first, second = moved(), moved()
+    correlation = np.corrcoef(*(np.asarray(w).ravel() for w in (first, second)))[0, 1]
+    assert abs(correlation) < 5.5 / 60_000**0.5
+    assert float((first - second).std()) == pytest.approx(2**0.5, rel=0.05)
+
+
+def test_closed_or_misused_sources_refuse() -> None:
+    with NoiseSource() as source:
+        assert source.normal(3).shape == (3,)
+        with pytest.raises(ConfigError, match="bfloat16"):
+            source.normal(3, torch.bfloat16)
+    with pytest.raises(ConfigError, match="closed"):
+        source.normal(3)
+    with pytest.raises(ConfigError, match="cryptographic or fast"):
+        NoiseSource("pcg")
