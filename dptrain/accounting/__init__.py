@@ -6,6 +6,7 @@ noise, as :class:`dptrain.plan.Mechanism` describes them. A noise multiplier of 
 
 ================  ===========================================================================================
 :mod:`.renyi`     Rényi divergences on a fixed grid of orders; conversions; what an *open* budget gates
+:mod:`.gaussian`  a second filter, by whole runs and Gaussian trade-off curves; tighter where it applies
 :mod:`.units`     charges as whole numbers, so that sums are exact
 :mod:`.losses`    privacy loss distributions: what a *planned* budget gates, and what reports show
 :mod:`.noise`     the least noise that meets a target
@@ -26,6 +27,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dptrain.accounting.attacks import TradeOff as TradeOff
     from dptrain.accounting.attacks import tradeoff as tradeoff
+    from dptrain.accounting.gaussian import GaussianBudget as GaussianBudget
+    from dptrain.accounting.gaussian import gaussian_budget as gaussian_budget
+    from dptrain.accounting.gaussian import gaussian_charge as gaussian_charge
     from dptrain.accounting.losses import epsilon_over_steps as epsilon_over_steps
     from dptrain.accounting.losses import group as group
     from dptrain.accounting.losses import pld_delta as pld_delta
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "attacks": ("TradeOff", "tradeoff"),
+    "gaussian": ("GaussianBudget", "gaussian_budget", "gaussian_charge"),
     "losses": ("epsilon_over_steps", "group", "pld_delta", "pld_epsilon"),
     "noise": ("calibrate_noise",),
     "outlook": ("Forecast", "forecast"),

@@ -16,7 +16,8 @@ from dptrain.errors import ConfigError
 from dptrain.plan import Mechanism
 
 _POINTS = 2000
-_LARGEST = 500.0  # above this epsilon (at delta 1e-8) the curve is 0: nothing is promised
+_TAIL = 1e-8  # the curve ends at the epsilon that belongs to this delta
+_LARGEST = 500.0  # above that epsilon the curve is 0: nothing is promised
 MU_FLOOR = 1e-4
 
 
@@ -131,15 +132,16 @@ def tradeoff(mechanisms: Sequence[Mechanism]) -> TradeOff:
 
     Source: see :class:`TradeOff` and :mod:`dptrain.accounting.losses`.
     """
-    return _tradeoff(tuple(mechanisms))
+    return curve(tuple(mechanisms), _TAIL)
 
 
 @functools.lru_cache(maxsize=16)
-def _tradeoff(mechanisms: tuple[Mechanism, ...]) -> TradeOff:
+def curve(mechanisms: tuple[Mechanism, ...], tail: float) -> TradeOff:
+    """As :func:`tradeoff`, drawn out to the epsilon that belongs to a delta of `tail`."""
     steps = check_mechanisms(mechanisms)
     if not steps:
         return TradeOff((0.0, 1.0), (1.0, 0.0))
-    largest = pld_epsilon(mechanisms, 1e-8)
+    largest = pld_epsilon(mechanisms, tail)
     if largest > _LARGEST:
         return TradeOff((0.0, 1.0), (0.0, 0.0))
     epsilons = np.linspace(0, largest, _POINTS)
