@@ -31,6 +31,7 @@ FIELDS = (
     "class_name",
     "sex",
     "age",
+    "age_group",
     "view",
     "duplicate_of",
     "split",
@@ -68,9 +69,7 @@ def phantom_config(folder: Path, size: int) -> DataConfig:
         name="phantom-chest-xray",
         root=str(folder),
         issuer="phantom",
-        columns=ColumnsConfig(
-            patient="patient_group", split="split", groups=["sex", "age"], bins={"age": [18.0, 40.0, 65.0]}
-        ),
+        columns=ColumnsConfig(patient="patient_group", split="split", groups=["sex", "age_group"]),
         classes=["normal", "pneumonia"],
         label_values={"0": "normal", "1": "pneumonia"},
         drop={"duplicate_of": "*"},
@@ -118,6 +117,7 @@ def _draw_all(folder: Path, facts: dict[str, Any], random: np.random.Generator) 
                         "class_name": "pneumonia" if label else "normal",
                         "sex": "F" if anatomy.female else "M",
                         "age": anatomy.age,
+                        "age_group": _age_group(anatomy.age),
                         "view": "AP",
                         "duplicate_of": "",
                         "split": split,
@@ -139,6 +139,10 @@ def _draw_all(folder: Path, facts: dict[str, Any], random: np.random.Generator) 
 def _split(patient: str) -> str:
     share = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.7 else "val" if share < 0.85 else "test"
+
+
+def _age_group(age: int) -> str:
+    return "below 18" if age < 18 else "18 to 39" if age < 40 else "40 to 64" if age < 65 else "65 and above"
 
 
 @dataclass(frozen=True)

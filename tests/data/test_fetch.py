@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dptrain.config import load
 from dptrain.data import FetchFailed, download, find_demo_data, load_tensors, phantom, scan
 from dptrain.data.fetch import KERMANY_FILE, KERMANY_FOLDER, who
 from dptrain.errors import ConfigError, DataUnreadable
@@ -232,7 +233,8 @@ def test_a_phantom_is_drawn_once_and_alike(drawn, tmp_path):
 def test_the_demo_finds_given_shared_cached_or_made_up_data(tmp_path, monkeypatch, shared_data):
     given = find_demo_data(shared_data)
     assert given.kind == "kermany"
-    assert given.overrides == {"data.root": str(shared_data)}
+    assert given.overrides == [f'data.root="{shared_data.resolve()}"']
+    assert given.public_size == 2215
     assert find_demo_data(shared_data / "kermany_paediatric_cxr_224").config == given.config
     with pytest.raises(DataUnreadable, match="holds no prepared"):
         find_demo_data(tmp_path)
@@ -245,6 +247,11 @@ def test_the_demo_finds_given_shared_cached_or_made_up_data(tmp_path, monkeypatc
     assert made_up.kind == "phantom"
     assert "phantom" in made_up.description
     assert "fetching was not wanted" in made_up.description
+    assert 15 < made_up.public_size < 30
+    settings = load(["recipe=chest_xray_pneumonia", *made_up.overrides])
+    assert settings.data.columns.groups == ["sex", "age_group"]
+    assert settings.data.cautions == made_up.config.cautions
+    assert len(scan(settings.data, FakeKeys()).records) > 30
 
 
 def test_the_prepared_settings_fit_the_shared_copy(shared_data):

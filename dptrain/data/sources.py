@@ -1,0 +1,98 @@
+"""Which chest X-rays the demo runs on: the first that are found, and at the worst a made-up cohort."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dptrain.data.config import DataConfig
+from dptrain.data.fetch import KERMANY_FOLDER, download, kermany_config
+from dptrain.data.manifest import read_manifest
+from dptrain.data.phantoms import phantom
+from dptrain.errors import DataUnreadable, DptrainError
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """What the demo runs on: a line for people, `kermany` or `phantom`, and its whole settings."""
+
+    description: str
+    kind: str
+    config: DataConfig
+
+    @property
+    def overrides(self) -> list[str]:
+        """`data.…=…` words that put this data in place of the chest X-ray recipe's.
+
+        The recipe's transforms and image shape stay: it resizes to its own shape.
+        """
+        data = self.config
+        changes: dict[str, Any] = {"data.root": data.root}
+        if self.kind == "phantom":
+            changes |= {
+                "data.folder": data.folder,
+                "data.issuer": data.issuer,
+                "data.columns.groups": data.columns.groups,
+                "data.source": data.source,
+                "data.licence": data.licence,
+                "data.cautions": data.cautions,
+            }
+        return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in changes.items()]
+
+    @property
+    def public_size(self) -> int:
+        """Training patients, counted in the manifest: these data are public, so is their number."""
+        manifest, columns = read_manifest(self.config), self.config.columns
+        assert columns.split is not None
+        pairs = zip(manifest.columns[columns.patient], manifest.columns[columns.split])
+        return len({patient for patient, split in pairs if self.config.split.values.get(split) == "train"})
+
+
+def find_demo_data(root: Path | None = None, *, cache: Path | None = None, fetch_public: bool = True) -> DemoData:
+    """The first chest X-rays at hand: a given root, ../shared/data, the cache, the public original, a phantom.
+
+    Args:
+        root: where the person says that data lies; nothing else is then looked at.
+        cache: where fetched and drawn data is kept; None for DPTRAIN_CACHE or ~/.cache/dptrain.
+        fetch_public: whether the public original may be fetched.
+
+    Raises DataUnreadable where the given root does not hold the cohort.
+    """
+    if root is not None:
+        found = _kermany_below(Path(root))
+        if found is None:
+            raise DataUnreadable(
+                f"{root} holds no prepared chest X-rays ({KERMANY_FOLDER}/manifest.csv).",
+                remedy="Give the folder above it, or leave the root out.",
+            )
+        return DemoData(f"chest X-rays (Kermany 2018) from {root}", "kermany", kermany_config(found.resolve()))
+    shared = [os.environ.get("DPTRAIN_DATA"), Path("..") / "shared" / "data"]
+    for place in (Path(entry) for entry in shared if entry):
+        found = _kermany_below(place)
+        if found is not None:
+            return DemoData(f"chest X-rays (Kermany 2018) from {place}", "kermany", kermany_config(found.resolve()))
+    cache = cache or Path(os.environ.get("DPTRAIN_CACHE") or Path.home() / ".cache" / "dptrain")
+    cached = _kermany_below(cache) is not None
+    why = "fetching was not wanted"
+    if cached or fetch_public:
+        try:
+            config = download(cache, timeout=10.0)
+        except DptrainError as error:
+            why = error.message.rstrip(".")
+        else:
+            kept = "the cached" if cached else "a fresh"
+            return DemoData(f"chest X-rays (Kermany 2018) from {kept} download in {cache}", "kermany", config)
+    drawn = phantom(cache / "phantom-chest-xray")
+    return DemoData(f"a made-up phantom cohort, nobody's data ({why})", "phantom", drawn)
+
+
+def _kermany_below(place: Path) -> Path | None:
+    """The root whose folder holds the prepared cohort; `place` may be that folder itself."""
+    if (place / KERMANY_FOLDER / "manifest.csv").is_file():
+        return place
+    if place.name == KERMANY_FOLDER and (place / "manifest.csv").is_file():
+        return place.parent
+    return None
