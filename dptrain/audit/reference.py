@@ -50,6 +50,7 @@ class Material:
         optimizer, ema: as the run's.
         module: the trainable part (its weights are not used).
         start: -> state of freshly initialised weights; called once a model.
+        augment: random transforms of the run; they need the engine.
     """
 
     inputs: Tensor
@@ -64,6 +65,7 @@ class Material:
     ema: float
     module: nn.Module
     start: Callable[[], dict[str, Tensor]]
+    augment: tuple[Any, ...] = ()
 
 
 def half_plan(plan: Plan) -> Plan:
@@ -91,15 +93,15 @@ def way_of(module: nn.Module, plan: Plan, augmented: bool = False) -> str:
     return "stacked"
 
 
-def fresh_start(module: nn.Module) -> Callable[[], dict[str, Tensor]]:
-    """Starts made by `reset_parameters` of every layer that has one; other parameters keep their values."""
+def fresh_start(module: nn.Module, names: Sequence[str] | None = None) -> Callable[[], dict[str, Tensor]]:
+    """Starts made by `reset_parameters` of the named layers (None: of all that have one); the rest stays."""
 
     def start() -> dict[str, Tensor]:
         torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
         twin = copy.deepcopy(module)
-        for part in twin.modules():
+        for name, part in twin.named_modules():
             reset = getattr(part, "reset_parameters", None)
-            if callable(reset):
+            if callable(reset) and (names is None or name in names):
                 reset()
         return {name: value.detach().clone() for name, value in twin.state_dict().items()}
 
@@ -518,7 +520,7 @@ def train_with_engine(material: Material, member: np.ndarray, start: dict[str, T
     )
     grant: Any = _ReferenceGrant(material.plan, member)
     chunk = max(256, material.plan.max_records_per_patient * material.plan.views)
-    loader = PatientLoader(source, material.plan, grant, augment=(), chunk=chunk)
+    loader = PatientLoader(source, material.plan, grant, augment=material.augment, chunk=chunk)
     result = fit(
         module, loader, material.plan, grant, loss=material.loss, optimizer=material.optimizer, ema=material.ema
     )
@@ -625,7 +627,7 @@ def train_together(
         ConfigError: a module that cannot be stacked (take the engine).
     """
     device = torch.device(device)
-    way = way_of(material.module, material.plan)
+    way = way_of(material.module, material.plan, bool(material.augment))
     if way == "engine":
         raise ConfigError("this network cannot be trained as a stack.", remedy="Set audit.trainer=engine.")
     stack = _Stack(material, [material.start() for _ in range(len(member))], device)

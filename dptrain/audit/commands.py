@@ -1,0 +1,97 @@
+"""`dptrain audit`: words in, plain sentences out; exit code 6 where the guarantee is broken."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError
+
+HELP = """\
+usage: dptrain audit run=FOLDER [audit.…=… ledger.…=… data.root=…]
+       dptrain audit recipe=… [name=value …]
+
+Measure the risk that remains, patient by patient: train reference models on random halves of the patients, attack
+them, and plant canaries to test the promise. Charges nothing; needs the ledger's leave. Everything it writes is
+restricted: restricted/audit/audit.json (aggregates), patients.csv (pseudonymised), scores.npz.
+
+  dptrain audit run=runs/demo
+  dptrain audit run=runs/demo audit.game=release audit.confirm=5     confirm the most exposed on fresh models
+  dptrain audit run=runs/demo audit.models=128 audit.attack=lira_online
+  dptrain audit recipe=chest_xray_pneumonia privacy.target_epsilon=1   without a run
+
+settings: audit.models=64 audit.attack=student_t|lira_online|lira_offline|rmia|loss audit.game=population|release
+          audit.false_discovery_rate=0.05 audit.tolerance=0.75 audit.small_cell=10 audit.canaries=200
+          audit.canary_trainings=1 audit.new_scan=0.25 audit.trainer=auto|together|engine audit.processes=0
+An audit that was interrupted goes on where it stopped when the same command is given again.
+exit codes: 0 done · 2 configuration · 3 refused by the ledger · 5 data unreadable · 6 the guarantee is broken"""
+
+
+def main(argv: list[str]) -> int:
+    """`dptrain audit`."""
+    if any(word in ("-h", "--help") for word in argv):
+        print(HELP)
+        return EXIT_DONE
+    runs = [word.removeprefix("run=") for word in argv if word.startswith("run=")]
+    words = [word for word in argv if not word.startswith("run=")]
+    if len(runs) > 1:
+        raise ConfigError("'run' is given twice.", remedy="Give it once.")
+    if not runs and not any(word.startswith(("recipe=", "data.", "name=")) for word in words):
+        raise ConfigError("There is nothing to audit.", remedy="Give run=<folder of a run> or recipe=<task>.")
+    from dptrain.audit.run import audit_run, audit_settings
+
+    if runs:
+        result = audit_run(runs[0], words)
+    else:
+        from dptrain.config import load
+
+        result = audit_settings(load(words))
+    tell(result.audit)
+    print(f"results (restricted, not covered by epsilon): {result.folder.audit}")
+    if result.broken is not None:
+        print(result.broken, file=sys.stderr)
+        return EXIT_GUARANTEE_BROKEN
+    return EXIT_DONE
+
+
+def tell(audit: dict[str, Any]) -> None:
+    """The findings in plain sentences."""
+    unit = audit.get("unit", "patient")
+    print(
+        f"\n{audit['models']} reference models, each trained on a random half of {audit['patients']} {unit}s "
+        f"({audit['trainer']}, {audit['seconds']:.0f} s in all)"
+    )
+    if audit["exposed"] is not None:
+        found, verdicts = audit["exposed"], audit["verdicts"]
+        print(
+            f"exposed: {found['count']} of {audit['patients']} {unit}s ({found['share']:.1%}, 95 % interval "
+            f"{found['low']:.1%} to {found['high']:.1%}); not shown: {verdicts['not_shown']}; "
+            f"inconclusive: {verdicts['inconclusive']}"
+        )
+    if audit["auc"] is not None:
+        auc, ceiling = audit["auc"], audit["auc"]["ceiling"]
+        print(
+            f"AUC of an attack on one {unit}: mean {auc['mean']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}), "
+            f"median {auc['median']:.3f}, largest {auc['max']:.3f}; 0.5 is guessing, {ceiling:.3f} is allowed"
+        )
+    for rate, found in audit["tpr_at"].items():
+        note = ", extrapolated" if found["extrapolated"] else ""
+        print(
+            f"TPR at {float(rate):.0%} FPR: mean {found['mean']:.1%} (allowed at most {found['ceiling']:.1%}{note})"
+        )
+    if audit["new_scan"]:
+        scan = audit["new_scan"]
+        print(f"recognised by a new record: AUC {scan['auc']:.3f} ({scan['low']:.3f} to {scan['high']:.3f})")
+    if audit["confirmed"]:
+        print(
+            f"confirmed on fresh models: {audit['confirmed']['confirmed']} of {audit['confirmed']['tested']} tested"
+        )
+    if audit["canary"]:
+        canary, promised = audit["canary"], audit["promised"]["epsilon"]
+        promise = "nothing was promised" if promised is None else f"{promised:.3g} is promised"
+        print(
+            f"canaries: epsilon is at least {canary['epsilon_lower']:.2f} ({canary['count']} {canary['kind']}, "
+            f"{canary['trainings']} trainings, {canary['method']}); {promise}"
+        )
+    for row in audit["withheld"]:
+        print(f"withheld: {row['what']} needs {row['need']} reference models, there are {row['have']}")

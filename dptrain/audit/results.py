@@ -1,0 +1,242 @@
+"""From score matrices to what the audit says: aggregates for the report, one line for each patient."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dptrain.audit import groups, patients, statistics
+from dptrain.audit.config import AuditConfig
+from dptrain.audit.scores import Array
+
+SCHEMA = "dptrain.audit/1"
+RATES = (0.01, 0.05, 0.1)
+GRID = tuple(round(0.5 + 0.01 * step, 2) for step in range(51))
+FEWEST = 8  # reference models below which no AUC is given at all
+
+
+@dataclass(frozen=True)
+class People:
+    """What is known of the audited patients beside their scores, each [P].
+
+    pseudonym: hexadecimal, keyed by the site. label: class, `mixed` where records differ. columns: groups.
+    """
+
+    pseudonym: Sequence[str]
+    label: np.ndarray
+    columns: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """audit: the JSON's content, without what only the run knows. rows: one a patient. exposed: bool [P]."""
+
+    audit: dict[str, Any]
+    rows: list[dict[str, Any]]
+    exposed: np.ndarray
+    area: statistics.Area
+
+
+def summarise(
+    scores: Array,
+    member: np.ndarray,
+    patient: np.ndarray,
+    people: People,
+    config: AuditConfig,
+    *,
+    trained: np.ndarray | None = None,
+    tpr: Callable[[float], float] | None = None,
+    auc_ceiling: float = 1.0,
+    generator: np.random.Generator | None = None,
+) -> Summary:
+    """All statistics of one population game.
+
+    Args:
+        scores: [M, R]; member: bool [M, P]; patient: [R].
+        trained: bool [R]; the others were never trained on (new-scan attack). None: all were.
+        tpr: the promised trade-off, FPR -> largest TPR; None: nothing was promised.
+    """
+    draw = generator or np.random.default_rng()
+    trained = np.ones(len(patient), dtype=bool) if trained is None else trained
+    models, count = member.shape
+    own, owner = scores[:, trained], patient[trained]
+    audit: dict[str, Any] = {"models": models, "references": models, "patients": count, "withheld": []}
+    if models < FEWEST:
+        return _nothing(audit, count, config)
+
+    evidence, fold = patients.crossfit(own, member, owner, attack=config.attack)
+    area = statistics.stratified_auc(evidence, member, fold)
+    area = dataclasses.replace(area, inflation=patients.inflation(own, member, owner, draw, attack=config.attack))
+    low, high = statistics.auc_interval(area)
+    p = patients.p_values(own, member, owner, fold)
+    q = statistics.benjamini_hochberg(p)
+    verdict = statistics.verdicts(
+        q, high, false_discovery_rate=config.false_discovery_rate, tolerance=config.tolerance
+    )
+    exposed = verdict == statistics.VERDICTS[0]
+    possible = statistics.smallest_p_value(area) <= config.false_discovery_rate / max(count, 1)
+    rates = {rate: statistics.tpr_at(evidence, member, rate, area) for rate in RATES}
+    fpr, tpr_measured = statistics.pooled_roc(evidence, member)
+    baseline = patients.best_record_auc(own, member, owner, fold)
+    mean_low, mean_high = statistics.mean_interval(area.auc, generator=draw)
+
+    audit["exposed"] = None
+    audit["verdicts"] = None
+    if possible:
+        hits = int(exposed.sum())
+        share = statistics.wilson(hits, count)
+        audit["exposed"] = {"count": hits, "share": hits / max(count, 1), "low": share[0], "high": share[1]}
+        audit["verdicts"] = {name.replace(" ", "_"): int(np.sum(verdict == name)) for name in statistics.VERDICTS}
+    else:
+        need = statistics.models_needed(count, config.false_discovery_rate, patients.FOLDS)
+        _withhold(audit, "verdicts", models, need)
+        exposed = np.zeros(count, dtype=bool)
+    audit["confirmed"] = None
+    audit["roc"] = {"fpr": _list(fpr), "tpr": _list(tpr_measured)}
+    audit["auc"] = {
+        "mean": _number(np.nanmean(area.auc)),
+        "median": _number(np.nanmedian(area.auc)),
+        "max": _number(np.nanmax(area.auc)),
+        "low": _number(mean_low),
+        "high": _number(mean_high),
+        "ceiling": auc_ceiling,
+    }
+    audit["survival"] = {
+        "auc": list(GRID),
+        "share": statistics.survival(area.auc, GRID),
+        "null": statistics.survival(_null_auc(area, draw), GRID),
+    }
+    audit["tpr_at"] = {}
+    for rate, found in rates.items():
+        few = bool(np.mean(found.extrapolated) > 0.5)
+        interval = statistics.mean_interval(found.tpr, generator=draw)
+        audit["tpr_at"][f"{rate:g}"] = {
+            "mean": _number(np.nanmean(found.tpr)),
+            "median": _number(np.nanmedian(found.tpr)),
+            "max": _number(np.nanmax(found.tpr)),
+            "low": _number(interval[0]),
+            "high": _number(interval[1]),
+            "pooled": _number(float(np.interp(rate, fpr, tpr_measured))),
+            "ceiling": 1.0 if tpr is None else float(tpr(rate)),
+            "extrapolated": few,
+        }
+        if few:
+            _withhold(audit, f"tpr_at_{rate:g}", models, math.ceil(2.2 / rate))
+    audit["baseline_max"] = {
+        "mean": _number(np.nanmean(baseline)),
+        "max": _number(np.nanmax(baseline)),
+        "by_records": _by_records(baseline, area.auc, owner, count),
+    }
+    audit["groups"], audit["suppressed"] = {}, []
+    if possible:
+        bands = groups.record_band(np.bincount(owner, minlength=count))
+        strata = np.char.add(np.char.add(people.label.astype(str), "|"), bands.astype(str))
+        columns = {"class": people.label, "records": bands, **people.columns}
+        found_groups = groups.by_group(exposed, columns, strata, draw, small_cell=config.small_cell)
+        audit["groups"], audit["suppressed"] = found_groups.table, found_groups.suppressed
+    audit["new_scan"], scan_auc = _new_scan(scores, member, patient, trained, config, draw)
+
+    rows = []
+    records = np.bincount(owner, minlength=count)
+    for i in range(count):
+        row: dict[str, Any] = {
+            "patient": people.pseudonym[i],
+            "records": int(records[i]),
+            "class": str(people.label[i]),
+            "auc": _number(area.auc[i]),
+            "auc_low": _number(low[i]),
+            "auc_high": _number(high[i]),
+            "p_value": _number(p[i]),
+            "q_value": _number(q[i]),
+            "verdict": str(verdict[i]) if possible else "withheld",
+        }
+        for rate, found in rates.items():
+            name = f"tpr_at_{rate * 100:g}pct"
+            row[name] = _number(found.tpr[i])
+            row[f"{name}_low"], row[f"{name}_high"] = _number(found.low[i]), _number(found.high[i])
+            row[f"{name}_extrapolated"] = bool(found.extrapolated[i])
+        row["new_scan_auc"] = _number(scan_auc[i])
+        row["best_record_auc"] = _number(baseline[i])
+        rows.append(row)
+    return Summary(audit, rows, exposed, area)
+
+
+def _nothing(audit: dict[str, Any], count: int, config: AuditConfig) -> Summary:
+    """Too few models for any number."""
+    need = max(FEWEST, statistics.models_needed(count, config.false_discovery_rate, patients.FOLDS))
+    _withhold(audit, "verdicts", audit["models"], need)
+    _withhold(audit, "references", audit["models"], FEWEST)
+    empty = ("exposed", "verdicts", "confirmed", "roc", "auc", "survival", "baseline_max", "new_scan")
+    audit.update(dict.fromkeys(empty))
+    audit.update(tpr_at={}, groups={}, suppressed=[])
+    nan = np.full(count, np.nan)
+    none = np.zeros((1, count), dtype=int)
+    return Summary(audit, [], np.zeros(count, dtype=bool), statistics.Area(nan, nan, none, none))
+
+
+def _withhold(audit: dict[str, Any], what: str, have: int, need: int) -> None:
+    audit["withheld"].append({"what": what, "have": have, "need": need})
+
+
+def _null_auc(area: statistics.Area, generator: np.random.Generator) -> Array:
+    """AUCs that as many patients without any trace would show by chance (normal approximation)."""
+    m, n = area.inside, area.outside
+    variance = np.sum(m * n * (m + n + 1) / 12, axis=0) / np.maximum(area.pairs, 1) ** 2
+    repeats = max(1, 20000 // max(area.auc.size, 1))
+    spread = np.sqrt(variance * area.inflation)
+    return np.asarray(np.clip(0.5 + generator.normal(size=(repeats, area.auc.size)) * spread, 0, 1).ravel())
+
+
+def _by_records(baseline: Array, pooled: Array, owner: np.ndarray, count: int) -> list[dict[str, Any]]:
+    """How the baseline grows with the number of records, beside the pooled AUC that does not."""
+    counts = np.bincount(owner, minlength=count)
+    bands = groups.record_band(counts)
+    rows = []
+    for band in ("1", "2", "3-4", "5+"):
+        who = (bands == band) & (counts > 0)
+        if who.sum() >= groups.SMALL_CELL:
+            rows.append(
+                {
+                    "records": band,
+                    "patients": int(who.sum()),
+                    "best_record": _number(np.nanmean(baseline[who])),
+                    "pooled": _number(np.nanmean(pooled[who])),
+                }
+            )
+    return rows
+
+
+def _new_scan(
+    scores: Array,
+    member: np.ndarray,
+    patient: np.ndarray,
+    trained: np.ndarray,
+    config: AuditConfig,
+    generator: np.random.Generator,
+) -> tuple[dict[str, Any] | None, Array]:
+    """Is a patient recognised by a record that no model was trained on?"""
+    auc = np.full(member.shape[1], np.nan)
+    fresh = ~trained
+    who = np.unique(patient[fresh])
+    if who.size < groups.SMALL_CELL:
+        return None, auc
+    position = np.searchsorted(who, patient[fresh])
+    evidence, fold = patients.crossfit(scores[:, fresh], member[:, who], position, attack=config.attack)
+    auc[who] = statistics.stratified_auc(evidence, member[:, who], fold).auc
+    low, high = statistics.mean_interval(auc, generator=generator)
+    summary = {"auc": _number(np.nanmean(auc)), "low": _number(low), "high": _number(high), "patients": int(who.size)}
+    return summary, auc
+
+
+def _number(value: float | np.floating[Any]) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _list(values: Array) -> list[float]:
+    return [float(value) for value in values]

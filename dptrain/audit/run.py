@@ -1,0 +1,517 @@
+"""The audit of a training: reference models, attacks, confirmation, canaries, and the files it leaves.
+
+Everything here reads the cohort under a grant of the ledger whose purpose is `audit`; it charges nothing, and
+everything it writes lies below `restricted/audit/` (folders 0700, files 0600).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dptrain import accounting, data
+from dptrain.audit import bounds, masks, patients, reference, statistics
+from dptrain.audit.canaries import KINDS, canary_scores, plant
+from dptrain.audit.config import AuditConfig
+from dptrain.audit.reference import Material
+from dptrain.audit.results import SCHEMA, People, Summary, summarise
+from dptrain.audit.scores import Array
+from dptrain.config import Settings, to_yaml
+from dptrain.errors import ConfigError
+from dptrain.plan import Plan
+from dptrain.progress import progress
+from dptrain.training import losses, session
+from dptrain.training.runfolder import RunFolder, now, whole_or_nothing, write_json
+
+if TYPE_CHECKING:
+    from dptrain.data import Cohort
+    from dptrain.ledger import Grant
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a patient was promised; `epsilon` is infinite where nothing was."""
+
+    epsilon: float
+    delta: float
+    curve: Any | None
+
+    def tpr(self) -> Callable[[float], float] | None:
+        """The promised trade-off, FPR -> largest TPR."""
+        curve = self.curve
+        return None if curve is None else lambda fpr: float(curve.tpr(fpr))
+
+
+def promise_of(plan: Plan) -> Promise:
+    """Epsilon at the plan's delta and the trade-off curve of everything that the plan releases."""
+    if not plan.private:
+        return Promise(math.inf, plan.delta, None)
+    epsilon = accounting.pld_epsilon(plan.mechanisms, plan.delta)
+    return Promise(epsilon, plan.delta, accounting.tradeoff(plan.mechanisms))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the audit left: the folder, audit.json's content, and whether the guarantee is broken."""
+
+    folder: RunFolder
+    audit: dict[str, Any]
+    broken: str | None
+
+
+def audit_run(path: str | Path, words: list[str], *, say: Say = print) -> Result:
+    """Audit a finished run. `words`: overrides of audit.*, ledger.*, data.root and training.device.
+
+    Raises:
+        ConfigError: no run, a run without reproducible configuration, or one that has not finished.
+        LedgerRefused: a changed manifest, or a locked cohort without permission.
+    """
+    run = session.load_run(path)
+    if run.facts["status"] == "running":
+        raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
+    settings = override(run.settings, words)
+    run.folder.note_access("audit")
+    return _audit(settings, run.plan, str(run.facts["id"]), run.folder, say)
+
+
+def audit_settings(settings: Settings, *, say: Say = print) -> Result:
+    """Audit what a recipe's training would do, without a run: its plan is made as `train` would make it."""
+    _, _, status = session.open_status(settings)
+    plan = session.plan_for(settings, status)
+    place = settings.training.run or f"runs/audit-{settings.name}-{now().replace(':', '').replace('-', '')}"
+    folder = RunFolder(place)
+    if folder.facts.exists():
+        raise ConfigError(f"{place} holds a run.", remedy=f"Audit it with run={place}, or name another training.run.")
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with whole_or_nothing(folder.config) as file:
+        file.write(to_yaml(settings))
+    identity = "audit-" + hashlib.sha256(f"{plan.digest}{os.path.abspath(place)}".encode()).hexdigest()[:16]
+    return _audit(settings, plan, identity, folder, say)
+
+
+ALLOWED = ("audit.", "ledger.", "data.root", "training.device", "training.chunk")
+
+
+def override(settings: Settings, words: list[str]) -> Settings:
+    """A run's settings with where things lie and how to audit changed; nothing that changes the training."""
+    from omegaconf import OmegaConf
+
+    from dptrain.config import friendly_errors, settings_of
+
+    for word in words:
+        if "=" not in word or not word.startswith(ALLOWED):
+            raise ConfigError(
+                f"'{word}' cannot be set for the audit of a run: it would audit another training.",
+                remedy="Allowed are audit.…=, ledger.…=, data.root= and training.device=.",
+            )
+    with friendly_errors():
+        merged = OmegaConf.merge(OmegaConf.structured(settings), OmegaConf.from_dotlist(words))
+    return settings_of(merged)
+
+
+def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say: Say) -> Result:
+    begun = time.monotonic()
+    config = settings.audit
+    ledger, keys, status = session.open_status(settings)
+    say(f"reading and hashing {settings.data.name}")
+    cohort = data.scan(settings.data, keys)
+    grant = ledger.admit(status.name, purpose="audit", run=identity, fingerprint=cohort.fingerprint)
+    ended = "interrupted"
+    try:
+        _make(folder)
+        material, people = prepare(settings, cohort, grant, plan, config)
+        promise = promise_of(plan)
+        work = Work(folder.audit / "work", settings, material, plan, cohort.fingerprint)
+        member = work.member(config.models, material.patients)
+        population = dataclasses.replace(material, plan=reference.half_plan(plan))
+        device = session.device_of(settings.training.device)
+        scores = train_references(population, member, config, work, device, "training reference models")
+        say("attacking")
+        summary = summarise(
+            scores,
+            member,
+            material.patient.numpy(),
+            people,
+            config,
+            trained=material.trained,
+            tpr=promise.tpr(),
+            auc_ceiling=1.0 if promise.curve is None else float(promise.curve.auc),
+        )
+        if config.game == "release":
+            whole = dataclasses.replace(material, plan=plan)
+            summary.audit["confirmed"] = confirm(whole, scores, member, summary, config, work, device)
+        bound = canary_bound(dataclasses.replace(material, plan=plan), promise, config)
+        audit = {
+            "schema": SCHEMA,
+            "created": now(),
+            "game": config.game,
+            "attack": config.attack,
+            **summary.audit,
+            "promised": _promised(promise),
+            "canary": None if bound is None else _canary(bound[0], bound[1]),
+            "masks_sha256": masks.digest(member),
+            "plan_sha256": plan.digest,
+            "unit": plan.unit,
+            "trainer": _trainer(material, config),
+            "seconds": round(time.monotonic() - begun, 1),
+        }
+        write_json(folder.audit / "audit.json", audit)
+        _write_rows(folder.audit / "patients.csv", summary)
+        with whole_or_nothing(folder.audit / "scores.npz", "wb") as file:
+            np.savez_compressed(
+                file,
+                scores=scores.astype(np.float32),
+                member=member,
+                patient=material.patient.numpy(),
+                trained=material.trained,
+            )
+        work.remove()
+        ended = "complete"
+    finally:
+        grant.close(ended, steps_run=0)
+    broken = bounds.broken_sentence(bound[0], plan.unit) if bound is not None and bound[0].broken else None
+    return Result(folder, audit, broken)
+
+
+def _make(folder: RunFolder) -> None:
+    for path in (folder.restricted, folder.audit):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chmod(path, 0o700)
+
+
+# --- what the references are trained on -------------------------------------------------------------------------
+
+
+def prepare(
+    settings: Settings, cohort: Cohort, grant: Grant, plan: Plan, config: AuditConfig
+) -> tuple[Material, People]:
+    """The training records and patients of a cohort, as the run trained on them.
+
+    Patients whom the grant excludes are left out: the run never drew them.
+    """
+    network = session.build_network(settings)
+    device = session.device_of(settings.training.device)
+    module: nn.Module = network.trainable
+    if session.in_memory(settings, network):
+        prepared = session.prepare(settings, cohort, grant, splits=("train",), network=network, device=device)
+    else:
+        whole = dataclasses.replace(network, frozen=None)
+        prepared = session.prepare(settings, cohort, grant, splits=("train",), network=whole, device=device)
+        if network.frozen is not None:
+            module = nn.Sequential(network.frozen, network.trainable)
+    excluded = frozenset(grant.excluded)
+    places = [p for p in cohort.split("train") if not cohort.patients[p].excluded(excluded)]
+    position = np.full(len(cohort.patients), -1)
+    position[places] = np.arange(len(places))
+    owner = position[prepared.patient.numpy()]
+    rows = np.flatnonzero(owner >= 0)
+    patient = torch.from_numpy(owner[rows])
+    material = Material(
+        inputs=prepared.inputs[torch.from_numpy(rows)],
+        labels=prepared.label[torch.from_numpy(rows)],
+        patient=patient,
+        patients=len(places),
+        trained=keep_back(owner[rows], len(places), config.new_scan),
+        task=settings.data.task,
+        loss=losses.for_task(settings.data.task),
+        plan=plan,
+        optimizer=settings.optimizer,
+        ema=settings.training.ema,
+        module=module,
+        start=_starts(settings, network, module),
+        augment=tuple(settings.data.augment),
+    )
+    return material, _people(cohort, places, prepared.record[rows], owner[rows])
+
+
+def keep_back(owner: np.ndarray, count: int, share: float) -> np.ndarray:
+    """bool [R]: False for one record of each of a random `share` of the patients with several."""
+    draw = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
+    trained = np.ones(len(owner), dtype=bool)
+    several = np.flatnonzero(np.bincount(owner, minlength=count) > 1)
+    for who in several[draw.random(several.size) < share]:
+        trained[draw.choice(np.flatnonzero(owner == who))] = False
+    return trained
+
+
+def _starts(settings: Settings, network: Any, module: nn.Module) -> Callable[[], dict[str, torch.Tensor]]:
+    """Own starting weights for each model: what the run drew at random is drawn again, the rest is the same."""
+
+    def rebuilt() -> dict[str, torch.Tensor]:
+        other = dataclasses.replace(settings.training, seed=int.from_bytes(os.urandom(4), "little") >> 1)
+        built = session.build_network(dataclasses.replace(settings, training=other))
+        part: nn.Module = built.trainable
+        if module is not network.trainable and built.frozen is not None:
+            part = nn.Sequential(built.frozen, built.trainable)
+        return {name: value.detach().clone() for name, value in part.state_dict().items()}
+
+    if network.weights_kind == "random":
+        return rebuilt
+    # mostly given weights: rebuilding reads them again; the layers that differ between two builds are redrawn
+    one, two = rebuilt(), rebuilt()
+    moved = {name.rpartition(".")[0] for name in one if not torch.equal(one[name], two[name])}
+    parts = dict(module.named_modules())
+    if any(not callable(getattr(parts[name], "reset_parameters", None)) for name in moved):
+        return rebuilt
+    return reference.fresh_start(module, sorted(moved))
+
+
+def _people(cohort: Cohort, places: list[int], record: np.ndarray, owner: np.ndarray) -> People:
+    """Pseudonyms, classes and groups by patient."""
+    count = len(places)
+    names = cohort.config.classes
+    first = np.full(count, -1)
+    for row in range(len(owner) - 1, -1, -1):
+        first[owner[row]] = row
+    label = np.full(count, "all", dtype=object)
+    if cohort.config.task in ("binary", "multiclass"):
+        classes = cohort.labels[record].reshape(-1)
+        low, high = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
+        np.minimum.at(low, owner, classes)
+        np.maximum.at(high, owner, classes)
+        label = np.array(["mixed" if a != b else str(names[a]) for a, b in zip(low, high, strict=True)], dtype=object)
+    elif cohort.config.task == "multilabel":
+        positive = np.zeros(count, dtype=bool)
+        np.logical_or.at(positive, owner, (np.nan_to_num(cohort.labels[record]) > 0.5).any(axis=1))
+        label = np.where(positive, "any finding", "no finding").astype(object)
+    columns = {
+        name: np.asarray(values)[record[first]].astype(str)
+        for name, values in cohort.groups.items()
+        if not _many(np.asarray(values)[record[first]])
+    }
+    return People([cohort.patients[p].key.hex()[:16] for p in places], label, columns)
+
+
+def _many(values: np.ndarray) -> bool:
+    """More values than a table can hold: an age in years, a free text."""
+    return len(np.unique(values.astype(str))) > 24
+
+
+# --- reference models, resumable --------------------------------------------------------------------------------
+
+
+class Work:
+    """Masks and scores of an unfinished audit. Another cohort, plan or configuration does not find them."""
+
+    def __init__(self, folder: Path, settings: Settings, material: Material, plan: Plan, fingerprint: str) -> None:
+        self.folder = folder
+        names = ("models", "new_scan", "trainer", "stack", "game", "confirm_models")
+        self.config = {name: getattr(settings.audit, name) for name in names}
+        optimizer = dataclasses.asdict(settings.optimizer)
+        told = json.dumps(
+            [fingerprint, plan.digest, self.config, optimizer, settings.training.ema, material.patients],
+            sort_keys=True,
+        )
+        self.key = hashlib.sha256(told.encode()).hexdigest()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stamp = folder / "key"
+        if not stamp.exists() or stamp.read_text(encoding="utf-8") != self.key:
+            self.clear()
+            with whole_or_nothing(stamp, private=True) as file:
+                file.write(self.key)
+        kept = self.load("kept")
+        if kept is None:
+            self.save("kept", trained=material.trained)
+        else:  # the records kept back were chosen when the audit began
+            material.trained[:] = kept["trained"]
+
+    def clear(self) -> None:
+        for file in self.folder.iterdir():
+            file.unlink()
+
+    def remove(self) -> None:
+        """Everything is in the results: forget the work."""
+        self.clear()
+        self.folder.rmdir()
+
+    def load(self, name: str) -> dict[str, np.ndarray] | None:
+        path = self.folder / f"{name}.npz"
+        if not path.exists():
+            return None
+        with np.load(path) as held:
+            return {key: held[key] for key in held.files}
+
+    def save(self, name: str, **arrays: Any) -> None:
+        with whole_or_nothing(self.folder / f"{name}.npz", "wb", private=True) as file:
+            np.savez(file, **arrays)
+
+    def member(self, models: int, count: int) -> np.ndarray:
+        """The masks: drawn when the audit began, the same ones after a resume."""
+        held = self.load("masks")
+        if held is None:
+            self.save("masks", member=masks.draw(models, count))
+            held = self.load("masks")
+        assert held is not None
+        return held["member"]
+
+
+def _trainer(material: Material, config: AuditConfig) -> str:
+    if config.trainer != "auto":
+        return config.trainer
+    way = reference.way_of(material.module, material.plan, bool(material.augment))
+    return "engine" if way == "engine" else "together"
+
+
+def train_references(
+    material: Material,
+    member: np.ndarray,
+    config: AuditConfig,
+    work: Work | None,
+    device: torch.device,
+    label: str,
+    name: str = "scores",
+) -> Array:
+    """Scores [M, R] of reference models, a stack at a time; stacks that are done are read, not trained again."""
+    together = _trainer(material, config) == "together"
+    size = min(config.stack, len(member)) if together else max(1, config.processes or os.cpu_count() or 1)
+    parts: list[Array] = []
+    with progress(len(member) * material.plan.steps, label) as bar:
+        for number, start in enumerate(range(0, len(member), size)):
+            some = member[start : start + size]
+            held = work.load(f"{name}-{number:03d}") if work is not None else None
+            if held is not None and np.array_equal(held["member"], some):
+                parts.append(held["scores"])
+                bar.advance(len(some) * material.plan.steps)
+                continue
+            if together:
+                found = reference.train_together(material, some, device=device, tick=bar.advance)
+            else:
+                found = reference.train_in_processes(material, some, processes=size, tick=bar.advance)
+            if work is not None:
+                work.save(f"{name}-{number:03d}", scores=found, member=some)
+            parts.append(found)
+    return np.concatenate(parts)
+
+
+# --- the release game -------------------------------------------------------------------------------------------
+
+
+def confirm(
+    material: Material,
+    scores: Array,
+    member: np.ndarray,
+    summary: Summary,
+    config: AuditConfig,
+    work: Work | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Release game: the whole cohort with and without one patient, on fresh models, for the most exposed.
+
+    The attack is fitted on the population's models, so it owes nothing to the fresh ones: no winner's curse.
+    The models with everybody are shared by all candidates; Benjamini–Yekutieli allows for that.
+    """
+    order = np.argsort(-np.nan_to_num(summary.area.auc, nan=0.0), kind="stable")
+    top = [int(i) for i in order if summary.exposed[i]][: config.confirm]
+    result: dict[str, Any] = {"game": "release", "tested": len(top), "confirmed": 0, "auc": []}
+    if not top:
+        return result
+    half = config.confirm_models // 2
+    games = np.ones((half * (1 + len(top)), material.patients), dtype=bool)
+    for number, who in enumerate(top):
+        games[half * (1 + number) : half * (2 + number), who] = False
+    fresh = train_references(material, games, config, work, device, "confirming on fresh models", "confirm")
+    own = material.trained
+    evidence = patients.pooled_evidence(
+        scores[:, own], member, fresh[:, own], material.patient.numpy()[own], attack=config.attack
+    )
+    p = np.empty(len(top))
+    for number, who in enumerate(top):
+        rows = np.r_[0:half, half * (1 + number) : half * (2 + number)]
+        area = statistics.stratified_auc(
+            evidence[rows][:, [who]], games[rows][:, [who]], np.zeros(2 * half, dtype=int)
+        )
+        low, high = statistics.auc_interval(area)
+        p[number] = statistics.auc_p_values(area)[0]
+        result["auc"].append({"auc": float(area.auc[0]), "low": float(low[0]), "high": float(high[0])})
+    adjusted = statistics.benjamini_hochberg(p, arbitrary_dependence=True)
+    result["confirmed"] = int(np.sum(adjusted <= config.false_discovery_rate))
+    return result
+
+
+# --- the promise ------------------------------------------------------------------------------------------------
+
+
+def canary_bound(
+    material: Material, promise: Promise, config: AuditConfig, *, trainer: str = "engine"
+) -> tuple[bounds.LowerBound, str] | None:
+    """A lower bound on epsilon from planted patients, and the kind of canary that gave it.
+
+    Every canary is in or out of each training by a fair coin; the trainings use the run's whole plan and, with
+    `trainer` engine, the code that made the promise. Each kind is judged at half of the allowed error.
+    """
+    count, trainings = config.canaries, config.canary_trainings
+    if count < 2 or trainings < 1:
+        return None
+    planted, kind = plant(material, count)
+    member = np.ones((trainings, planted.patients), dtype=bool)
+    member[:, -count:] = masks.draw(trainings, count)
+    with progress(trainings * material.plan.steps, "training with canaries") as bar:
+        if trainer == "together":
+            scores = reference.train_together(planted, member, tick=bar.advance)
+        else:
+            processes = min(trainings, config.processes or os.cpu_count() or 1)
+            scores = reference.train_in_processes(planted, member, processes=processes, tick=bar.advance)
+    found = canary_scores(scores, planted, count)
+    best: tuple[bounds.LowerBound, str] | None = None
+    for number, name in enumerate(KINDS):
+        who = kind == number
+        bound = bounds.lower_bound(
+            found[:, who],
+            member[:, -count:][:, who],
+            promised=promise.epsilon,
+            delta=promise.delta,
+            confidence=1 - (1 - config.confidence) / len(KINDS),
+            tpr=promise.tpr(),
+        )
+        if best is None or (bound.broken, bound.epsilon) > (best[0].broken, best[0].epsilon):
+            best = bound, name
+    return best
+
+
+def _canary(bound: bounds.LowerBound, kind: str) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "count": bound.canaries,
+        "trainings": bound.trainings,
+        "epsilon_lower": bound.epsilon,
+        "confidence": bound.confidence,
+        "method": bound.method,
+        "beyond_curve": bound.curve,
+        "broken": bound.broken,
+    }
+
+
+def _promised(promise: Promise) -> dict[str, Any]:
+    if promise.curve is None:
+        return {"epsilon": None, "infinite": True, "delta": promise.delta, "tradeoff": None}
+    fpr, tpr = promise.curve.points(101)
+    return {
+        "epsilon": promise.epsilon,
+        "infinite": False,
+        "delta": promise.delta,
+        "tradeoff": {"fpr": [float(v) for v in fpr], "tpr": [float(v) for v in tpr]},
+    }
+
+
+def _write_rows(path: Path, summary: Summary) -> None:
+    """patients.csv: one line a patient, pseudonymised."""
+    with whole_or_nothing(path, private=True) as file:
+        if summary.rows:
+            writer = csv.DictWriter(file, list(summary.rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(summary.rows)
