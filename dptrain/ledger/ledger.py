@@ -835,7 +835,10 @@ def _pld(mechanisms: Sequence[Mechanism], delta: float) -> float | None:
         return None
     from dptrain import accounting
 
-    value = float(accounting.pld_epsilon(mechanisms, delta))
+    try:
+        value = float(accounting.pld_epsilon(mechanisms, delta))
+    except ConfigError:
+        return None  # a figure for people; a run must always be able to close
     return value if math.isfinite(value) else None
 
 

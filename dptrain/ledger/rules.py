@@ -5,7 +5,7 @@ from __future__ import annotations
 from dptrain.accounting.units import INFINITE_UNITS
 from dptrain.errors import LedgerRefused
 from dptrain.ledger import gate, status
-from dptrain.ledger.charges import UNITS, Charge
+from dptrain.ledger.charges import Charge
 from dptrain.ledger.grants import GateFacts, WeightsSource
 from dptrain.ledger.state import Budget, RunState, State, Version
 from dptrain.plan import Plan
@@ -101,21 +101,21 @@ def afford(state: State, version: Version, plan: Plan, charge: Charge) -> Budget
 
 
 def too_much(state: State, name: str, plan: Plan, charge: Charge) -> str:
+    """Why a plan does not fit into what a cohort has left."""
     budgets = [state.budgets[number] for number in state.cohorts[name].budgets]
     opened = next((budget for budget in budgets if budget.kind == "open"), None)
     what = f"{plan.steps} steps, rate {plan.sample_rate:.4g}, noise {plan.noise_multiplier:.4g}"
     if opened is None:
         return f"'{name}' has a planned budget, and this run ({what}) is not among what it declares and still holds."
+    left = f"{gate.remaining(state, opened) / opened.units:.1%} is left"
     cost = charge.at(opened.order_index, plan.steps)
-    text = "more than any budget" if cost >= INFINITE_UNITS else f"{cost / UNITS:.4g}"
-    left = gate.remaining(state, opened) / UNITS
-    return (
-        f"This run ({what}) would cost {text} at the gate of '{name}' (nats of RDP at order {opened.order:g}, "
-        f"which add up run by run); {left:.4g} of {opened.units / UNITS:.4g} are left."
-    )
+    if cost >= INFINITE_UNITS:
+        return f"This run ({what}) costs more than any budget of '{name}' could hold; {left}."
+    return f"This run ({what}) would take {cost / opened.units:.1%} of the budget of '{name}'; {left}."
 
 
 def refusal(state: State, name: str, sentence: str) -> LedgerRefused:
+    """The error that says who owns the cohort, what was granted, what was spent by which runs, and what to do."""
     facts = status.status_of(state, name, None, witness=False)
     return LedgerRefused(
         f"{sentence}\n{status.story(facts)}",
@@ -128,12 +128,15 @@ def refusal(state: State, name: str, sentence: str) -> LedgerRefused:
 
 
 def basis(state: State, version: Version, purpose: str, held: RunState | None, run: str) -> tuple[str, int | None]:
+    """Why an evaluation or audit is admitted, and the permission that it uses up. Raises LedgerRefused."""
     name = version.cohort
-    if version.public is not None:
+    by_hand = state.cohorts[name].lock is not None
+    if version.public is not None and not by_hand:
         return "public", None
-    if held is not None and held.cohort == name and purpose in held.plan["declares"] and purpose not in held.did:
+    own = held is not None and held.cohort == name and purpose in held.plan["declares"] and purpose not in held.did
+    if own and not by_hand:
         return "declared", None
-    if not state.cohorts[name].budgets:
+    if version.public is None and not state.cohorts[name].budgets:
         raise LedgerRefused(
             f"'{name}' belongs to {version.owner} and has no budget yet; without one its data are not read.",
             remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… reason=…`.",
@@ -157,6 +160,7 @@ def basis(state: State, version: Version, purpose: str, held: RunState | None, r
 
 
 def gate_facts(state: State, name: str) -> GateFacts:
+    """The public gate of a cohort now."""
     facts = status.status_of(state, name, None, witness=False, with_runs=False)
     return GateFacts(
         kind=facts.kind or "none",

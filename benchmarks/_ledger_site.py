@@ -1,0 +1,177 @@
+"""A small site for benchmarks and tests of the ledger: keys, a ledger on either store, a cohort, a budget."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dptrain import accounting
+from dptrain.ledger import Controller, Keys, Ledger, fingerprint
+from dptrain.ledger.charges import charge_of
+from dptrain.plan import Plan
+
+PASSPHRASE = "correct horse battery"
+COHORT = "chest"
+
+
+def small_plan(**changes: object) -> Plan:
+    """A plan that is cheap to account: 10 full-batch steps."""
+    values: dict[str, object] = {
+        "public_size": 20,
+        "expected_batch_size": 20,
+        "steps": 10,
+        "noise_multiplier": 8.0,
+        "max_grad_norm": 1.0,
+        "delta": 1e-3,
+        "declares": ("evaluate",),
+    }
+    return Plan(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def people(keys: Keys, first: int, last: int, issuer: str = "clinic") -> dict[bytes, list[bytes]]:
+    """Patients `first`…`last`-1 with one record each; the record of patient i is the same whatever the cohort."""
+    return {keys.patient_key(issuer, str(i)): [record(keys, i)] for i in range(first, last)}
+
+
+def record(keys: Keys, i: int) -> bytes:
+    """A record hash of made-up pixels."""
+    return hashlib.sha256(f"{keys.site} pixels {i}".encode()).digest()
+
+
+def epsilon_for(plan: Plan, runs: float) -> float:
+    """An epsilon whose open budget, forecast with this plan, holds about so many runs of it."""
+    epsilon = 1.0
+    for _ in range(20):
+        order = accounting.best_order(epsilon, plan.delta, plan.mechanisms)
+        cost = float(accounting.rdp(plan.mechanisms, [order])[0])
+        epsilon = accounting.rdp_epsilon(runs * cost, order, plan.delta)
+    return epsilon
+
+
+@dataclass
+class Site:
+    """A ledger with everything that is needed to use it."""
+
+    place: str
+    keys: Keys
+    controller: Controller
+    ledger: Ledger
+    plan: Plan
+    fingerprint: str
+    capacity: int
+
+    def again(self) -> Ledger:
+        """The same ledger as another program would open it."""
+        return Ledger.open(self.place, self.keys)
+
+
+def make_site(place: str, keys: Keys, controller: Controller, *, runs: float = 3.5, plan: Plan | None = None) -> Site:
+    """Found a ledger with one cohort of 20 patients and an open budget that holds about `runs` runs."""
+    plan = plan or small_plan()
+    ledger = Ledger.create(place, keys)
+    patients = people(keys, 0, 20)
+    ledger.register(
+        COHORT, unit=plan.unit, issuer="clinic", public_size=plan.public_size, patients=patients, owner="Radiology"
+    )
+    budget = ledger.budget(
+        COHORT,
+        epsilon=epsilon_for(plan, runs),
+        delta=plan.delta,
+        forecast=plan.mechanisms,
+        minimum_charge=0.0,
+        reason="test",
+        controller=controller,
+    )
+    cost = charge_of(plan.mechanisms).at(budget.order_index, plan.steps)
+    return Site(place, keys, controller, ledger, plan, fingerprint(patients), budget.units // cost)
+
+
+class Postgres:
+    """A PostgreSQL server of one's own in a temporary folder, from the pgserver wheel."""
+
+    def __init__(self) -> None:
+        import pgserver
+
+        self.folder = Path(tempfile.mkdtemp(prefix="dptrain-pg-"))
+        self.server = pgserver.get_server(self.folder / "data", cleanup_mode=None)
+        self.uri = str(self.server.get_uri())
+
+    def database(self) -> str:
+        """URL of a fresh, empty database."""
+        name = f"ledger_{uuid.uuid4().hex[:12]}"
+        self.server.psql(f"CREATE DATABASE {name};")
+        return re.sub(r"/postgres(?=\?|$)", f"/{name}", self.uri)
+
+    def drop(self, url: str) -> None:
+        """Remove a database again."""
+        name = re.search(r"/(ledger_\w+)", url)
+        if name:
+            self.server.psql(f"DROP DATABASE IF EXISTS {name[1]} WITH (FORCE);")
+
+    @property
+    def postmaster(self) -> int:
+        """Process id of the server."""
+        return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+
+    def backends(self) -> list[int]:
+        """Process ids of the server's connections to ledgers."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            try:
+                command = (folder / "cmdline").read_bytes()
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            if parent == self.postmaster and b"postgres: postgres ledger_" in command:
+                found.append(int(folder.name))
+        return found
+
+    def stop(self) -> None:
+        """Stop the server and remove its folder."""
+        self.server.cleanup_mode = "stop"
+        self.server.cleanup()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A server for the length of a block."""
+    server = Postgres()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def have_postgres() -> bool:
+    """Whether a server can be started here."""
+    try:
+        import pgserver  # noqa: F401
+        import psycopg  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def start_time(words: list[str], times: int = 5) -> float:
+    """Median seconds that a fresh `python -m dptrain …` takes."""
+    import time
+
+    found = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "dptrain", *words], check=True, stdout=subprocess.DEVNULL, env={**os.environ}
+        )
+        found.append(time.perf_counter() - begun)
+    return sorted(found)[len(found) // 2]
