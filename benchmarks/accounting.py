@@ -226,8 +226,8 @@ def notes(rows: list[dict[str, Any]]) -> str:
         f"goal {100 * GOAL_PLANNED:g} %.",
         "- *mismatch*: 5 runs of (q, T) use up a budget that was signed with the forecast (forecast q, forecast T) "
         "of another use. Compare with the row whose forecast is its own.",
-        "- *calibrated*: noise such that one run's joint ε is the budget; the overhead is that of the epsilon an open "
-        "gate would count, at the order it would have been signed with.",
+        "- *calibrated*: noise such that one run's joint ε is the budget; the overhead is that of the epsilon an "
+        "open gate would count, at the order it would have been signed with.",
     ]
     return "\n".join(lines)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dptrain.accounting.gaussian import gaussian_budget as gaussian_budget
     from dptrain.accounting.gaussian import gaussian_charge as gaussian_charge
     from dptrain.accounting.losses import epsilon_over_steps as epsilon_over_steps
+    from dptrain.accounting.losses import event as event
     from dptrain.accounting.losses import group as group
     from dptrain.accounting.losses import pld_delta as pld_delta
     from dptrain.accounting.losses import pld_epsilon as pld_epsilon
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "attacks": ("TradeOff", "tradeoff"),
     "gaussian": ("GaussianBudget", "gaussian_budget", "gaussian_charge"),
-    "losses": ("epsilon_over_steps", "group", "pld_delta", "pld_epsilon"),
+    "losses": ("epsilon_over_steps", "event", "group", "pld_delta", "pld_epsilon"),
     "noise": ("calibrate_noise",),
     "outlook": ("Forecast", "forecast"),
     "renyi": ("ORDERS", "ORDERS_VERSION", "best_order", "rdp", "rdp_budget", "rdp_delta", "rdp_epsilon"),

@@ -32,6 +32,7 @@ from dptrain.errors import ConfigError
 from dptrain.plan import Mechanism, Plan
 
 if TYPE_CHECKING:
+    from dp_accounting import DpEvent
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 Steps = Mapping[tuple[float, float], int]
@@ -153,6 +154,23 @@ def hockey_stick(mechanisms: Sequence[Mechanism], epsilons: Array) -> Array:
         return np.array([min(rdp_delta(value, order, float(e)) for order, value in divergences) for e in epsilons])
     exact = np.asarray(composed.get_delta_for_epsilon(epsilons), dtype=np.float64)
     return np.clip(exact, 0, 1) + fourier_error(steps)
+
+
+def event(mechanisms: Sequence[Mechanism]) -> DpEvent:
+    """The mechanisms as a dp-accounting event, for its accountants or to hand on.
+
+    Raises:
+        ConfigError: an unknown mechanism.
+    """
+    import dp_accounting
+
+    parts: list[DpEvent] = []
+    for (rate, noise), count in check_mechanisms(mechanisms).items():
+        release: DpEvent = dp_accounting.GaussianDpEvent(noise) if noise > 0 else dp_accounting.NonPrivateDpEvent()
+        if rate < 1:
+            release = dp_accounting.PoissonSampledDpEvent(rate, release)
+        parts.append(dp_accounting.SelfComposedDpEvent(release, count))
+    return dp_accounting.ComposedDpEvent(parts)
 
 
 def fourier_error(steps: Steps) -> float:

@@ -272,12 +272,13 @@ def _log_bernoulli_excess(w: Array, u: Array, power: float) -> Array:
         series = 1 + (power - k + 1) / k * v * series
     value[small] = power * (power - 1) / 2 * v * v * series
     v, exponent = w[~small], power * u[~small]
-    big = exponent > 60
+    big = (exponent > 60) | (u[~small] > 500)
     value[~small] = np.where(big, 1.0, np.expm1(np.where(big, 0.0, exponent)) - power * v)
     logs = np.full_like(w, -np.inf)
     np.log(value, out=logs, where=value > 0)
     rest = logs[~small]
-    rest[big] = exponent[big]  # an upper bound: w > 0 there if p > 1
+    # Upper bounds, since w > 0 there: (1+w)^p for p > 1, |p|·(1+w) for p < 0.
+    rest[big] = exponent[big] if power > 1 else math.log(-power) + u[~small][big]
     logs[~small] = rest
     return logs
 

@@ -98,6 +98,18 @@ def test_agrees_with_dp_accounting_and_opacus(rate: float, noise: float, steps: 
     )
 
 
+def test_agrees_with_dp_accounting_on_its_own_events() -> None:
+    from dp_accounting.pld import PLDAccountant
+
+    mechanisms = [*run(0.05, 1.5, 400), *run(1.0, 10.0, 1)]
+    accountant = PLDAccountant()
+    accountant.compose(accounting.event(mechanisms))
+    assert accounting.pld_epsilon(mechanisms, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-3)
+    naked = PLDAccountant()
+    naked.compose(accounting.event(run(1.0, 0.0, 1)))
+    assert naked.get_epsilon(1e-5) == math.inf
+
+
 def test_both_directions_count() -> None:
     composed = losses._compose({(0.05, 1.0): 200}, 1)
     assert composed is not None

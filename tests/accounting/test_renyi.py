@@ -85,7 +85,7 @@ def test_planted_faults_are_caught(fault: Callable[[float, float, float], float]
         check_upper_bound(fault)
 
 
-@pytest.mark.parametrize(("rate", "noise", "order"), CASES[:6])
+@pytest.mark.parametrize(("rate", "noise", "order"), [*CASES[:6], (0.5, 0.03, 2.5)])
 def test_the_add_direction_against_forty_digits(rate: float, noise: float, order: float) -> None:
     truth = divergence(rate, noise, order, "add")
     got = float(accounting.rdp(run(rate, noise, 1), [order], direction="add")[0])
