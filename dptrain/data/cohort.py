@@ -77,8 +77,7 @@ class Cohort:
         labels: int64 [R] (binary, multiclass), float32 [R, C] (multilabel), empty [R, 0] (segmentation: the
             label is an image and comes with the record).
         groups: column -> one text a record.
-        item: position of a record -> {"image": tensor, "label": tensor where it is an image} after the
-            deterministic transforms. Only :mod:`dptrain.data.loading` calls it, under a grant.
+        source: where pixels come from. Only :mod:`dptrain.data.loading` asks it, under a grant.
     """
 
     config: DataConfig
@@ -86,7 +85,7 @@ class Cohort:
     records: list[Record]
     labels: np.ndarray
     groups: dict[str, np.ndarray]
-    item: Callable[[int], dict[str, Any]]
+    source: Source
     _fingerprint: str | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
@@ -159,7 +158,7 @@ def _scan(config: DataConfig, keys: Keys, workers: int | None) -> Cohort:
         Record(row, image, of_record[i], hashes[i] or b"")
         for i, (row, image) in enumerate(zip(manifest.rows, images))
     ]
-    return Cohort(config, patients, records, labels, groups, source.item)
+    return Cohort(config, patients, records, labels, groups, source)
 
 
 # ---------------------------------------------------------------- who
@@ -384,13 +383,18 @@ def _check_files(config: DataConfig, manifest: Manifest, faults: list[str]) -> N
 
 
 class Source(Protocol):
-    """Where the records of a cohort come from."""
+    """Where the records of a cohort come from. `parallel`: whether threads read faster (files do)."""
+
+    parallel: bool
 
     def check(self, i: int) -> tuple[np.ndarray | None, list[str]]:
         """What is hashed of record i (None where it cannot be read), and what is wrong with it."""
 
     def item(self, i: int) -> dict[str, Any]:
-        """Record i after the deterministic transforms, as plain tensors."""
+        """Record i after the deterministic transforms: image, and label where that is an image; plain tensors."""
+
+    def batch(self, indices: Sequence[int]) -> Any | None:
+        """Many images at once, float32 [n, …], or None where they are read one by one."""
 
 
 def source_of(config: DataConfig, manifest: Manifest) -> Source:
@@ -402,6 +406,8 @@ def source_of(config: DataConfig, manifest: Manifest) -> Source:
 
 class TableSource:
     """Rows of a table, encoded by declared ranges and vocabularies; a record's hash is that of its whole row."""
+
+    parallel = False
 
     def __init__(self, config: DataConfig, manifest: Manifest) -> None:
         self.features = tables.encode(manifest, config.table)
@@ -416,7 +422,6 @@ class TableSource:
         return {"image": torch.from_numpy(self.features[i].copy())}
 
     def batch(self, indices: Sequence[int]) -> Any:
-        """Many records at once, float32 [n, F]."""
         import torch
 
         return torch.from_numpy(self.features[np.asarray(indices, dtype=np.int64)])
@@ -435,6 +440,7 @@ class ImageSource:
         self.shape = shape_of(config)
         self.folder = manifest.folder
         self.array = manifest.arrays.get(config.columns.image) if config.format == "npz" else None
+        self.parallel = self.array is None
         self.images = manifest.columns.get("file" if config.format == "dicom" else config.columns.image, [])
         self.stacks = {name: [manifest.folder / part for part in parts] for name, parts in manifest.stacks.items()}
         self.rows = manifest.rows
@@ -539,6 +545,9 @@ class ImageSource:
         label = None if self.label_images is None else self.raw_label(i)[0]
         return self._transformed(pixels, affine, label)
 
+    def batch(self, indices: Sequence[int]) -> None:
+        return None
+
 
 def _digest(pixels: np.ndarray) -> bytes:
     """Tells within this process whether a file still holds the pixels that were registered."""
@@ -567,7 +576,7 @@ def _hash_all(
     source: Source, keys: Keys, manifest: Manifest, workers: int | None, faults: list[str]
 ) -> list[bytes | None]:
     """The hash of every record; faults are added in the order of the rows."""
-    threads = min(4, os.cpu_count() or 1) if workers is None else workers
+    threads = threads_for(source) if workers is None else workers
     hashes: list[bytes | None] = [None] * len(manifest)
 
     def one(i: int) -> tuple[bytes | None, list[str]]:
@@ -575,14 +584,19 @@ def _hash_all(
         return None if pixels is None else keys.record_hash(pixels), found
 
     with progress(len(manifest), "Checking records") as shown:
-        for i, (digest, found) in enumerate(_mapped(one, len(manifest), threads)):
+        for i, (digest, found) in enumerate(mapped(one, len(manifest), threads)):
             hashes[i] = digest
             faults.extend(f"{manifest.rows[i]}: {fault}" for fault in found)
             shown.advance()
     return hashes
 
 
-def _mapped(work: Callable[[int], Any], number: int, threads: int) -> Iterator[Any]:
+def threads_for(source: Source) -> int:
+    """How many threads read this source."""
+    return min(4, os.cpu_count() or 1) if source.parallel else 1
+
+
+def mapped(work: Callable[[int], Any], number: int, threads: int) -> Iterator[Any]:
     """Results of work(0) … work(number − 1) in order, over threads where they pay."""
     if threads <= 1 or number < 64:
         yield from map(work, range(number))
@@ -659,11 +673,13 @@ def cohort_from_dataset(
     _check_splits(config, patients, faults)
     raise_faults(faults)
     records = [Record(row, row, of_record[i], hashes[i] or b"") for i, row in enumerate(manifest.rows)]
-    return Cohort(config, patients, records, labels, _groups(config, manifest), source.item)
+    return Cohort(config, patients, records, labels, _groups(config, manifest), source)
 
 
 class DatasetSource:
     """Items of a dataset in memory or on disk, as they are."""
+
+    parallel = False
 
     def __init__(self, dataset: Sequence[Mapping[str, Any]], image: str, label: str, config: DataConfig) -> None:
         self.dataset, self.image, self.label = dataset, image, label
@@ -686,3 +702,6 @@ class DatasetSource:
         if self.segmentation:
             result["label"] = plain(item[self.label]).long()
         return result
+
+    def batch(self, indices: Sequence[int]) -> None:
+        return None

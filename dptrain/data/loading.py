@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dptrain.data.cohort import Cohort, _mapped
+from dptrain.data.cohort import Cohort, mapped, threads_for
 from dptrain.data.crypto_random import CryptoRandom
 from dptrain.data.records import quiet_libraries
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
@@ -64,14 +64,13 @@ def load_tensors(cohort: Cohort, indices: Sequence[int], grant: Grant) -> tuple[
     guard(cohort, grant)
     excluded = frozenset(grant.excluded)
     hidden = [bool(excluded) and cohort.patients[cohort.records[i].patient].excluded(excluded) for i in indices]
-    batch = getattr(getattr(cohort.item, "__self__", None), "batch", None)
-    if batch is not None:
-        images = batch(indices)
+    images = cohort.source.batch(indices)
+    if images is not None:
         images[torch.tensor(hidden, dtype=torch.bool)] = 0
         return images, label_rows(cohort, indices)
-    threads = min(4, os.cpu_count() or 1)
     with quiet_libraries():
-        read = _mapped(lambda n: None if hidden[n] else read_item(cohort, indices[n]), len(indices), threads)
+        threads = threads_for(cohort.source)
+        read = mapped(lambda n: None if hidden[n] else read_item(cohort, indices[n]), len(indices), threads)
         items = list(read)
     blank = next((item for item in items if item is not None), None) or _blank(cohort)
     images = torch.stack([torch.zeros_like(blank["image"]) if item is None else item["image"] for item in items])
@@ -101,7 +100,7 @@ def label_rows(cohort: Cohort, indices: Sequence[int]) -> Tensor:
 def read_item(cohort: Cohort, index: int) -> dict[str, Any]:
     """One record after the deterministic transforms. For this module, under a grant."""
     try:
-        return cohort.item(index)
+        return cohort.source.item(index)
     except (ConfigError, CheckRefused):
         raise
     except Exception as error:

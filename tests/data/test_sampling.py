@@ -49,7 +49,7 @@ def cohort_of(records=(1, 2, 3, 7), *, shape=(1, 4)):
 
 
 def tensors(cohort):
-    inputs = torch.stack([cohort.item(i)["image"] for i in range(len(cohort.records))])
+    inputs = torch.stack([cohort.source.item(i)["image"] for i in range(len(cohort.records))])
     owner = torch.tensor([record.patient for record in cohort.records])
     return Tensors(inputs, torch.from_numpy(cohort.labels), owner, cohort)
 
@@ -138,8 +138,8 @@ def test_the_excluded_are_never_loaded_and_nothing_else_changes():
     grant = FakeGrant(excluded=frozenset(cohort.patients[i].key for i in gone))
     loader = PatientLoader(cohort, plan(steps=400), grant)
     read = []
-    item = cohort.item
-    cohort.item = lambda i: (read.append(cohort.records[i].patient), item(i))[1]
+    item = cohort.source.item
+    cohort.source.item = lambda i: (read.append(cohort.records[i].patient), item(i))[1]
     sizes = []
     for logical in loader:
         sizes.append(logical.patients)
