@@ -1,0 +1,45 @@
+"""Progress: a bar on a terminal, sparse lines elsewhere, nothing where quiet is asked for."""
+
+from __future__ import annotations
+
+import sys
+
+import dptrain.progress
+from dptrain.progress import clock, progress
+
+
+def test_quick_work_prints_nothing_and_long_work_says_how_long(capsys, monkeypatch):
+    monkeypatch.delenv("DPTRAIN_QUIET", raising=False)
+    with progress(3, "quick") as shown:
+        shown.advance(3)
+    assert capsys.readouterr() == ("", "")
+    now = [0.0]
+    monkeypatch.setattr(dptrain.progress.time, "monotonic", lambda: now[0])
+    with progress(10, "long") as shown:
+        for _ in range(10):
+            now[0] += 4.0
+            shown.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["long: 2 of 10, 0:32 left", "long: 10 of 10, 0:00 left", "long: done after 0:40"]
+    assert clock(3723) == "1:02:03"
+
+
+def test_quiet(capsys, monkeypatch):
+    monkeypatch.setenv("DPTRAIN_QUIET", "1")
+    monkeypatch.setattr(dptrain.progress, "QUIET_SECONDS", 0.0)
+    with progress(1, "quiet") as shown:
+        shown.advance()
+    assert shown.done == 1
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_one_bar_even_for_work_inside_work(capsys, monkeypatch):
+    monkeypatch.delenv("DPTRAIN_QUIET", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress(2, "outer") as outer, progress(None, "inner") as inner:
+        inner.advance(5)
+        outer.advance(2)
+    assert (outer.done, inner.done) == (2, 5)
+    with progress(1, "after", unit="bytes") as after:
+        after.advance()
+    assert "inner" not in capsys.readouterr().err
