@@ -51,7 +51,7 @@ def document(facts: Facts, t: Language) -> dict[str, Any]:
     }
 
 
-def _section(identity: str, t: Language, blocks: list[Block], *, marked: bool = False) -> Section:
+def section(identity: str, t: Language, blocks: list[Block], *, marked: bool = False) -> Section:
     return {"id": identity, "title": t(f"{identity}.title"), "marked": marked, "blocks": blocks}
 
 
@@ -112,7 +112,7 @@ def guarantee(facts: Facts, t: Language) -> str:
 
 def decision(facts: Facts, t: Language) -> Section:
     """The first page."""
-    run, cohort, privacy, released = facts["run"], facts["cohort"], facts["privacy"], facts["released"] or {}
+    run, cohort, released = facts["run"], facts["cohort"], facts["released"] or {}
     warnings = [
         {"tone": "bad" if name in BAD else "warn", "title": t(f"warning.{name}"), "text": _warning(name, facts, t)}
         for name in facts["warnings"]
@@ -147,7 +147,10 @@ def decision(facts: Facts, t: Language) -> Section:
                 (t("decision.benefit"), _benefit(facts, t)),
                 (t("decision.purpose"), released.get("purpose") or t("decision.blank")),
                 (t("decision.recipient"), released.get("recipient") or t("decision.blank")),
-                (t("decision.run"), t("decision.run.value", run=run["id"] or t("unknown"), date=t.date(run["created"]))),
+                (
+                    t("decision.run"),
+                    t("decision.run.value", run=run["id"] or t("unknown"), date=t.date(run["created"])),
+                ),
             ]
         ),
         heading(t("decision.risks")),
@@ -155,7 +158,7 @@ def decision(facts: Facts, t: Language) -> Section:
     ]
     if facts["missing"]:
         blocks += [heading(t("decision.missing")), bullets([_missing(row, t) for row in facts["missing"]])]
-    return _section("decision", t, blocks)
+    return section("decision", t, blocks)
 
 
 BAD = {"guarantee_broken", "incomplete", "hash_mismatch", "infinite", "check_failed"}
@@ -291,9 +294,9 @@ def promise(facts: Facts, t: Language) -> Section:
     """What the guarantee means: odds first, then the curve, then (ε, δ)."""
     privacy, odds, audit = facts["privacy"], facts["odds"], facts["audit"]
     if privacy["infinite"]:
-        return _section("promise", t, [p(t("promise.infinite"))])
+        return section("promise", t, [p(t("promise.infinite"))])
     if privacy["epsilon"] is None:
-        return _section("promise", t, [p(t("promise.unknown"))])
+        return section("promise", t, [p(t("promise.unknown"))])
     pair = odds["pairs"][1]
     blocks = [p(t("promise.setting"))]
     if pair["with_at_most"] is not None:
@@ -339,7 +342,10 @@ def promise(facts: Facts, t: Language) -> Section:
             [
                 (t("promise.mu"), t.number(privacy["mu"], 2) if privacy["mu"] is not None else ""),
                 (t("promise.auc"), t.number(privacy["auc_ceiling"], 3) if privacy["auc_ceiling"] is not None else ""),
-                (t("promise.advantage"), t.number(privacy["advantage"], 3) if privacy["advantage"] is not None else ""),
+                (
+                    t("promise.advantage"),
+                    t.number(privacy["advantage"], 3) if privacy["advantage"] is not None else "",
+                ),
                 (
                     t("promise.n_delta"),
                     t("promise.n_delta.value", value=t.shortest(privacy["n_delta"]))
@@ -363,10 +369,15 @@ def promise(facts: Facts, t: Language) -> Section:
     if len(privacy["epsilon_over_steps"]) > 1:
         steps, _ = privacy["epsilon_over_steps"][-1]
         blocks.append(
-            figure("epsilon_over_steps", t, steps=t.integer(steps), epsilon=t.epsilon(privacy["epsilon_over_steps"][-1][1]))
+            figure(
+                "epsilon_over_steps",
+                t,
+                steps=t.integer(steps),
+                epsilon=t.epsilon(privacy["epsilon_over_steps"][-1][1]),
+            )
         )
     blocks += [heading(t("promise.not")), bullets([t(f"promise.not.{n}") for n in (1, 2, 3)])]
-    return _section("promise", t, blocks)
+    return section("promise", t, blocks)
 
 
 def _times_100(value: float | None, t: Language) -> str:
@@ -413,12 +424,10 @@ def budget(facts: Facts, t: Language) -> Section:
         )
     )
     if not cohort["public"] and spent["epsilon"] is not None:
-        blocks.append(
-            p(t("budget.two", gate=t.epsilon(spent["this"]), pld=guarantee(facts, t)))
-        )
+        blocks.append(p(t("budget.two", gate=t.epsilon(spent["this"]), pld=guarantee(facts, t))))
     if spent["history"]:
         blocks.append(history_table(spent["history"], t))
-    return _section("budget", t, [block for block in blocks if block.get("rows", True)])
+    return section("budget", t, [block for block in blocks if block.get("rows", True)])
 
 
 def history_table(history: list[Facts], t: Language) -> Block:
@@ -430,8 +439,8 @@ def history_table(history: list[Facts], t: Language) -> Block:
             row["run"] + (t("budget.history.this") if row["this"] else ""),
             t.date(row["date"][:10]),
             t.integer(row["steps"]),
-            t.epsilon(row["epsilon"], row["epsilon"] is None),
-            t.epsilon(row["gate_after"], row["gate_after"] is None),
+            "–" if row["private"] and row["epsilon"] is None else t.epsilon(row["epsilon"], not row["private"]),
+            "–" if row["gate_after"] is None else t.epsilon(row["gate_after"]),
         ]
         for row in history
     ]
@@ -443,7 +452,7 @@ def risk(facts: Facts, t: Language) -> Section:
     audit = facts["audit"]
     if audit is None:
         key = "risk.none" if facts["edition"] == "controller" else "risk.unreleased"
-        return _section("risk", t, [p(t(key))])
+        return section("risk", t, [p(t(key))])
     exposed, verdicts = audit["exposed"], audit["verdicts"]
     blocks = [
         p(
@@ -550,7 +559,7 @@ def risk(facts: Facts, t: Language) -> Section:
             ),
         ]
     blocks += [heading(t("risk.limits")), p(t("risk.limits.text"))]
-    return _section("risk", t, blocks, marked=True)
+    return section("risk", t, blocks, marked=True)
 
 
 def _shares(cells: dict[str, Facts], t: Language) -> list[str]:
@@ -578,7 +587,7 @@ def utility(facts: Facts, t: Language) -> Section:
     found = facts["utility"]
     if found is None:
         key = "utility.none" if facts["edition"] == "controller" else "utility.unreleased"
-        return _section("utility", t, [p(t(key))])
+        return section("utility", t, [p(t(key))])
     blocks: list[Block] = []
     level = t.percent(found["bootstrap"]["level"] or 0.95, 0)
     if found["overall"]:
@@ -652,7 +661,7 @@ def utility(facts: Facts, t: Language) -> Section:
                 )
             )
         )
-    return _section("utility", t, blocks, marked=True)
+    return section("utility", t, blocks, marked=True)
 
 
 def _metric_table(caption: str, metrics: dict[str, Facts], t: Language, level: str) -> Block:
@@ -683,7 +692,7 @@ def not_covered(facts: Facts, t: Language) -> Section:
         head = [t("not_covered.what"), t("not_covered.status"), t("not_covered.why")]
         blocks.append({**table(t("not_covered.table"), head, body), "text_columns": True})
     blocks.append(bullets([t(f"not_covered.always.{n}") for n in (1, 2, 3)]))
-    return _section("not_covered", t, blocks)
+    return section("not_covered", t, blocks)
 
 
 PERSON_CHECKS = ("unit", "size", "weights", "constants", "access")
@@ -726,7 +735,14 @@ def mechanism(facts: Facts, t: Language) -> Section:
                     for m in calibration
                 ),
                 *(
-                    (t("mechanism.inherited"), t("mechanism.inherited.value", run=row["run"], epsilon=t.epsilon(row["epsilon"], row["epsilon"] is None)))
+                    (
+                        t("mechanism.inherited"),
+                        t(
+                            "mechanism.inherited.value",
+                            run=row["run"],
+                            epsilon=t.epsilon(row["epsilon"], row["epsilon"] is None),
+                        ),
+                    )
                     for row in privacy["inherited"]
                 ),
                 (t("mechanism.network"), model["network"] or ""),
@@ -771,7 +787,7 @@ def mechanism(facts: Facts, t: Language) -> Section:
             ],
         },
     ]
-    return _section("mechanism", t, blocks)
+    return section("mechanism", t, blocks)
 
 
 def _tick(row: dict[str, str], t: Language) -> Block:
@@ -786,7 +802,13 @@ def integrity(facts: Facts, t: Language) -> Section:
     head = ledger["head"]
     hashes = []
     for name, row in facts["integrity"].items():
-        state = "integrity.unknown" if row["match"] is None else "integrity.match" if row["match"] else "integrity.differs"
+        state = (
+            "integrity.unknown"
+            if row["match"] is None
+            else "integrity.match"
+            if row["match"]
+            else "integrity.differs"
+        )
         hashes.append((t("integrity.hash", file=t.known("file", name)), f"{row['stated'] or '–'} ({t(state)})"))
     blocks = [
         p(t("integrity.sentence")),
@@ -808,7 +830,7 @@ def integrity(facts: Facts, t: Language) -> Section:
     ]
     if run["command"]:
         blocks.append(rows([(t("integrity.command"), run["command"])]))
-    return _section("integrity", t, blocks)
+    return section("integrity", t, blocks)
 
 
 def signature(facts: Facts, t: Language) -> Section:
@@ -833,10 +855,13 @@ def signature(facts: Facts, t: Language) -> Section:
     if facts["edition"] == "public":
         if not released:
             blocks.append(p(t("signature.unrecorded")))
-        return _section("signature", t, blocks)
+        return section("signature", t, blocks)
     blocks += [
         blank(t("signature.advice.blank"), 4),
-        {"kind": "ticks", "items": [{"state": "open", "text": t(f"signature.choice.{n}"), "note": ""} for n in (1, 2, 3)]},
+        {
+            "kind": "ticks",
+            "items": [{"state": "open", "text": t(f"signature.choice.{n}"), "note": ""} for n in (1, 2, 3)],
+        },
         blank(t("signature.decision.blank"), 4),
         {
             "kind": "signatures",
@@ -844,12 +869,23 @@ def signature(facts: Facts, t: Language) -> Section:
             "fields": [t("signature.name"), t("signature.place"), t("signature.sign")],
         },
     ]
-    return _section("signature", t, blocks)
+    return section("signature", t, blocks)
 
 
-TERMS = ("patient", "guarantee", "epsilon", "delta", "attacker", "exposed", "auroc", "interval", "ledger", "reference")
+TERMS = (
+    "patient",
+    "guarantee",
+    "epsilon",
+    "delta",
+    "attacker",
+    "exposed",
+    "auroc",
+    "interval",
+    "ledger",
+    "reference",
+)
 
 
 def glossary(t: Language) -> Section:
     """Words of the report, for readers who are not from the field."""
-    return _section("glossary", t, [rows([(t(f"term.{term}"), t(f"term.{term}.text")) for term in TERMS])])
+    return section("glossary", t, [rows([(t(f"term.{term}"), t(f"term.{term}.text")) for term in TERMS])])

@@ -62,6 +62,14 @@ class _Piece:
             self.fault(path)
         return found
 
+    def share(self, *path: str, needed: bool = False) -> float | None:
+        """A number between 0 and 1."""
+        value = self.raw(*path)
+        found = share(value)
+        if found is None and (needed or value is not None):
+            self.fault(path)
+        return found
+
     def integer(self, *path: str, needed: bool = False) -> int | None:
         found = self.number(*path, needed=needed)
         return None if found is None else round(found)
@@ -97,6 +105,12 @@ def number(value: Any) -> float | None:
         return None
     found = float(value)
     return found if math.isfinite(found) else None
+
+
+def share(value: Any) -> float | None:
+    """A probability, or None; rounding errors past 0 and 1 are cut."""
+    found = number(value)
+    return None if found is None or not -1e-9 <= found <= 1 + 1e-9 else min(1.0, max(0.0, found))
 
 
 def clean(text: str) -> str:
@@ -196,8 +210,8 @@ def public(facts: Facts) -> Facts:
     utility, audit = edition["utility"], edition["audit"]
     if utility is not None:
         if "metrics" not in items:
-            for name in ("overall", "by_class", "reliability", "temperature", "conformal", "patients", "records"):
-                utility[name] = type(utility[name])() if isinstance(utility[name], dict | list) else None
+            utility.update(overall={}, by_class={}, reliability=[], temperature=None, conformal=None)
+            utility.update(patients=None, records=None)
         if "groups" not in items:
             utility["groups"], utility["gaps"], utility["suppressed"] = {}, [], []
         if not items & {"metrics", "groups"}:
@@ -208,7 +222,9 @@ def public(facts: Facts) -> Facts:
         elif "groups" not in items:
             audit["groups"], audit["suppressed"] = {}, []
     edition["missing"] = [
-        row for row in facts["missing"] if not (row["piece"] == "audit" and "audit" not in items)
+        row
+        for row in facts["missing"]
+        if not (row["piece"] == "audit" and "audit" not in items)
         and not (row["piece"] == "metrics" and not items & {"metrics", "groups"})
     ]
     edition["odds"] = _odds(edition)
@@ -252,17 +268,31 @@ def _cohort(run: _Piece) -> Facts:
     }
 
 
+SHARES = ("sample_rate", "tpr_at_1pct_fpr", "tpr_at_5pct_fpr", "tpr_at_10pct_fpr", "auc_ceiling", "advantage")
+NUMBERS = ("target_epsilon", "n_delta", "max_grad_norm", "normaliser", "mu")
+
+
 def _privacy(run: _Piece) -> Facts:
     infinite = run.flag("privacy", "infinite") is True
-    # A torn or hostile null without "infinite" is unknown, not unlimited.
+    # A null without "infinite" is unknown, not unlimited.
     facts = {
-        name: run.number("privacy", name, needed=not infinite and name in ("epsilon", "delta", "noise_multiplier"))
-        for name in (
-            "target_epsilon", "epsilon", "delta", "n_delta", "sample_rate", "noise_multiplier", "max_grad_norm",
-            "normaliser", "tpr_at_1pct_fpr", "tpr_at_5pct_fpr", "tpr_at_10pct_fpr", "auc_ceiling", "advantage", "mu",
-        )
-    }  # fmt: skip
-    counts = ("expected_batch_size", "steps_planned", "steps_run", "steps_charged", "max_records_per_patient", "views")
+        **{name: run.share("privacy", name) for name in SHARES},
+        **{name: run.number("privacy", name) for name in NUMBERS},
+        "epsilon": run.number("privacy", "epsilon", needed=not infinite),
+        "delta": run.share("privacy", "delta", needed=not infinite),
+        "noise_multiplier": run.number("privacy", "noise_multiplier", needed=not infinite),
+    }
+    if facts["epsilon"] is not None and (facts["epsilon"] < 0 or infinite):
+        run.fault(("privacy", "epsilon"))
+        facts["epsilon"] = None
+    counts = (
+        "expected_batch_size",
+        "steps_planned",
+        "steps_run",
+        "steps_charged",
+        "max_records_per_patient",
+        "views",
+    )
     return {
         **facts,
         **{name: run.integer("privacy", name) for name in counts},
@@ -291,7 +321,7 @@ def _mechanisms(rows: Any) -> list[Facts]:
     return [
         {
             "what": clean(str(row.get("what") or "training")),
-            "sample_rate": number(row.get("sample_rate")),
+            "sample_rate": share(row.get("sample_rate")),
             "noise_multiplier": number(row.get("noise_multiplier")),
             "steps": None if number(row.get("steps")) is None else round(float(row["steps"])),
         }
@@ -331,25 +361,13 @@ def _budget(run: _Piece, status: Any) -> Facts:
     before, after = run.number("gate", "spent_before"), run.number("gate", "spent_after")
     total = run.number("gate", "budget_epsilon")
     this = max(after - before, 0.0) if before is not None and after is not None else None
-    history = []
-    for charge in getattr(status, "runs", ()) or ():
-        history.append(
-            {
-                "run": clean(str(charge.run)),
-                "date": clean(str(charge.date)),
-                "steps": charge.steps,
-                "epsilon": number(charge.epsilon_pld),
-                "gate_after": number(charge.epsilon_gate_after),
-                "status": clean(str(charge.status)),
-                "this": str(charge.run) == run.raw("id"),
-            }
-        )
+    history = [] if status is None else cohort_history(status, str(run.raw("id")))
     return {
         "kind": run.text("gate", "kind"),
         "accountant": run.text("gate", "accountant"),
         "order": run.number("gate", "order"),
         "epsilon": total,
-        "delta": run.number("gate", "budget_delta"),
+        "delta": run.share("gate", "budget_delta"),
         "before": before,
         "this": this,
         "after": after,
@@ -359,6 +377,24 @@ def _budget(run: _Piece, status: Any) -> Facts:
         "locked": run.flag("gate", "locked"),
         "history": history,
     }
+
+
+def cohort_history(status: Any, this: str | None = None) -> list[Facts]:
+    """One row a run of the cohort's `CohortStatus`: what it was charged, and what was spent after it."""
+    return [
+        {
+            "run": clean(run.run),
+            "cohort": clean(run.cohort),
+            "date": clean(run.date),
+            "steps": run.steps,
+            "epsilon": number(run.epsilon_pld),
+            "private": run.private,
+            "gate_after": number(run.epsilon_gate_after),
+            "status": clean(run.status),
+            "this": run.run == this,
+        }
+        for run in status.runs
+    ]
 
 
 def _ledger(run: _Piece) -> Facts:
@@ -409,7 +445,11 @@ def _integrity(place: RunFolder, run: _Piece, missing: list[dict[str, str]]) -> 
         found = sha256(path)
         if found is None:
             missing.append({"piece": name, "why": "absent", "detail": ""})
-        facts[name] = {"stated": stated, "found": found, "match": None if None in (stated, found) else stated == found}
+        facts[name] = {
+            "stated": stated,
+            "found": found,
+            "match": None if None in (stated, found) else stated == found,
+        }
     return facts
 
 
@@ -452,7 +492,10 @@ def _utility(metrics: _Piece) -> Facts:
         for value, cell in (table if isinstance(table, dict) else {}).items():
             if not isinstance(cell, dict):
                 continue
-            counts = {name: None if number(cell.get(name)) is None else round(cell[name]) for name in ("patients", "records")}
+            counts = {
+                name: None if number(cell.get(name)) is None else round(cell[name])
+                for name in ("patients", "records")
+            }
             rest = {key: inner for key, inner in cell.items() if key not in counts}
             groups[column][clean(str(value))] = {**counts, "metrics": _estimates(rest.get("metrics", rest))}
     groups = {column: table for column, table in groups.items() if table}
@@ -519,9 +562,12 @@ def _audit(audit: _Piece) -> Facts:
     groups: dict[str, dict[str, Facts]] = {}
     for column, table in audit.mapping("groups").items():
         groups[column] = {
-            clean(str(value)): {name: number(cell.get(name)) for name in ("patients", "share", "low", "high")}
+            clean(str(value)): {
+                "patients": number(cell.get("patients")),
+                **{name: share(cell.get(name)) for name in ("share", "low", "high")},
+            }
             for value, cell in (table if isinstance(table, dict) else {}).items()
-            if isinstance(cell, dict) and number(cell.get("share")) is not None
+            if isinstance(cell, dict) and share(cell.get("share")) is not None
         }
     return {
         "game": audit.text("game"),
@@ -530,7 +576,7 @@ def _audit(audit: _Piece) -> Facts:
         "patients": audit.integer("patients"),
         "exposed": {
             "count": audit.integer("exposed", "count"),
-            **{name: audit.number("exposed", name) for name in ("share", "low", "high")},
+            **{name: audit.share("exposed", name) for name in ("share", "low", "high")},
         },
         "verdicts": {name: audit.integer("verdicts", name) for name in ("exposed", "not_shown", "inconclusive")},
         "confirmed": {name: audit.integer("confirmed", name) for name in ("tested", "confirmed")}
@@ -564,7 +610,11 @@ def _audit(audit: _Piece) -> Facts:
         if audit.mapping("canary")
         else None,
         "withheld": [
-            {"what": clean(str(row.get("what") or "")), "have": number(row.get("have")), "need": number(row.get("need"))}
+            {
+                "what": clean(str(row.get("what") or "")),
+                "have": number(row.get("have")),
+                "need": number(row.get("need")),
+            }
             for row in audit.rows("withheld")
         ],
         "masks_sha256": audit.text("masks_sha256"),
@@ -686,3 +736,4 @@ def _judge(facts: Facts) -> None:
     ]
     facts["risks"] = [name for name, is_so in risks if is_so]
     facts["open_checks"] = open_checks
+    facts["passed_checks"] = sum(row["by"] == "program" and row["status"] == "passed" for row in facts["checks"])

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, INK, SOFT, PALE = "#0072B2", "#B34700", "#00664d", "#1c2733", "#5b6672", "#d7dde3"
-WIDTH = 5.0
+WIDTH = 4.8
 LONGEST_LABEL = 30
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "dptrain",
     "font.family": "DejaVu Sans",
-    "font.size": 9,
+    "font.size": 9.5,
     "axes.edgecolor": SOFT,
     "axes.labelcolor": INK,
     "text.color": INK,
@@ -100,19 +100,14 @@ def odds(facts: Facts, t: Language, _: str) -> Figure:
     """Two fields of 100 circles."""
     pair = facts["odds"]["pairs"][1]
     figure, axes = _axes(2.75)
-    for left, title, words, count, colour, hatch in (
-        (0, "figure.odds.left", "figure.odds.left.count", pair["without"], SOFT, "///"),
-        (13, "figure.odds.right", "figure.odds.right.count", pair["with_at_most"] or 0, BLUE, None),
+    for left, title, words, count, fill, edge, hatch in (
+        (0, "figure.odds.left", "figure.odds.left.count", pair["without"], PALE, SOFT, "///"),
+        (13, "figure.odds.right", "figure.odds.right.count", pair["with_at_most"] or 0, BLUE, BLUE, None),
     ):
-        for place in range(100):
-            x, y = left + place % 10, 9 - place // 10
-            filled = place < count
-            axes.scatter(
-                [x], [y], s=62, marker="o", linewidths=0.8,
-                facecolors=colour if filled and not hatch else "white" if not filled else PALE,
-                edgecolors=colour if filled else "#9aa4ae",
-                hatch=hatch if filled else None,
-            )  # fmt: skip
+        xs = [left + place % 10 for place in range(100)]
+        ys = [9 - place // 10 for place in range(100)]
+        axes.scatter(xs[count:], ys[count:], s=62, linewidths=0.8, facecolors="white", edgecolors="#9aa4ae")
+        axes.scatter(xs[:count], ys[:count], s=62, linewidths=0.8, facecolors=fill, edgecolors=edge, hatch=hatch)
         axes.text(left + 4.5, 10.7, t(title), ha="center", va="bottom", fontsize=9.5, weight="bold")
         axes.text(left + 4.5, -1.0, t(words, count=t.integer(count)), ha="center", va="top", fontsize=9)
     axes.set_xlim(-1.2, 23.2)
@@ -149,8 +144,13 @@ def epsilon_over_steps(facts: Facts, t: Language, _: str) -> Figure:
     axes.plot(steps, epsilon, color=BLUE, linewidth=1.8)
     axes.scatter([steps[-1]], [epsilon[-1]], color=BLUE, s=22, zorder=3)
     axes.annotate(
-        f"ε = {t.epsilon(epsilon[-1])}", (steps[-1], epsilon[-1]), xytext=(-6, -12), textcoords="offset points", ha="right", va="top"
-    )  # fmt: skip
+        f"ε = {t.epsilon(epsilon[-1])}",
+        (steps[-1], epsilon[-1]),
+        xytext=(-6, -12),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+    )
     axes.set_xlim(0, steps[-1] * 1.02)
     axes.set_ylim(0, max(epsilon) * 1.08 or 1)
     axes.set_xlabel(t("figure.epsilon_over_steps.x"))
@@ -165,6 +165,15 @@ def budget(facts: Facts, t: Language, _: str) -> Figure:
     """What was spent before, what this run added, what remains."""
     spent = facts["budget"]
     return budget_bar(spent["before"] or 0, spent["this"] or 0, spent["epsilon"], "figure.budget.this", t)
+
+
+def cohort_budget(facts: Facts, t: Language, _: str) -> Figure:
+    """What a cohort has spent, the last run by itself, and what remains."""
+    spent, runs = facts["budget"], [row["gate_after"] for row in facts["history"] if row["gate_after"] is not None]
+    before = runs[-2] if len(runs) > 1 else 0.0 if runs else spent["spent"]
+    return budget_bar(
+        min(before, spent["spent"]), max(spent["spent"] - before, 0.0), spent["epsilon"], "figure.budget.last", t
+    )
 
 
 def budget_bar(before: float, this: float, total: float, this_key: str, t: Language) -> Figure:
@@ -212,7 +221,13 @@ def survival(facts: Facts, t: Language, _: str) -> Figure:
     return figure
 
 
-def _rows(t: Language, cells: list[tuple[str, float, float | None, float | None, float | None]], label: str, *, percent: bool) -> Figure:
+def _rows(
+    t: Language,
+    cells: list[tuple[str, float, float | None, float | None, float | None]],
+    label: str,
+    *,
+    percent: bool,
+) -> Figure:
     """One row a group: point, interval, count of patients."""
     figure, axes = _axes(0.75 + 0.36 * len(cells))
     ends = [value for _, point, low, high, _ in cells for value in (point, low, high) if value is not None]
@@ -240,7 +255,9 @@ def _rows(t: Language, cells: list[tuple[str, float, float | None, float | None,
     if percent:
         from matplotlib.ticker import FuncFormatter
 
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: t.percent(value, 0 if right - left > 0.05 else 1)))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: t.percent(value, 0 if right - left > 0.05 else 1))
+        )
     else:
         _local_ticks(axes, t, x=2 if right - left > 0.04 else 3, y=None)
     return figure
@@ -292,6 +309,7 @@ DRAWINGS: dict[str, Any] = {
     "tradeoff_measured": tradeoff,
     "epsilon_over_steps": epsilon_over_steps,
     "budget": budget,
+    "cohort_budget": cohort_budget,
     "survival": survival,
     "risk_group": risk_group,
     "utility_group": utility_group,

@@ -12,16 +12,21 @@ from dptrain.report.facts import Facts
 from dptrain.report.language import Language
 
 Block = dict[str, Any]
+Points = dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]
 
 # reference -> (sentences from facts, named blanks, sections to look at). A sentence `name?` is shown where
 # the fact that it needs is known; `a|b` shows the first whose fact is known.
-GDPR = {
+GDPR: Points = {
     "a": (("gdpr.a.what", "gdpr.a.purpose?"), ("purpose_text", "legal_basis", "interest"), ("decision", "mechanism")),
     "b": (("gdpr.b.size", "gdpr.b.benefit?"), ("necessity", "alternatives", "retention"), ("utility", "promise")),
     "c": (("gdpr.c.promised", "gdpr.c.measured|gdpr.c.unmeasured"), ("harm", "other_risks"), ("risk", "not_covered")),
-    "d": (("gdpr.d.measures", "gdpr.d.proof"), ("access", "incident", "rights"), ("mechanism", "budget", "integrity")),
+    "d": (
+        ("gdpr.d.measures", "gdpr.d.proof"),
+        ("access", "incident", "rights"),
+        ("mechanism", "budget", "integrity"),
+    ),
 }
-EDPB = {
+EDPB: Points = {
     "anonymity": (("edpb.anonymity",), ("anonymity_assessment",), ("promise", "risk")),
     "sources": (("edpb.sources",), ("source_selection", "minimisation"), ("decision",)),
     "training": (("edpb.training",), (), ("mechanism",)),
@@ -29,7 +34,7 @@ EDPB = {
     "outputs": (("edpb.outputs",), ("output_measures",), ()),
     "documents": (("edpb.documents",), ("dpo_advice", "deployer_information"), ("integrity", "signature")),
 }
-NIST = {
+NIST: Points = {
     "epsilon": (("nist.epsilon",), (), ("promise",)),
     "unit": (("nist.unit",), (), ("promise", "mechanism")),
     "utility": (("nist.utility|nist.utility.none",), (), ("utility",)),
@@ -40,7 +45,7 @@ NIST = {
     "security": (("nist.security",), ("security",), ("mechanism",)),
     "collection": (("nist.collection",), ("collection",), ()),
 }
-AI_ACT = {
+AI_ACT: Points = {
     "1": (("ai.1",), ("provider", "intended_purpose", "hardware", "user_interface", "instructions"), ("decision",)),
     "2a": (("ai.2a",), (), ("mechanism",)),
     "2b": (("ai.2b",), ("design_choices",), ("mechanism", "promise")),
@@ -58,7 +63,7 @@ AI_ACT = {
     "8": ((), ("conformity",), ()),
     "9": ((), ("monitoring",), ()),
 }
-PONOMAREVA = {
+PONOMAREVA: Points = {
     "setting": (("pono.setting",), (), ()),
     "data": (("pono.data",), (), ("not_covered",)),
     "output": (("pono.output",), (), ()),
@@ -70,12 +75,12 @@ PONOMAREVA = {
     "tuning": (("pono.tuning.swept|pono.tuning",), (), ("budget",)),
     "verification": (("pono.verification",), (), ("integrity",)),
 }
-FRAMEWORKS = {"gdpr": GDPR, "edpb": EDPB, "nist": NIST, "ai_act": AI_ACT, "ponomareva": PONOMAREVA}
+FRAMEWORKS: dict[str, Points] = {"gdpr": GDPR, "edpb": EDPB, "nist": NIST, "ai_act": AI_ACT, "ponomareva": PONOMAREVA}
 
 
 def frameworks(facts: Facts, t: Language) -> dict[str, Any]:
     """The section that answers the five lists point by point."""
-    values, known = _values(facts, t), _known(facts)
+    said, known = values(facts, t), _known(facts)
     blocks: list[Block] = [{"kind": "p", "text": t("frameworks.sentence")}]
     for name, points in FRAMEWORKS.items():
         blocks.append({"kind": "heading", "text": t(f"{name}.title"), "id": name})
@@ -83,7 +88,7 @@ def frameworks(facts: Facts, t: Language) -> dict[str, Any]:
             {
                 "ref": t(f"{name}.ref", ref=ref) if t.has(f"{name}.ref") else "",
                 "title": t(f"{name}.{ref}.title"),
-                "text": _said(sentences, known, values, t),
+                "text": _said(sentences, known, said, t),
                 "blanks": [t(f"blank.{label}") for label in blanks],
                 "see": list(see),
             }
@@ -121,7 +126,7 @@ def _known(facts: Facts) -> dict[str, bool]:
     }
 
 
-def _values(facts: Facts, t: Language) -> dict[str, str]:
+def values(facts: Facts, t: Language) -> dict[str, str]:
     from dptrain.report import content
 
     run, cohort, privacy = facts["run"], facts["cohort"], facts["privacy"]
@@ -169,6 +174,6 @@ def _values(facts: Facts, t: Language) -> dict[str, str]:
         "kind": t.known("kind", facts["budget"]["kind"]),
         "trials": t.integer((run["sweep"] or {}).get("trials")),
         "total": t.epsilon((run["sweep"] or {}).get("epsilon_total")),
-        "passed": t.integer(sum(row["status"] == "passed" for row in facts["checks"])),
+        "passed": t.integer(facts["passed_checks"]),
         "boxes": t.integer(facts["open_checks"]),
     }

@@ -19,8 +19,34 @@ LANGUAGES = ("en", "de")
 NARROW = "\u202f"  # no-break, between a number and its sign and in German between thousands
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MONTHS = {
-    "en": "January February March April May June July August September October November December".split(),
-    "de": "Januar Februar März April Mai Juni Juli August September Oktober November Dezember".split(),
+    "en": (
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ),
+    "de": (
+        "Januar",
+        "Februar",
+        "März",
+        "April",
+        "Mai",
+        "Juni",
+        "Juli",
+        "August",
+        "September",
+        "Oktober",
+        "November",
+        "Dezember",
+    ),
 }
 
 
@@ -41,7 +67,7 @@ class Language:
 
     def __call__(self, key: str, **values: object) -> str:
         """The sentence `key` with its values. A missing key or value is a fault of the program (KeyError)."""
-        return table()[key][self.lang].format(**values)
+        return table()[key][self.lang].format(**values).replace(" = ", "\u00a0=\u00a0")
 
     def has(self, key: str) -> bool:
         """Whether the table holds this key."""

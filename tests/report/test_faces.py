@@ -1,0 +1,257 @@
+"""HTML and PDF: built in both languages and editions, every number from the facts, links, contrast, pages."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from importlib.resources import files
+
+import pytest
+
+from dptrain.report import figures
+from dptrain.report.build import build
+from dptrain.report.faces import html, render
+from dptrain.report.language import Language, table
+from tests.report.text import html_text, numbers, read
+
+BOTH = list(itertools.product(("controller", "public"), ("en", "de")))
+CSS = files("dptrain.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
+TYPST = files("dptrain.report").joinpath("templates", "report.typ").read_text(encoding="utf-8")
+
+
+def pdf_text(content: bytes) -> str:
+    if shutil.which("pdftotext") is None:
+        pytest.skip("pdftotext is not installed")
+    done = subprocess.run(["pdftotext", "-layout", "-", "-"], input=content, capture_output=True, check=True)
+    return done.stdout.decode().replace("\u200b", "")
+
+
+def leaves(value, key=""):
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield name
+            yield from leaves(inner, name)
+    elif isinstance(value, list):
+        yield len(value)
+        for inner in value:
+            yield from leaves(inner, key)
+    else:
+        yield value
+
+
+def known(facts, lang):
+    """Every way in which the report may write a number of the facts, and the numbers of its own sentences."""
+    t = Language(lang)
+    allowed = set()
+    for leaf in leaves(facts):
+        if isinstance(leaf, str):
+            allowed |= numbers(leaf) | numbers(t.date(leaf))
+            try:
+                leaf = float(leaf)
+            except ValueError:
+                continue
+        if isinstance(leaf, bool) or leaf is None:
+            continue
+        for value in (leaf, 100 * leaf, 1 - leaf, 100 * (1 - leaf)):
+            for digits in range(5):
+                allowed |= numbers(t.number(value, digits))
+            allowed |= {
+                t.epsilon(value),
+                t.remaining(value),
+                t.shortest(value),
+                t.shortest(value, 3),
+                t.integer(value),
+            }
+    for sentences in table().values():
+        allowed |= numbers(re.sub(r"\{\w+\}", "x", sentences[lang]))
+    return allowed
+
+
+@pytest.mark.parametrize(("edition", "lang"), BOTH)
+def test_every_number_comes_from_the_facts(faces, edition, lang):
+    facts, made = faces(edition, lang)
+    allowed = known(facts, lang)
+    page = read(made["report.html"].decode())
+    sections = {str(n) for n in range(1, 20)}
+    strange = numbers(html_text(made["report.html"].decode())) - allowed - sections
+    assert not strange
+    for tag, attributes in page.tags:
+        if tag == "svg" and attributes.get("aria-label"):
+            assert not numbers(attributes["aria-label"]) - allowed
+    pages = {str(n) for n in range(1, 40)}
+    strange = numbers(pdf_text(made["report.pdf"])) - allowed - sections - pages
+    assert not strange
+
+
+@pytest.mark.parametrize(("edition", "lang"), BOTH)
+def test_a_number_is_the_same_on_every_face(faces, edition, lang):
+    facts, made = faces(edition, lang)
+    t = Language(lang)
+    epsilon = t.epsilon(facts["privacy"]["epsilon"])
+    for text in (html_text(made["report.html"].decode()), pdf_text(made["report.pdf"])):
+        assert re.search(rf"ε\s=\s{re.escape(epsilon)}", text)
+        assert t.number(facts["utility"]["overall"]["auroc"]["value"], 3) in text
+    assert json.loads(made["facts.json"])["privacy"]["epsilon"] == facts["privacy"]["epsilon"]
+
+
+@pytest.mark.parametrize(("edition", "lang"), BOTH)
+def test_the_page_is_whole_and_asks_for_nothing(faces, edition, lang):
+    page = faces(edition, lang)[1]["report.html"].decode()
+    seen = read(page)
+    ids = [attributes["id"] for _, attributes in seen.tags if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in seen.tags:
+        assert tag not in ("script", "iframe", "object", "embed", "form", "input", "base", "img")
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("href", "xlink:href", "aria-labelledby"):
+            target = attributes.get(name)
+            if not target or target == "data:,":
+                continue
+            assert name == "aria-labelledby" or target.startswith("#"), target
+            assert target.removeprefix("#") in ids, target
+    assert seen.tags[0] == ("html", {"lang": lang})
+    assert f'<html lang="{lang}">' in page
+    outside = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert not re.search(r"https?://|url\((?!#)|@import|//cdn", outside)
+
+
+@pytest.mark.parametrize(("edition", "lang"), BOTH)
+def test_every_drawing_has_a_text_alternative(faces, edition, lang):
+    seen = read(faces(edition, lang)[1]["report.html"].decode())
+    drawings = [attributes for tag, attributes in seen.tags if tag == "svg" and attributes.get("class") is None]
+    assert len(drawings) >= 9
+    assert all(attributes.get("role") == "img" and len(attributes["aria-label"]) > 40 for attributes in drawings)
+
+
+@pytest.mark.parametrize(("edition", "lang"), BOTH)
+def test_pages_and_fonts_of_the_pdf(faces, edition, lang, tmp_path):
+    content = faces(edition, lang)[1]["report.pdf"]
+    assert content.startswith(b"%PDF-1.7")
+    if shutil.which("pdfinfo") is None:
+        pytest.skip("pdfinfo is not installed")
+    path = tmp_path / "report.pdf"
+    path.write_bytes(content)
+    info = subprocess.run(["pdfinfo", path], capture_output=True, text=True, check=True).stdout
+    pages = int(re.search(r"Pages:\s+(\d+)", info)[1])
+    assert 10 <= pages <= 20
+    assert "Tagged:          yes" in info
+    assert "JavaScript:      no" in info
+    text = pdf_text(content)
+    first = text.split("\f")[0]
+    t = Language(lang)
+    assert t("decision.risks") in first
+    assert t("contents") in text.split("\f")[1]
+    assert f"{t('page')} {pages} / {pages}" in re.sub(r" +", " ", text)
+    fonts = subprocess.run(["pdffonts", path], capture_output=True, text=True, check=True).stdout.splitlines()[2:]
+    assert fonts
+    assert all(re.search(r"\syes\s+(yes|no)\s+(yes|no)\s+\d+\s+\d+$", line) for line in fonts), (
+        "a font is not embedded"
+    )
+
+
+def test_signature_block_is_in_the_controllers_edition(faces):
+    t = Language("de")
+    assert t("signature.sign") in pdf_text(faces("controller", "de")[1]["report.pdf"])
+    assert t("signature.sign") not in pdf_text(faces("public", "de")[1]["report.pdf"])
+
+
+def test_what_is_not_covered_is_marked(faces):
+    for lang in ("en", "de"):
+        page = faces("public", lang)[1]["report.html"].decode()
+        for section in ("risk", "utility"):
+            part = page[page.index(f'<section id="{section}"') :][:600]
+            assert Language(lang)("mark") in part
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_meets_wcag_aa():
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", CSS))
+    grounds = {
+        "ink": ("page", "band", "warn-page", "bad-page"),
+        "soft": ("page", "band"),
+        "accent": ("page",),
+        "warn": ("page", "warn-page"),
+        "bad": ("page", "bad-page"),
+        "good": ("page",),
+    }
+    pairs = [(text, ground) for text, several in grounds.items() for ground in several]
+    for text, ground in pairs:
+        assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    used = set(re.findall(r"(?<!-)color: var\(--([\w-]+)\)", CSS))
+    assert used <= {text for text, _ in pairs}, "a text colour without a tested ground"
+    assert set(re.findall(r'rgb\("(#[0-9a-f]{6})"\)', TYPST)) <= set(colours.values()), (
+        "PDF and HTML share their colours"
+    )
+    for colour in (figures.BLUE, figures.ORANGE, figures.INK, figures.SOFT):
+        assert contrast(colour, "#ffffff") >= 4.5
+    assert min(re.findall(r"font-size: \.(\d+)rem", CSS)) >= "8"
+
+
+def test_drawings_can_be_read_in_black_and_white(faces):
+    facts = faces("controller", "en")[0]
+    curve = figures.draw("tradeoff_measured", facts, Language("en"))
+    dashes = set(re.findall(r"stroke-dasharray: ([\d., ]+)", curve))
+    assert len(dashes) >= 2
+    bar = figures.draw("budget", facts, Language("en"))
+    assert len(set(re.findall(r'<pattern id="([^"]+)"', bar))) == 2
+
+
+def test_the_same_facts_give_the_same_bytes(faces):
+    facts, made = faces("controller", "en")
+    assert render(json.loads(made["facts.json"]), "en") == made
+
+
+def test_the_controllers_edition_is_closed_to_others(edited):
+    folder = edited()
+    target = build(folder, "en")
+    assert target == folder / "restricted" / "report"
+    assert target.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in target.iterdir()} == {0o600}
+    assert "report written" in (folder / "restricted" / "access.log").read_text()
+    assert not (folder / "report").exists()
+
+
+def test_incomplete_runs_still_give_a_report(edited):
+    """Only the audit is left; and a run without noise; and one without any piece beside run.json."""
+    torn = edited()
+    (torn / "run.json").write_text("{")
+    bare = edited(with_metrics=False, with_audit=False)
+    public = edited(
+        lambda v: v["privacy"].update(
+            epsilon=None, infinite=True, tradeoff=None, advantage=None, mechanisms=[], epsilon_over_steps=[]
+        )
+    )
+    for folder, key in ((torn, "warning.incomplete"), (bare, "warning.audit_missing"), (public, "warning.infinite")):
+        target = build(folder, "de")
+        text = html_text((target / "report.html").read_text())
+        assert Language("de")(key) in text.split(Language("de")("contents"))[0], "on page one"
+        assert (target / "report.pdf").stat().st_size > 20_000
+
+
+def test_html_needs_every_value():
+    from jinja2 import UndefinedError
+
+    with pytest.raises(UndefinedError):
+        html({"lang": "en", "sections": []}, {})
+
+
+def test_public_html_and_pdf_hold_nothing_unreleased(edited):
+    folder = edited()
+    target = build(folder, "en", "public")
+    text = html_text((target / "report.html").read_text()) + pdf_text((target / "report.pdf").read_bytes())
+    text += (target / "registry.yaml").read_text() + (target / "MODEL_CARD.md").read_text()
+    for planted in ("0.982", "0.9821", "37", "0.951", "0.778", "1.32", "0.993"):
+        assert planted not in numbers(text), planted

@@ -1,0 +1,152 @@
+"""One set of facts: whole, partial and hostile runs; what the public edition holds back."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import pytest
+
+from dptrain.errors import ConfigError
+from dptrain.report import facts as facts_module
+from tests.report.made import PLANTED, PLANTED_EXPOSED, audit, run_facts
+
+jsonschema = pytest.importorskip("jsonschema")
+SCHEMA = json.loads(files("dptrain.report").joinpath("schema", "facts-1.json").read_text(encoding="utf-8"))
+
+
+def valid(facts):
+    jsonschema.validate(json.loads(json.dumps(facts, allow_nan=False)), SCHEMA)
+    return facts
+
+
+def test_both_editions_follow_the_schema(run):
+    facts = valid(facts_module.read(run))
+    valid(facts_module.public(facts))
+    assert facts["complete"]
+    assert facts["verdict"] == "exposed"
+    assert facts["warnings"] == ["audit_thin", "rollback"]
+    assert facts["odds"]["right_of_100"] == 77
+
+
+def test_unreleased_results_stay_out_of_the_public_edition(edited):
+    facts = valid(facts_module.public(facts_module.read(edited())))
+    text = json.dumps(facts)
+    assert facts["utility"] is None
+    assert facts["audit"] is None
+    assert facts["verdict"] == "promised"
+    for planted in (PLANTED, PLANTED_EXPOSED / 2180, 0.9512, 0.7783, 1.317):
+        assert f"{planted}" not in text
+
+
+@pytest.mark.parametrize(
+    ("items", "shown", "hidden"),
+    [
+        (["model"], (), (PLANTED, 0.9512, 0.7783, 0.0464)),
+        (["metrics"], (PLANTED,), (0.9512, 0.7783, 0.0464)),
+        (["groups"], (0.9512,), (0.99317, 0.7783, 0.0464)),
+        (["audit"], (0.7783,), (PLANTED, 0.9512, 0.0464)),
+        (["audit", "groups"], (0.7783, 0.9512, 0.0464), (0.99317,)),
+    ],
+)
+def test_each_item_opens_its_own_part(edited, items, shown, hidden):
+    folder = edited(lambda v: v.update(released={"items": items, "recipient": "x"}))
+    facts = valid(facts_module.public(facts_module.read(folder)))
+    text = json.dumps(facts)
+    assert all(str(value) in text for value in shown)
+    assert not any(str(value) in text for value in hidden)
+
+
+@pytest.mark.parametrize(
+    ("change", "warning", "verdict"),
+    [
+        (lambda v: v.update(status="running"), "incomplete", "incomplete"),
+        (lambda v: v["privacy"].update(epsilon=None, infinite=True), "infinite", "none"),
+        (lambda v: v["privacy"].update(epsilon=None), "incomplete", "incomplete"),
+        (lambda v: v["privacy"].update(generator="fast"), "fast_generator", "exposed"),
+        (lambda v: v["model"].update(sha256="00"), "hash_mismatch", "mismatch"),
+        (lambda v: v["checks"][2].update(status="failed"), "check_failed", "exposed"),
+        (lambda v: v["ledger"].update(rollback_detectable=None), "rollback", "exposed"),
+    ],
+)
+def test_page_one_warns(edited, change, warning, verdict):
+    facts = valid(facts_module.read(edited(change)))
+    assert warning in facts["warnings"]
+    assert facts["verdict"] == verdict
+
+
+def test_a_witness_ends_the_warning_of_rollback(edited):
+    folder = edited(lambda v: v["ledger"].update(witness=True, rollback_detectable=True))
+    assert "rollback" not in facts_module.read(folder)["warnings"]
+
+
+def test_missing_audit_and_broken_guarantee(edited):
+    facts = valid(facts_module.read(edited(with_audit=False)))
+    assert facts["warnings"][0] == "audit_missing"
+    assert facts["verdict"] == "unmeasured"
+    broken = audit()
+    broken["canary"].update(epsilon_lower=9.5, broken=True)
+    facts = valid(facts_module.read(edited(with_audit=broken)))
+    assert facts["warnings"][0] == "guarantee_broken"
+    assert facts["verdict"] == "broken"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema": "dptrain.run/99"}', "\ud800", "[" * 100_000])
+def test_torn_run_is_listed_and_the_rest_is_given(edited, content):
+    folder = edited()
+    (folder / "run.json").write_text(content, encoding="utf-8", errors="surrogatepass")
+    facts = valid(facts_module.read(folder))
+    assert facts["missing"][0]["piece"] == "run"
+    assert not facts["complete"]
+    assert facts["audit"]["exposed"]["count"] == PLANTED_EXPOSED
+
+
+def test_every_field_of_the_wrong_type_is_survived(edited):
+    """Each leaf and branch of run.json replaced, one after another, by values that do not belong there."""
+
+    def paths(value, path=()):
+        yield path
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from paths(inner, (*path, key))
+
+    folder = edited()
+    (folder / "model" / "model.safetensors").unlink()
+    for path in paths(run_facts()):
+        if not path or path == ("schema",):
+            continue
+        for wrong in ([], {}, "x\x00", -1e308, True, [{"run": {}}, [1]]):
+            values = run_facts()
+            place = values
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = wrong
+            (folder / "run.json").write_text(json.dumps(values))
+            facts_module.public(facts_module.read(folder))
+
+
+def test_infinite_and_not_a_number_in_json_are_unknown(edited):
+    folder = edited()
+    text = (folder / "run.json").read_text().replace('"epsilon": 6.542258379108255', '"epsilon": NaN')
+    (folder / "run.json").write_text(text)
+    facts = valid(facts_module.read(folder))
+    assert {"piece": "run", "why": "field", "detail": "privacy.epsilon"} in facts["missing"]
+    assert facts["verdict"] == "incomplete"
+
+
+def test_an_empty_folder_is_no_run(tmp_path):
+    with pytest.raises(ConfigError):
+        facts_module.read(tmp_path)
+    with pytest.raises(ConfigError):
+        facts_module.read(tmp_path / "nowhere")
+
+
+def test_text_is_cleaned():
+    assert facts_module.clean("a\x1b[31mb\u202ec\n") == "a⟨U+001B⟩[31mb⟨U+202E⟩c "
+    assert len(facts_module.clean("x" * 10_000)) == facts_module.LONGEST_TEXT + 1
+
+
+def test_counts_of_100_are_rounded_up():
+    assert facts_module.of_100(0.4211) == 43
+    assert facts_module.of_100(0.42) == 42
+    assert facts_module.of_100(1.0) == 100
