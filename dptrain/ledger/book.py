@@ -216,13 +216,19 @@ def snapshot_message(seq: int, text: str) -> bytes:
 
 
 def read_entry(row: Any) -> Entry:
+    """A row of `entries`. Raises LedgerRefused where a column holds something of another type."""
+    texts = (row.kind, row.time, row.body, row.sealed)
+    blobs = (row.prev, row.hash, row.signature, b"" if row.countersignature is None else row.countersignature)
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or not all(isinstance(blob, bytes | memoryview) for blob in blobs)
+        or not isinstance(row.version, int)
+    ):
+        raise untrusted(f"entry {row.seq} holds something that no entry holds")
     return Entry(
         int(row.seq),
-        int(row.version),
-        row.kind,
-        row.time,
-        row.body,
-        row.sealed,
+        row.version,
+        *texts,
         bytes(row.prev),
         bytes(row.hash),
         bytes(row.signature),

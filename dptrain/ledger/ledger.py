@@ -115,8 +115,8 @@ class Ledger(Book):
         """
         ledger = cls(place, keys, witness=witness, wait=wait)
         store.check_schema(ledger.store)
-        ledger.view()
-        ledger.check_witness()
+        with ledger.view() as (connection, state):
+            ledger.descends(connection, state, ledger.heads())
         return ledger
 
     def close(self) -> None:
@@ -481,7 +481,7 @@ class Ledger(Book):
             self.append(connection, "resume", {"run": run, "attempt": held.attempt + 1})
             version = state.version_of(held)
             keys = members.keys_in(connection, gate.excluded_now(state, held))
-            keys |= self._linked_keys(connection, held.excluded_units)
+            keys |= self._linked_keys(connection, state, version, held.excluded_units)
             return Grant(
                 self,
                 id=held.seq,
@@ -529,7 +529,7 @@ class Ledger(Book):
             keys = members.keys_in(connection, withdrawn)
             if held is not None and held.version == version.id:
                 keys |= members.keys_in(connection, gate.excluded_now(state, held))
-                keys |= self._linked_keys(connection, held.excluded_units)
+                keys |= self._linked_keys(connection, state, version, held.excluded_units)
             return Grant(
                 self,
                 id=entry.seq,
@@ -820,11 +820,19 @@ class Ledger(Book):
                     found.update(here)
         return found, barred
 
-    def _linked_keys(self, connection: Connection, barred: Sequence[int]) -> set[bytes]:
+    def _linked_keys(
+        self, connection: Connection, state: State, version: Version, barred: Sequence[int]
+    ) -> set[bytes]:
+        """The keys of barred units that belong to this version."""
         if not barred:
             return set()
         linked = members.units(connection)
-        return {key for unit in barred for key, _ in linked.get(unit, [])}
+        return {
+            key
+            for unit in barred
+            for key, klass in linked.get(unit, [])
+            if klass and version.id in state.classes[klass].versions
+        }
 
 
 def _pld(mechanisms: Sequence[Mechanism], delta: float) -> float | None:

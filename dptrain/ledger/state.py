@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from dptrain.errors import LedgerRefused
+from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger.chain import Entry, read_json, write_json
 from dptrain.ledger.charges import ORDERS_VERSIONS, Charge
 from dptrain.plan import Mechanism, Plan
@@ -284,7 +284,7 @@ def apply(state: State, entry: Entry) -> None:
     _need(entry.kind == "genesis" or state.seq > 0, entry, "the ledger does not begin with its founding entry")
     try:
         handler(state, entry, entry.facts, entry.secrets)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (ConfigError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise Unsound(
             f"Entry {entry.seq} of the ledger ({entry.kind}) lacks something or holds something unknown "
             f"({type(error).__name__})."

@@ -53,6 +53,8 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
         answer = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
         if answer != ["ok"]:
             faults.append(Fault("file", None, f"SQLite finds the file damaged: {answer[0]}"))
+        if _definitions(connection) != _expected():
+            faults.append(Fault("file", None, "the definitions of the tables are not those of this schema"))
     snapshots = connection.execute(sa.select(store.snapshot)).all()
     snap = snapshots[0] if snapshots else None
     state = State()
@@ -61,13 +63,14 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
     )
     snapshot_seen = snap is None
     for row in rows:
-        entry = read_entry(row)
+        number = state.seq + 1
         try:
+            entry = read_entry(row)
             follow(state, entry)
             if entry.kind == "reserve":
                 check_grant(state, state.runs[entry.facts["run"]])
         except LedgerRefused as error:
-            faults.append(Fault("entries", state.seq if entry.seq == state.seq else state.seq + 1, error.message))
+            faults.append(Fault("entries", number, error.message))
             return
         if snap is not None and snap.seq == state.seq:
             snapshot_seen = True
@@ -134,3 +137,16 @@ def check_grant(state: State, run: RunState) -> None:
     state.runs[run.id] = run
     if barred != run.excluded:
         raise LedgerRefused(f"entry {run.seq} does not leave out the patients that it must")
+
+
+def _definitions(connection: Connection) -> list[tuple[str, ...]]:
+    """How SQLite's own catalogue defines tables and indexes."""
+    rows = connection.exec_driver_sql("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name")
+    return [tuple(str(cell) for cell in row) for row in rows]
+
+
+def _expected() -> list[tuple[str, ...]]:
+    """The same for an empty ledger of this schema."""
+    with sa.create_engine("sqlite://").begin() as connection:
+        store.migrate(connection)
+        return _definitions(connection)

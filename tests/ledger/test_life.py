@@ -190,7 +190,7 @@ def test_a_second_release_is_paid_whole_with_the_first_step(site: Site) -> None:
     assert site.ledger.status(COHORT).runs[0].epsilon_gate == pytest.approx(float(cost), rel=1e-9)
 
 
-# -- budgets --------------------------------------------------------------------------------------------------------
+# -- budgets ---------------------------------------------------------------------------------------------
 
 
 def test_a_raise_keeps_its_order_and_names_its_reason(site: Site) -> None:
@@ -337,7 +337,7 @@ def test_sums_never_drift(file_site: Site) -> None:
     assert len(set(units)) == 1
 
 
-# -- what may start a run ---------------------------------------------------------------------------------------------
+# -- what may start a run --------------------------------------------------------------------------------
 
 
 def test_starting_weights_are_declared_or_inherited_or_refused(site: Site) -> None:
