@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 
 from dptrain.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, DptrainError
@@ -21,7 +23,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "report": ("dptrain.report.commands", "main", "write the data protection officer's report"),
     "release": ("dptrain.report.release", "release_main", "record the controller's decision and publish"),
     "ledger": ("dptrain.registration", "ledger_main", "budgets, grants, charges, locks"),
-    "data": ("dptrain.registration", "data_main", "look at a manifest: patients, records, faults"),
     "demo": ("dptrain.demo", "demo_main", "the whole way on real or made-up chest X-rays, in minutes"),
 }
 
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"dptrain {__version__}")
         return EXIT_DONE
+    quiet()
     try:
         return find(words[0])(words[1:])
     except DptrainError as error:
@@ -89,6 +91,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         print(internal(words[0], error), file=sys.stderr)
         return EXIT_INTERNAL
+
+
+def quiet() -> None:
+    """Keep the warnings and logs of other libraries off the terminal: they may print pixels, labels or ids.
+
+    Our own warnings are shown, as one line each.
+    """
+    if os.environ.get("DPTRAIN_TRACEBACK") == "1":
+        return
+    ours = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+    def show(message: Warning | str, _category: object, filename: str, *_: object, **__: object) -> None:
+        if os.path.abspath(filename).startswith(ours):
+            print(f"note: {message}", file=sys.stderr)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    logging.getLogger().addFilter(lambda record: record.name.startswith("dptrain"))
+    logging.lastResort = None
 
 
 def internal(command: str, error: Exception) -> str:

@@ -71,7 +71,7 @@ class ModelConfig:
 class PrivacyConfig:
     """What a patient is promised. The plan is made from these and from the size that the ledger declares.
 
-    target_epsilon: what this run may cost at the cohort's gate; `inf` trains without privacy and is allowed
+    target_epsilon: what this run promises on its own; `inf` trains without privacy and is allowed
     on cohorts declared public only. noise_multiplier: set it instead of calibrating. delta: null for
     min(1e-5, 1/(10 N)). steps or epochs: one of them.
     """
@@ -297,6 +297,9 @@ def explain(error: BaseException) -> ConfigError:
     if unknown is not None:
         key = unknown.group(1)
         names = setting_names()
+        free = next((name for name in FREE if key.startswith(f"{name}.")), None)
+        if free is not None:
+            return ConfigError(f"'{key}' is not among the entries of {free}.", remedy=f"Write +{key}=… to add it.")
         near = suggest(key, names)
         if near.startswith("Valid names"):
             parent = key.rpartition(".")[0]
@@ -324,6 +327,18 @@ def explain(error: BaseException) -> ConfigError:
     return ConfigError(message.rstrip(".") + ".", remedy="See `dptrain train --cfg job` for names and values.")
 
 
+FREE = (
+    "model.network",
+    "data.label_values",
+    "data.keep",
+    "data.drop",
+    "data.columns.bins",
+    "data.split.values",
+    "data.table.numeric",
+    "data.table.categorical",
+    "data.table.binned",
+    "data.npz.lookup",
+)
 GROUPS = ("data", "model", "privacy", "optimizer", "training", "audit", "ledger", "report", "recipe", "debug")
 
 

@@ -25,7 +25,7 @@ public original), else on made-up ones; watch the dataset lock; audit; write the
   dptrain demo data.root=/data run=runs/demo epsilon=3"""
 
 MARK = ".dptrain-demo"
-PASSPHRASE = "demo"
+PASSPHRASE = "for demonstration only"
 RECIPE = "chest_xray_pneumonia"
 
 
@@ -85,9 +85,8 @@ def demo_main(argv: list[str]) -> int:
         _step("The auditor measures the risk that remains, patient by patient.", ["audit", f"run={run}", *places])
     _step("The report for the data protection officer.", ["report", f"run={run}", *places])
     report = run / "restricted" / "report"
-    print(
-        f"\ndone in {time.monotonic() - begun:.0f} s\n  PDF:  {report / 'report.pdf'}\n  HTML: {report / 'report.html'}"
-    )
+    print(f"\ndone in {time.monotonic() - begun:.0f} s")
+    print(f"  PDF:  {report / 'report.pdf'}\n  HTML: {report / 'report.html'}")
     print(f"  The controller may now decide:  dptrain release run={run} --help")
     return EXIT_DONE
 

@@ -147,8 +147,9 @@ class Plan:
         return (training, Mechanism(1.0, self.calibration_noise_multiplier, 1, "calibration"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; :meth:`from_dict` gives the same plan back."""
-        return {**dataclasses.asdict(self), "declares": list(self.declares)}
+        """Plain values for JSON (an infinite norm as "inf"); :meth:`from_dict` gives the same plan back."""
+        norm = self.max_grad_norm if math.isfinite(self.max_grad_norm) else "inf"
+        return {**dataclasses.asdict(self), "max_grad_norm": norm, "declares": list(self.declares)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Plan:
@@ -158,8 +159,8 @@ class Plan:
         if unknown:
             raise ConfigError(f"a plan has no field {', '.join(sorted(unknown))}.")
         try:
-            return cls(**values)
-        except TypeError as error:
+            return cls(**{**values, "max_grad_norm": float(values["max_grad_norm"])})
+        except (TypeError, KeyError, ValueError) as error:
             raise ConfigError(f"the plan is incomplete: {error}.") from None
 
     @property

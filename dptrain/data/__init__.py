@@ -9,6 +9,7 @@ from dptrain.data.cohort import Cohort, Patient, Record, cohort_from_dataset, sc
 from dptrain.data.config import DataConfig
 from dptrain.data.crypto_random import CryptoRandom
 from dptrain.data.fetch import FetchFailed, download
+from dptrain.data.inference import load_image
 from dptrain.data.loading import (
     LogicalBatch,
     PatientBatch,
@@ -42,6 +43,7 @@ __all__ = [
     "cohort_from_dataset",
     "download",
     "find_demo_data",
+    "load_image",
     "load_records",
     "load_tensors",
     "phantom",

@@ -182,11 +182,24 @@ def train_main(argv: list[str]) -> int:
     before = sys.argv
     sys.argv = ["dptrain", *words]
     decorate = hydra.main(version_base="1.3", config_path=str(shipped("conf").resolve()), config_name="train")
+    ended: list[int | BaseException] = []
+
+    def job(config: Any) -> None:
+        """Keeps the error from Hydra, which would print every override to the terminal."""
+        try:
+            ended.append(run_job(config))
+        except Exception as error:
+            ended.append(error)
+
     try:
-        result = decorate(run_job)()
+        decorate(run_job if sweep else job)()
         if sweep:
             return _end_sweep(outcomes)
-        return EXIT_DONE if result is None else int(result)
+        for end in ended:
+            if isinstance(end, BaseException):
+                raise end
+            return end
+        return EXIT_DONE
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from None
     except SystemExit as error:  # Hydra's argument parser ends the program for a word that it does not know
@@ -250,6 +263,9 @@ def _end_sweep(outcomes: Path) -> int:
     from dptrain.training.planning import sweep_cost
 
     together = sweep_cost(list(facts.values()))
+    common = set.intersection(*(set(row["trial"].split()) for row in rows))
+    for row in rows:
+        row["trial"] = " ".join(word for word in row["trial"].split() if word not in common) or row["trial"]
     for row in rows:
         if row["run"]:
             one = facts[row["run"]]

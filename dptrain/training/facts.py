@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import platform
 from importlib.metadata import version
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain import __version__, accounting
 from dptrain.config import Settings
+from dptrain.ledger.grants import charged
 from dptrain.plan import Mechanism, Plan
 from dptrain.training.planning import finite, promise
 from dptrain.training.runfolder import RUN_SCHEMA, RunFolder
 
 if TYPE_CHECKING:
-    from dptrain.ledger import CohortStatus, Grant, SignedHead
+    from dptrain.ledger import CohortStatus, GateFacts, Grant, SignedHead
+    from dptrain.ledger.state import RunState
 
 
 def program(device: str) -> dict[str, str]:
@@ -26,14 +29,6 @@ def program(device: str) -> dict[str, str]:
         "platform": platform.platform(terse=True),
         "device": device,
     }
-
-
-def charged(plan: Plan, steps: int) -> tuple[Mechanism, ...]:
-    """The mechanisms that were paid for when `steps` of the plan's steps were committed."""
-    if steps == 0:
-        return ()
-    training, *others = plan.mechanisms
-    return (Mechanism(training.sample_rate, training.noise_multiplier, steps, training.what), *others)
 
 
 def privacy(
@@ -63,10 +58,7 @@ def privacy(
         "max_records_per_patient": plan.max_records_per_patient,
         "views": plan.views,
         "generator": plan.generator,
-        "mechanisms": [
-            {"sample_rate": m.sample_rate, "noise_multiplier": m.noise_multiplier, "steps": m.steps, "what": m.what}
-            for m in mechanisms
-        ],
+        "mechanisms": [dataclasses.asdict(mechanism) for mechanism in mechanisms],
         "inherited": inherited,
         "epsilon_over_steps": [[int(step), float(epsilon)] for step, epsilon in over],
     }
@@ -139,23 +131,31 @@ def checks(plan: Plan, *, separable: bool, witness: bool) -> list[dict[str, Any]
     ]
 
 
-def gate(before: CohortStatus, after: CohortStatus) -> dict[str, Any]:
-    """What the budget was, is and has left."""
+def gate(facts: GateFacts, status: CohortStatus) -> dict[str, Any]:
+    """What the budget was before this run, is and has left (epsilon at the gate)."""
     return {
-        "kind": after.kind,
-        "accountant": "none (public cohort)"
-        if after.public
-        else "RDP at one order"
-        if after.kind == "open"
-        else "joint PLD",
-        "order": after.order,
-        "budget_epsilon": finite_or_none(after.budget_epsilon),
-        "budget_delta": after.budget_delta,
-        "spent_before": finite_or_none(before.spent_epsilon),
-        "spent_after": finite_or_none(after.spent_epsilon),
-        "remaining": finite_or_none(after.remaining_epsilon),
-        "minimum_charge": finite_or_none(after.minimum_charge),
-        "locked": after.locked,
+        "kind": facts.kind,
+        "accountant": facts.accountant or "none (public cohort)",
+        "order": facts.order,
+        "budget_epsilon": finite_or_none(facts.budget_epsilon),
+        "budget_delta": facts.budget_delta,
+        "spent_before": finite_or_none(facts.spent_before),
+        "spent_after": finite_or_none(facts.spent_after),
+        "remaining": finite_or_none(facts.remaining),
+        "minimum_charge": finite_or_none(facts.minimum_charge),
+        "locked": facts.locked,
+        "owner": status.owner,
+    }
+
+
+def inherited(run: RunState) -> dict[str, Any]:
+    """An earlier run whose model this one starts from: its charge is this one's as well."""
+    plan = Plan.from_dict(run.plan)
+    mechanisms, delta = charged(plan, run.steps_charged), plan.delta
+    return {
+        "run": run.id,
+        "epsilon": finite(accounting.pld_epsilon(mechanisms, delta)),
+        "mechanisms": [dataclasses.asdict(mechanism) for mechanism in mechanisms],
     }
 
 

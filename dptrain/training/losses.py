@@ -67,7 +67,7 @@ _LOSSES: dict[str, type[nn.Module]] = {
 }
 
 
-def for_task(task: str, **options: Any) -> nn.Module:
+def loss_for_task(task: str, **options: Any) -> nn.Module:
     """The per-record loss of a task. Raises ConfigError for a task that has none."""
     if task not in _LOSSES:
         raise ConfigError(f"task={task} is unknown.", remedy=f"Tasks: {', '.join(_LOSSES)}.")

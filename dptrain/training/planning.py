@@ -22,12 +22,11 @@ def make_plan(
     declares: tuple[str, ...] = ("evaluate",),
     gate: CohortStatus | None = None,
 ) -> Plan:
-    """The plan of a run; noise is calibrated so that the gate's own charge stays within the target.
+    """The plan of a run; noise is calibrated so that its own epsilon (PLD) stays within the target.
 
     Args:
         public_size: N, training patients as the steward declared them.
-        gate: the cohort's budget. An open budget gates by RDP at its signed order, a planned one by the
-            joint PLD; None calibrates by PLD alone.
+        gate: the cohort's status, for its signed budgets (see :func:`calibrate`); None: PLD alone.
 
     Raises:
         ConfigError: settings out of range, or a target that no noise can reach.
@@ -76,12 +75,25 @@ def calibrate(
     also: tuple[Mechanism, ...] = (),
     gate: CohortStatus | None = None,
 ) -> float:
-    """The least noise multiplier whose charge at the gate is at most `target_epsilon`."""
-    if gate is not None and gate.kind == "open" and gate.order is not None:
-        return accounting.calibrate_noise(
-            target_epsilon, delta, sample_rate, steps, also=also, accountant="rdp", order=gate.order
-        )
-    return accounting.calibrate_noise(target_epsilon, delta, sample_rate, steps, also=also)
+    """The noise multiplier of a run that shall promise `target_epsilon` on its own.
+
+    The promise is the PLD's. An open budget gates by RDP at one order, which costs more than the PLD: a run
+    that asks for no more than the whole signed budget gets at least the noise with which it fits that budget,
+    so that target_epsilon=8 is possible on a budget of 8. On a planned budget the declared run of the same
+    rate and length gives the noise. Nothing here follows what was spent.
+    """
+    noise = accounting.calibrate_noise(target_epsilon, delta, sample_rate, steps, also=also)
+    for budget in gate.budgets if gate is not None else ():
+        if budget.kind == "planned":
+            declared = [m for m in budget.unused if m.sample_rate == sample_rate and m.steps == steps]
+            if declared:
+                return declared[0].noise_multiplier
+        elif target_epsilon <= budget.epsilon:
+            fits = accounting.calibrate_noise(
+                budget.epsilon, budget.delta, sample_rate, steps, also=also, accountant="rdp", order=budget.order
+            )
+            noise = max(noise, fits)
+    return noise
 
 
 def promise(mechanisms: tuple[Mechanism, ...], delta: float) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from dptrain.config import Settings, from_yaml
 from dptrain.data import Cohort, Tensors
 from dptrain.engine import coverage
 from dptrain.errors import CheckRefused, ConfigError
-from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource
-from dptrain.ledger.places import open_ledger
+from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, open_ledger
 from dptrain.plan import Plan
 from dptrain.progress import progress
 from dptrain.training import losses
@@ -120,8 +119,8 @@ def build_network(settings: Settings) -> Network:
     elif (package := getattr(network, "weights_sha256", None)) is not None:
         source = WeightsSource(sha256=str(package))
         kind, note = "package", str(getattr(network, "weights_note", "weights of an installed package"))
-    network, changes = models.make_private(network, batchnorm=settings.model.batchnorm)
-    frozen, trainable = models.split_frozen(network, train=settings.model.train)
+    network, changes = models.make_private(network, batchnorm=settings.model.batchnorm)  # type: ignore[arg-type]
+    frozen, trainable = models.split_frozen(network, train=settings.model.train)  # type: ignore[arg-type]
     return Network(network, frozen, trainable, changes, source, kind, note)
 
 
@@ -142,12 +141,12 @@ def check(settings: Settings, network: Network | None = None, *, say: Say = lamb
     Returns every finding; :func:`refuse` raises for the refused ones.
     """
     network = network or build_network(settings)
-    loss = losses.for_task(settings.data.task)
+    loss = losses.loss_for_task(settings.data.task)
     findings = models.preflight(
         network.whole,
         loss,
         tuple(settings.data.image_shape),
-        settings.data.task,
+        settings.data.task,  # type: ignore[arg-type]
         classes=len(settings.data.classes),
         transforms=[*settings.data.transforms, *settings.data.augment],
     )
@@ -208,7 +207,7 @@ def load_inputs(
         frozen = frozen.to(device).eval()
     with progress(len(records), label) as bar, torch.inference_mode():
         for start in range(0, len(records), batch):
-            part, truth = data.load_tensors(cohort, records[start : start + batch], grant)
+            part, truth = data.load_tensors(cohort, records[start : start + batch].tolist(), grant)
             if frozen is not None:
                 part = frozen(part.to(device)).float().cpu()
             images.append(part)
@@ -242,7 +241,7 @@ def prepare(
     patient = torch.tensor([p for p, _ in pairs], dtype=torch.long)
     what = "computing features" if network.frozen is not None else "reading images"
     inputs, label = load_inputs(cohort, record, grant, network.frozen, device, label=f"{what} ({'+'.join(splits)})")
-    return Prepared(cohort, inputs, label, patient, record, network, losses.for_task(settings.data.task))
+    return Prepared(cohort, inputs, label, patient, record, network, losses.loss_for_task(settings.data.task))
 
 
 def in_memory(settings: Settings, network: Network) -> bool:

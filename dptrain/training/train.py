@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dptrain import data
+from dptrain import accounting, data
 from dptrain.config import Settings, to_yaml
 from dptrain.data import Cohort, PatientLoader
 from dptrain.errors import ConfigError
@@ -96,6 +96,12 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
             f"{plan.max_records_per_patient} times {plan.views} views makes {largest}.",
             remedy="Raise training.chunk, or lower privacy.max_records_per_patient or privacy.views.",
         )
+    identity = facts["id"] if (facts := resumed and resumed.facts) else uuid.uuid4().hex[:16]
+    if resumed is None and status.locked:
+        # refused before an image is read; a cohort that was unlocked this moment goes on below
+        ledger.reserve(plan, status.name, run=f"{identity}-asked", fingerprint=status.fingerprint).close(
+            "interrupted", 0
+        )
     say(f"reading and hashing {settings.data.name}")
     cohort = data.scan(settings.data, keys)
 
@@ -103,7 +109,6 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         folder = RunFolder(settings.training.run or _run_name(settings))
         if folder.facts.exists():
             folder.create()  # refuses
-        identity = uuid.uuid4().hex[:16]
         grant = ledger.reserve(
             plan,
             status.name,
@@ -119,8 +124,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         start = None
     else:
         folder, facts = resumed.folder, resumed.facts
-        identity = facts["id"]
-        grant = ledger.resume(identity, fingerprint=cohort.fingerprint)
+        grant = ledger.resume(identity)
         start = _resume_state(folder, grant, plan, network, settings, say)
         facts["resume"] = {"crashes": start.crashes, "steps_lost": start.steps_lost}
         facts["status"] = "running"
@@ -139,12 +143,17 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
     if settings.training.evaluate and not result.interrupted:
         metrics, predictions = score(settings, cohort, grant, network, device, calibration)
         write_json(folder.metrics, metrics)
-        with whole_or_nothing(folder.predictions, "wb") as file:
-            np.savez_compressed(file, **predictions)
-    receipt = grant.close("interrupted" if result.interrupted else "complete", steps_run=result.state.step)
+        save_predictions(folder, predictions)
     write_bundle(folder, network.whole, settings, calibration.to_dict() if calibration else None)
+    model = make.model_facts(folder, network.whole, network.trainable, settings, network.changes)
+    receipt = grant.close(
+        "interrupted" if result.interrupted else "complete",
+        steps_run=result.state.step,
+        model=model["sha256"],
+        did=("evaluate",) if metrics is not None else (),
+    )
+    assert receipt is not None  # a training's grant always gives one
     folder.checkpoint.unlink(missing_ok=True)
-    after = ledger.status(status.name)
     facts.update(
         finished=now(),
         status="interrupted" if result.interrupted else "complete",
@@ -153,16 +162,16 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
             settings.privacy.target_epsilon,
             run=result.state.step - result.state.steps_lost,
             paid=receipt.steps_charged,
-            inherited=list(grant.inherited),
+            inherited=[make.inherited(ledger.run(name)) for name in grant.inherited],
         ),
-        gate=make.gate(status, after),
-        ledger=make.ledger(grant, ledger.head(), settings.ledger.witness is not None),
+        gate=make.gate(receipt.gate, status),
+        ledger=make.ledger(grant, receipt.head, settings.ledger.witness is not None),
         weights={
             "source": network.weights_kind,
             "sha256": network.weights.sha256 if network.weights else None,
             "note": network.weights_note,
         },
-        model=make.model_facts(folder, network.whole, network.trainable, settings, network.changes),
+        model=model,
         calibration=calibration.to_dict() if calibration else None,
         not_covered=make.not_covered(plan, network.weights_kind, network.weights_note),
         checks=make.checks(plan, separable=True, witness=settings.ledger.witness is not None),
@@ -260,7 +269,8 @@ def _fit(
         def on_step(entry: StepLog) -> None:
             bar.advance(1)
             for name, value in entry.public.items():
-                public.add_scalar(f"training/{name}", value, entry.step)
+                # the time of a step tells how many patients it drew: the public log carries none
+                public.add_scalar(f"training/{name}", value, entry.step, walltime=float(entry.step))
             for name, value in entry.restricted.items():
                 restricted.add_scalar(f"training/{name}", value, entry.step)
             log.write(json.dumps({"step": entry.step, **entry.restricted, **entry.public}) + "\n")
@@ -271,7 +281,7 @@ def _fit(
                 loader,
                 plan,
                 grant,
-                loss=losses.for_task(settings.data.task),
+                loss=losses.loss_for_task(settings.data.task),
                 optimizer=settings.optimizer,
                 ema=settings.training.ema,
                 device=device,
@@ -284,11 +294,8 @@ def _fit(
             )
         finally:
             if plan.private:
-                training = plan.mechanisms[:1]
-                from dptrain import accounting
-
-                for step, epsilon in accounting.epsilon_over_steps(training, plan.delta):
-                    public.add_scalar("privacy/epsilon", epsilon, step)
+                for step, epsilon in accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta):
+                    public.add_scalar("privacy/epsilon", epsilon, step, walltime=float(step))
             public.close()
             restricted.close()
     return result
@@ -318,7 +325,6 @@ def _interruptible(say: Say) -> Iterator[Callable[[], bool]]:
 
 
 def _logits(
-    settings: Settings,
     cohort: Cohort,
     record: NDArray[np.int64],
     grant: Grant,
@@ -337,7 +343,7 @@ def _logits(
 
 def _of_split(cohort: Cohort, split: str, excluded: frozenset[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(record, patient) positions of a split's records, without the patients that the ledger leaves out."""
-    pairs = [(r, p) for p in cohort.split(split, excluded) for r in cohort.patients[p].records]
+    pairs = [(r, p) for p in cohort.split(split, excluded=excluded) for r in cohort.patients[p].records]
     array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 
@@ -378,7 +384,7 @@ def score(
         raise ConfigError(f"the {split} split holds no patient.", remedy="Set data.split so that it does.")
     logits, label = _logits(cohort, record, grant, network, device)
     groups = {column: [values[r] for r in record] for column, values in cohort.groups.items()}
-    names = np.array([cohort.pseudonym(int(p)) for p in patient])
+    names = np.array([cohort.patients[p].key.hex()[:12] for p in patient])
     task, classes = settings.data.task, list(settings.data.classes)
     if task == "segmentation":
         dice = dice_scores(logits, label)
@@ -428,6 +434,13 @@ def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
     return torch.stack(columns, 1).double().numpy()
 
 
+def save_predictions(folder: RunFolder, predictions: dict[str, NDArray[Any]]) -> None:
+    """`restricted/predictions.npz`: pseudonym, record, label and score of each test record."""
+    arrays: dict[str, Any] = predictions
+    with whole_or_nothing(folder.predictions, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
 def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str | None] | None = None) -> Path:
     """Score a finished run again. A new request to the ledger: refused on a locked cohort (exit code 3)."""
     run = load_run(path)
@@ -450,8 +463,7 @@ def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str
         grant.close("complete", steps_run=0)
     target = run.folder.metrics if split == "test" else run.folder.metrics.with_name(f"metrics-{split}.json")
     write_json(target, metrics)
-    with whole_or_nothing(run.folder.predictions, "wb") as file:
-        np.savez_compressed(file, **predictions)
+    save_predictions(run.folder, predictions)
     run.folder.note_access(f"evaluate {split}")
     return target
 

@@ -54,7 +54,9 @@ def test_conformal_sets_hold_the_truth_as_often_as_they_say(noise: float) -> Non
 
 def test_noise_is_drawn_afresh_and_changes_the_release() -> None:
     logits, label = overconfident(300, 2.0)
-    totals = {cal.fit_calibration(logits, label, np.arange(300), "binary", noise_multiplier=5.0).patients for _ in range(3)}
+    totals = {
+        cal.fit_calibration(logits, label, np.arange(300), "binary", noise_multiplier=5.0).patients for _ in range(3)
+    }
     assert len(totals) == 3
 
 

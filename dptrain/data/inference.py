@@ -1,0 +1,47 @@
+"""One new image through a cohort's deterministic transforms: for inference, where no grant is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dptrain.data.cohort import _tensor
+from dptrain.data.config import DataConfig, shape_of
+from dptrain.data.records import Unreadable, read_image
+from dptrain.errors import DataUnreadable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def load_image(config: DataConfig, path: Path) -> Tensor:
+    """The image of a file as the network wants it: float32 [C, …].
+
+    The image is nobody's training data: nothing is charged, and no ledger is asked.
+    Raises DataUnreadable for a file that cannot be read or has another shape after the transforms.
+    """
+    from dptrain.data import transforms
+
+    wanted = shape_of(config)
+    try:
+        pixels, affine = read_image(path, dims=len(wanted))
+    except Unreadable as error:
+        raise DataUnreadable(f"the image {error}.") from None
+    item = {"image": _tensor(pixels, affine)}
+    ready = transforms.build([_image_only(node) for node in config.transforms], random=False)
+    image: Tensor = transforms.plain(transforms.apply(ready, item)[0]["image"]).float()
+    if tuple(image.shape) != wanted:
+        raise DataUnreadable(f"the image has shape {list(image.shape)} after the transforms, not {list(wanted)}.")
+    return image
+
+
+def _image_only(node: object) -> object:
+    """A transform of image and label, for the image alone (a new image has no label)."""
+    if not isinstance(node, dict) or "label" not in node.get("keys", ()):
+        return node
+    kept = dict(node)
+    places = [i for i, key in enumerate(node["keys"]) if key == "image"]
+    for name, value in node.items():
+        if isinstance(value, list) and len(value) == len(node["keys"]):
+            kept[name] = [value[i] for i in places]
+    return kept

@@ -1,0 +1,45 @@
+"""`dptrain ledger …`: the ledger's commands, with the data floor's eyes where a cohort is registered.
+
+The ledger knows nothing of images. `register` and `budget` accept a recipe and data settings; this module turns
+them into patient keys and record hashes, and into the forecast of use that fixes an open budget's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dptrain.config import load
+from dptrain.ledger import Keys, ScanResult, commands
+from dptrain.plan import Mechanism
+
+
+def ledger_main(argv: list[str]) -> int:
+    """`dptrain ledger`."""
+    return commands.main(argv, scan=scan, forecast=forecast)
+
+
+def scan(words: Sequence[str], keys: Keys) -> ScanResult:
+    """Read, check and hash every record that these settings name. Raises DataUnreadable with every fault."""
+    from dptrain import data
+
+    settings = load(words)
+    cohort = data.scan(settings.data, keys)
+    return ScanResult(
+        name=settings.ledger.cohort or settings.data.name,
+        patients=cohort.hashes(),
+        unit=settings.data.unit,
+        issuer=settings.data.issuer,
+        cautions=tuple(settings.data.cautions),
+        source=settings.data.source,
+        licence=settings.data.licence,
+    )
+
+
+def forecast(words: Sequence[str], public_size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
+    """The mechanisms of one run as these settings would train it, when it may cost epsilon."""
+    from dptrain.training.planning import make_plan
+
+    settings = load(
+        [*words, f"privacy.target_epsilon={epsilon}", f"privacy.delta={'null' if delta is None else delta}"]
+    )
+    return make_plan(settings.privacy, public_size=public_size).mechanisms

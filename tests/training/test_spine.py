@@ -1,0 +1,345 @@
+"""From a manifest to a locked dataset: train, evaluate, lock, crash, resume, interrupt."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dptrain import cli
+from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
+from dptrain.training.runfolder import RunFolder
+from dptrain.training.train import evaluate_run, train
+
+from .conftest import PUBLIC_SIZE, Site
+
+
+def quiet(_: str) -> None:
+    return None
+
+
+def run(site: Site, name: str, *words: str) -> RunFolder:
+    return train(site.settings(f"training.run={site.folder / name}", *words), say=quiet).folder
+
+
+def test_a_run_says_what_it_promised_and_keeps_metrics_apart(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    folder = run(site, "run", "privacy.calibration_noise_multiplier=10", "training.ema=0.9")
+    facts = folder.read_facts()
+    privacy = facts["privacy"]
+    assert facts["status"] == "complete"
+    assert (privacy["unit"], privacy["adjacency"], privacy["accountant"]) == ("patient", "add_remove", "PLD")
+    assert 0 < privacy["epsilon"] <= 8
+    assert privacy["delta"] == 1e-5
+    assert privacy["steps_run"] == privacy["steps_charged"] == 12
+    assert privacy["sample_rate"] == pytest.approx(20 / PUBLIC_SIZE)
+    assert privacy["noise_multiplier"] > 0
+    assert privacy["normaliser"] == 20
+    assert [m["what"] for m in privacy["mechanisms"]] == ["training", "calibration"]
+    assert len(facts["ledger"]["head"]["hash"]) == 64
+    assert facts["gate"]["spent_after"] <= 8
+    metrics = json.loads(folder.metrics.read_text())
+    assert 0 <= metrics["overall"]["auroc"]["value"] <= 1
+    assert metrics["conformal"]["miscoverage"] == 0.1
+    public = "".join(path.read_text() for path in folder.path.rglob("*.json") if "restricted" not in path.parts)
+    assert "auroc" not in public
+    assert "brier" not in public
+    assert site.ledger.status("tiny").runs[0].steps == 12
+
+
+def test_a_run_promises_its_target_and_may_spend_a_whole_budget(make_site: Callable[..., Site]) -> None:
+    site = make_site(8.0)
+    small = run(site, "small", "privacy.target_epsilon=2", "training.evaluate=false").read_facts()
+    assert 1.99 < small["privacy"]["epsilon"] <= 2
+    assert not small["gate"]["locked"]
+
+
+def test_two_runs_of_half_the_target_fit_one_budget(make_site: Callable[..., Site]) -> None:
+    site = make_site(8.0)
+    for name in ("one", "two"):
+        run(site, name, "privacy.target_epsilon=4", "training.evaluate=false")
+    assert site.ledger.status("tiny").spent_epsilon <= 8
+
+
+def test_a_spent_budget_locks_training_evaluation_and_loading(make_site: Callable[..., Site]) -> None:
+    site = make_site(3.0)
+    folder = run(site, "run", "privacy.target_epsilon=3")
+    with pytest.raises(LedgerRefused) as error:
+        run(site, "again", "privacy.target_epsilon=3")
+    assert "Radiology" in str(error.value)
+    assert not (site.folder / "again").exists()
+    with pytest.raises(LedgerRefused):
+        evaluate_run(folder.path)
+    with pytest.raises(LedgerRefused):
+        run(site, "small", "privacy.target_epsilon=0.5")
+
+
+def test_without_a_budget_there_is_no_training(make_site: Callable[..., Site]) -> None:
+    site = make_site(None)
+    with pytest.raises(LedgerRefused):
+        run(site, "run")
+    assert not (site.folder / "run").exists()
+
+
+def test_no_privacy_is_for_public_cohorts_only(make_site: Callable[..., Site]) -> None:
+    site = make_site(8.0)
+    with pytest.raises(LedgerRefused):
+        run(site, "run", "privacy=none", "privacy.steps=3")
+
+
+def test_a_public_cohort_may_be_trained_on_without_privacy(make_site: Callable[..., Site]) -> None:
+    site = make_site(public=True)
+    words = [
+        "privacy=none",
+        "privacy.steps=60",
+        "privacy.expected_batch_size=30",
+        "optimizer=adam",
+        "optimizer.lr=0.02",
+    ]
+    facts = run(site, "run", *words).read_facts()
+    assert facts["privacy"]["epsilon"] is None
+    assert facts["privacy"]["infinite"] is True
+    metrics = json.loads((site.folder / "run" / "restricted" / "metrics.json").read_text())
+    assert metrics["overall"]["auroc"]["value"] > 0.9
+
+
+def test_a_changed_image_is_not_the_registered_cohort(make_site: Callable[..., Site]) -> None:
+    from PIL import Image
+
+    site = make_site()
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(site.folder / "images" / "000-0.png")
+    with pytest.raises(LedgerRefused):
+        run(site, "run")
+
+
+def test_a_bad_manifest_is_reported_before_anything_is_charged(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    (site.folder / "images" / "000-0.png").unlink()
+    with pytest.raises(DataUnreadable) as error:
+        run(site, "run")
+    assert "P000" not in str(error.value)
+    assert site.ledger.status("tiny").runs == []
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "privacy.delta=0.5",
+        "privacy.target_epsilon=0",
+        "privacy.expected_batch_size=61",
+        "training.chunk=3",
+        "model.network._target_=os.system",
+    ],
+)
+def test_bad_settings_are_refused_and_charge_nothing(make_site: Callable[..., Site], word: str) -> None:
+    site = make_site()
+    with pytest.raises(ConfigError):
+        run(site, "run", word)
+    assert site.ledger.status("tiny").runs == []
+
+
+def test_a_network_that_mixes_patients_is_refused_before_the_charge(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    with pytest.raises(CheckRefused) as error:
+        run(
+            site,
+            "run",
+            "model=densenet121",
+            "model.batchnorm=refuse",
+        )
+    assert "batchnorm" in str(error.value).lower()
+    assert site.ledger.status("tiny").runs == []
+
+
+KILL = """
+import os, signal, sys
+from dptrain.config import load
+from dptrain.training import fit as loop
+from dptrain.training.train import train
+at = int(sys.argv[1])
+before = loop.PatientOptimizer.step
+seen = 0
+def step(self, *a, **k):
+    global seen
+    seen += 1
+    if seen > at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return before(self, *a, **k)
+loop.PatientOptimizer.step = step
+train(load(sys.argv[2:]), say=lambda _: None)
+"""
+
+
+@pytest.mark.parametrize("at", [0, 5, 9])
+def test_killed_and_resumed_a_run_pays_once_and_ends(make_site: Callable[..., Site], at: int) -> None:
+    site = make_site()
+    words = [*site.words, f"training.run={site.folder / 'run'}", "training.lease=4", "training.checkpoint_steps=2"]
+    killed = subprocess.run([sys.executable, "-c", KILL, str(at), *words], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    facts = RunFolder(site.folder / "run").read_facts()
+    assert facts["status"] == "running"
+    paid = site.ledger.run(facts["id"]).committed
+    assert at < paid <= 12
+    said: list[str] = []
+    outcome = train(site.settings(f"training.resume={site.folder / 'run'}"), say=said.append)
+    assert any("crash cost" in line for line in said)
+    assert outcome.facts["status"] == "complete"
+    assert outcome.facts["resume"]["crashes"] == 1
+    lost = outcome.facts["resume"]["steps_lost"]
+    assert lost == paid - (at - at % 2)
+    privacy = outcome.facts["privacy"]
+    assert privacy["steps_charged"] == 12
+    assert privacy["steps_run"] == 12 - lost
+    assert outcome.facts["gate"]["spent_after"] <= 8
+    with pytest.raises(ConfigError):
+        train(site.settings(f"training.resume={site.folder / 'run'}"), say=quiet)
+
+
+def test_two_runs_from_one_seed_draw_other_noise(make_site: Callable[..., Site]) -> None:
+    site = make_site(20.0)
+    words = ["privacy.target_epsilon=2", "training.evaluate=false", "training.seed=5"]
+    one, two = run(site, "one", *words), run(site, "two", *words)
+    assert one.read_facts()["model"]["sha256"] != two.read_facts()["model"]["sha256"]
+
+
+def test_ctrl_c_ends_after_the_step_and_closes_the_charge(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    words = [*site.words, f"training.run={site.folder / 'run'}", "privacy.steps=4000", "training.lease=20"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dptrain", "train", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    log = site.folder / "run" / "restricted" / "checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not log.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, (out, err)
+    facts = RunFolder(site.folder / "run").read_facts()
+    assert facts["status"] == "interrupted"
+    assert facts["privacy"]["steps_run"] <= facts["privacy"]["steps_charged"] < 4000
+    assert (site.folder / "run" / "model" / "model.safetensors").exists()
+    charge = site.ledger.status("tiny").runs[0]
+    assert charge.status == "interrupted"
+    assert charge.steps == facts["privacy"]["steps_charged"]
+
+
+def test_weights_of_a_run_bring_their_charge_along(make_site: Callable[..., Site]) -> None:
+    site = make_site(20.0)
+    first = run(site, "first", "privacy.target_epsilon=2", "training.evaluate=false")
+    second = run(
+        site, "second", "privacy.target_epsilon=2", "training.evaluate=false", f"model.weights={first.path}"
+    ).read_facts()
+    assert second["weights"]["source"] == "ledger"
+    assert second["privacy"]["inherited"][0]["run"] == first.read_facts()["id"]
+    alone = first.read_facts()["privacy"]["epsilon"]
+    assert second["privacy"]["epsilon"] > 1.3 * alone
+
+
+def test_weights_that_nobody_declared_are_refused(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from dptrain.training.session import build_network
+
+    site = make_site()
+    network = build_network(site.settings()).whole
+    save_file(
+        {name: torch.zeros_like(value) for name, value in network.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    with pytest.raises(LedgerRefused) as error:
+        run(site, "run", f"model.weights={tmp_path / 'w.safetensors'}")
+    assert "weights" in str(error.value)
+
+
+def test_the_bundle_predicts_a_new_image(make_site: Callable[..., Site]) -> None:
+    site = make_site(public=True)
+    words = [
+        "privacy=none",
+        "privacy.steps=60",
+        "privacy.expected_batch_size=30",
+        "optimizer=adam",
+        "optimizer.lr=0.02",
+    ]
+    folder = run(site, "run", *words, "privacy.calibration_noise_multiplier=0")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "monai.bundle",
+            "run",
+            "--config_file",
+            str(folder.model / "configs" / "inference.json"),
+            "--bundle_root",
+            str(folder.model),
+            "--image",
+            str(site.folder / "images" / "001-0.png"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout[done.stdout.index("{") : done.stdout.rindex("}") + 1])
+    assert math.isclose(sum(result["probability"].values()), 1, abs_tol=1e-6)
+    assert result["probability"]["shadow"] > 0.5
+    assert "certainty" in result
+
+
+def test_a_sweep_charges_every_trial_and_a_refused_one_stops_no_other(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = make_site(5.0)
+    monkeypatch.chdir(site.folder)
+    code = cli.main(
+        [
+            "train",
+            "-m",
+            *site.words,
+            "training.evaluate=false",
+            "privacy.target_epsilon=2,9,1",
+            "hydra.sweep.dir=sweep",
+        ]
+    )
+    assert code == 3
+    runs = site.ledger.status("tiny").runs
+    assert len(runs) == 2
+    facts = RunFolder(site.folder / "sweep" / "0").read_facts()
+    assert facts["sweep"]["trials"] == 2
+    assert facts["sweep"]["epsilon_total"] > facts["privacy"]["epsilon"]
+    assert "together" in capsys.readouterr().out
+
+
+def test_the_command_line_gives_the_design_s_exit_codes(
+    make_site: Callable[..., Site], capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = make_site(2.0)
+    words = [*site.words, "privacy.target_epsilon=2"]
+    assert cli.main(["train", *words, f"training.run={site.folder / 'a'}"]) == 0
+    assert cli.main(["train", *words, f"training.run={site.folder / 'b'}"]) == 3
+    assert "locked" in capsys.readouterr().err
+    assert cli.main(["train", *words, "privacy.target_epsilo=2"]) == 2
+    assert cli.main(["evaluate", f"run={site.folder / 'a'}"]) == 3
+    assert cli.main(["train", *words, "--cfg", "job"]) == 0
+    assert cli.main(["train", *words, "--no-such-flag"]) == 2
+
+
+def test_public_files_carry_no_time_of_a_step(make_site: Callable[..., Site]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    site = make_site()
+    folder = run(site, "run", "training.evaluate=false")
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    tags = events.Tags()["scalars"]
+    assert set(tags) == {"training/learning_rate", "privacy/epsilon"}
+    for tag in tags:
+        assert all(event.wall_time == event.step for event in events.Scalars(tag))
+    assert oct(os.stat(folder.restricted_tensorboard).st_mode)[-3:] == "700"
