@@ -57,8 +57,8 @@ def _listed() -> Iterator[Entry]:
             "quarter width",
         )
         se = {"spatial_dims": d, "in_channels": 1, "num_classes": 3, "dropout_prob": 0.2}
-        yield entry("SEResNet50", d, side, lambda se=se: nets.SEResNet50(layers=(2, 2, 2, 2), **se), "8 of 16 blocks")
-        yield entry("SENet154", d, side, lambda se=se: nets.SENet154(layers=(1, 2, 2, 1), **se), "6 of 50 blocks")
+        yield entry("SEResNet50", d, side, lambda se=se: nets.SEResNet50(layers=(1, 2, 1, 1), **se), "5 of 16 blocks")
+        yield entry("SENet154", d, side, lambda se=se: nets.SENet154(layers=(1, 1, 1, 1), **se), "4 of 50 blocks")
         yield entry(
             "EfficientNet-B0",
             d,
@@ -178,7 +178,7 @@ def _further() -> Iterator[Entry]:
             "SEResNeXt50",
             d,
             side,
-            lambda d=d: nets.SEResNext50(layers=(1, 1, 2, 1), spatial_dims=d, in_channels=1, num_classes=3),
+            lambda d=d: nets.SEResNext50(layers=(1, 1, 1, 1), spatial_dims=d, in_channels=1, num_classes=3),
             "5 of 16 blocks",
         )
         yield entry(

@@ -4,8 +4,8 @@ The truth is autograd: each patient's records alone through the network, mean lo
 one batch of ragged patients (1, 2 and 3 records, rows interleaved) and under one fixed draw of dropout and
 stochastic depth:
 
-engine        each patient's gradient (the others' losses weighted by zero), the clipped sum of all at a
-              bound that clips everybody, and one private step with noise
+engine        each patient's gradient (the others' losses weighted by zero), all patients' norms, the clipped
+              sum of all at a bound that clips everybody, and one private step with noise
 opacus hooks  per-record gradients of stock Opacus after `ModuleValidator.fix`, averaged within patients
 opacus ghost  its clipped sum in ghost mode; it knows no patients, so records are compared
 
@@ -13,7 +13,7 @@ A row passes (`ok`) when the step completes and `max_rel_error` (float64, Euclid
 parameters, largest over patients and clipped sum) is at most 1e-9, and `float32_error` at most the larger
 of 1e-5 and three times the gap that autograd itself shows between a patient alone and in the batch.
 
-    python -m benchmarks.coverage [--only NAME] [--modes engine,…] [--dims 2] [--jobs 1] [--folder …]
+    python -m benchmarks.coverage [--only NAME] [--modes engine,…] [--dims 2] [--folder …] [--resume]
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import json
 import multiprocessing
 import os
 import sys
@@ -82,10 +83,10 @@ def trained(net: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
-def gradient(net: nn.Module, loss: Tensor) -> Tensor:
-    """All parameters' gradients as one vector."""
+def gradient(net: nn.Module, loss: Tensor, *, keep: bool = False) -> Tensor:
+    """All parameters' gradients as one vector; `keep` the graph for further losses of the same batch."""
     parameters = trained(net)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=keep)
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(parameters, found, strict=True)]
     )
@@ -143,7 +144,7 @@ def engine(entry: Entry, dtype: torch.dtype) -> Iterator[tuple[float, float]]:
     image = images(entry).to(dtype)
     everybody = range(len(PATIENT))
     truth = [alone(net, image, rows_of(p)) for p in range(PATIENTS)]
-    limits = [_limit(net, image, rows_of(p), truth[p], dtype) for p in range(PATIENTS)]
+    limits = _limits(net, image, [rows_of(p) for p in range(PATIENTS)], truth)
     bound = 0.5 * min(float(vector.norm()) for vector in truth)
     patient = torch.tensor(PATIENT)
     names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
@@ -152,12 +153,14 @@ def engine(entry: Entry, dtype: torch.dtype) -> Iterator[tuple[float, float]]:
     def vector(sums: dict[str, Tensor]) -> Tensor:
         return torch.cat([sums.get(n, torch.zeros_like(sizes[n])).reshape(-1).to(dtype) for n in names])
 
-    grads = PatientGradients(net, max_grad_norm=float("inf"))
+    # The ways of forming a gradient are chosen by counting here, by measuring (the default) further down.
+    grads = PatientGradients(net, max_grad_norm=float("inf"), measure=False, verify=False)
     for p in range(PATIENTS):
         weight = (patient == p).to(dtype)
         chunk = grads.clipped_sum(losses(net, image, everybody) * weight, patient, PATIENTS)
         yield apart(vector(chunk.sums), truth[p]), limits[p]
     grads.detach()
+    _separable(net, image, truth)
     grads = PatientGradients(net, max_grad_norm=bound)
     optimizer = PatientOptimizer(
         torch.optim.SGD(trained(net), lr=0.1),
@@ -170,6 +173,8 @@ def engine(entry: Entry, dtype: torch.dtype) -> Iterator[tuple[float, float]]:
     if chunk.patients != PATIENTS or int(chunk.nonfinite) != 0:
         raise AssertionError(f"{chunk.patients} patients, {int(chunk.nonfinite)} of them not finite")
     yield apart(vector(chunk.sums), clipped(truth, bound * (1 - MARGIN))), max(limits)
+    lengths = torch.stack([vector.double().norm() for vector in truth])
+    yield float(((chunk.norms.double() - lengths) / lengths).abs().max()), max(limits)
     before = [parameter.detach().clone() for parameter in trained(net)]
     optimizer.accumulate(chunk)
     optimizer.step()
@@ -196,7 +201,7 @@ def opacus_hooks(entry: Entry, dtype: torch.dtype) -> Iterator[tuple[float, floa
     samples = torch.cat([parameter.grad_sample.flatten(1) for parameter in trained(net)], dim=1)
     plain = prepared(entry, ModuleValidator.fix).to(dtype)
     truth = [alone(plain, image, rows_of(p)) for p in range(PATIENTS)]
-    limits = [_limit(plain, image, rows_of(p), truth[p], dtype) for p in range(PATIENTS)]
+    limits = _limits(plain, image, [rows_of(p) for p in range(PATIENTS)], truth)
     for p in range(PATIENTS):
         yield apart(samples[rows_of(p)].mean(0), truth[p]), limits[p]
     before = [parameter.detach().clone() for parameter in trained(net)]
@@ -237,7 +242,7 @@ def opacus_ghost(entry: Entry, dtype: torch.dtype) -> Iterator[tuple[float, floa
     found = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in trained(net)])
     plain = prepared(entry, ModuleValidator.fix).to(dtype)
     truth = [alone(plain, image, [row]) for row in range(len(PATIENT))]
-    limits = [_limit(plain, image, [row], truth[row], dtype) for row in range(len(PATIENT))]
+    limits = _limits(plain, image, [[row] for row in range(len(PATIENT))], truth)
     # Opacus divides by the norm plus 1e-6: allow for that much, it is no error of the gradient.
     slack = max(1e-6 / float(vector.norm()) for vector in truth)
     yield max(apart(found, clipped(truth, bound)) - slack, 0.0), max(limits)
@@ -253,10 +258,21 @@ RUNS: dict[str, Callable[[Entry, torch.dtype], Iterator[tuple[float, float]]]] =
 }
 
 
-def _limit(net: nn.Module, image: Tensor, rows: list[int], truth: Tensor, dtype: torch.dtype) -> float:
-    if dtype == torch.float64:
-        return LIMIT64
-    return max(LIMIT32, 3 * apart(together(net, image, rows), truth))
+def _separable(net: nn.Module, image: Tensor, truth: Sequence[Tensor]) -> None:
+    """In float64 autograd itself must find the same in the batch; else the truth is none."""
+    if truth[0].dtype == torch.float64 and apart(together(net, image, rows_of(0)), truth[0]) > LIMIT64:
+        raise AssertionError("autograd itself differs between a patient alone and in the batch: not separable")
+
+
+def _limits(net: nn.Module, image: Tensor, groups: Sequence[list[int]], truth: Sequence[Tensor]) -> list[float]:
+    """What each group of rows may be off by: 1e-9 in float64, in float32 three times autograd's own gap."""
+    if truth[0].dtype == torch.float64:
+        return [LIMIT64] * len(groups)
+    values = losses(net, image, range(len(PATIENT)))
+    return [
+        max(LIMIT32, 3 * apart(gradient(net, values[rows].mean(), keep=True), alone_))
+        for rows, alone_ in zip(groups, truth, strict=True)
+    ]
 
 
 def _assert_moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
@@ -380,6 +396,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--modes", default=",".join(MODES), help="engine, opacus hooks, opacus ghost")
     parser.add_argument("--listed", action="store_true", help="only the networks of the goal")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results go")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the folder already holds")
     parser.add_argument("--here", action="store_true", help="no process of its own for each row (for debugging)")
     options = parser.parse_args(argv)
     modes = [mode.strip() for mode in options.modes.split(",")]
@@ -403,9 +420,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         f" {word}" for word in (sys.argv[1:] if argv is None else argv)
     )
     rows: list[dict[str, Any]] = []
+    if options.resume and (options.folder / "coverage.json").is_file():
+        rows = json.loads((options.folder / "coverage.json").read_text())["rows"]
+    done = {(row["network"], row["dims"], row["mode"]) for row in rows}
     start = time.perf_counter()
     for count, entry in enumerate(chosen, 1):
         for mode in modes:
+            if (entry.network, entry.dims, mode) in done:
+                continue
             row = examine(entry, mode) if options.here else isolated(entry, mode)
             rows.append(row)
             shown = "" if row["max_rel_error"] is None else f"{row['max_rel_error']:.1e} "

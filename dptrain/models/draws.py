@@ -25,9 +25,10 @@ class FixedDraws(TorchDispatchMode):
         seed: another seed is another draw.
 
     A drawn tensor whose first axis is a multiple of the batch (windows of a Swin transformer, for instance)
-    gives each record its share of rows; any other tensor is drawn once for all. Numbers are drawn in float64
-    and rounded, so that float32 and float64 see one mask. For checks and benchmarks alone: it is slow and
-    must never make noise. Permutations and integers keep torch's own generator.
+    gives each record its share of rows, as does one of shape [1, N, …]; any other is drawn once for all.
+    Numbers are drawn in float64 and rounded, so that float32 and float64 see one mask. For checks and
+    benchmarks alone: it is slow and must never make noise. Permutations and integers keep torch's own
+    generator.
     """
 
     def __init__(self, records: Sequence[int], seed: int = 0) -> None:
@@ -40,10 +41,12 @@ class FixedDraws(TorchDispatchMode):
         self.calls += 1
         size = list(shape)
         rows = len(self.records)
-        if not size or rows == 0 or size[0] % rows:
+        axis = 1 if len(size) > 1 and size[0] == 1 and size[1] == rows else 0
+        if not size or rows == 0 or size[axis] % rows:
             return draw(size, dtype=torch.float64, generator=self._generator(-1))
-        share = [size[0] // rows, *size[1:]]
-        return torch.cat([draw(share, dtype=torch.float64, generator=self._generator(r)) for r in self.records])
+        size[axis] //= rows
+        shares = [draw(size, dtype=torch.float64, generator=self._generator(record)) for record in self.records]
+        return torch.cat(shares, axis)
 
     def _generator(self, record: int) -> torch.Generator:
         digest = hashlib.blake2b(f"{self.seed}/{self.calls}/{record}".encode(), digest_size=7).digest()
@@ -61,6 +64,13 @@ class FixedDraws(TorchDispatchMode):
             chance = args[1] if len(args) > 1 and not isinstance(args[1], torch.Generator) else kwargs.get("p")
             below = self._values(probability.shape, torch.rand).to(probability.device)
             return (below < (probability if chance is None else chance)).to(probability.dtype)
+        if packet is _aten.rrelu_with_noise:
+            given, noise, low, high, training = [*args, *(1 / 8, 1 / 3, False)[len(args) - 2 :]][:5]
+            if not training:
+                return given * torch.where(given < 0, (low + high) / 2, 1.0)
+            slope = self._values(given.shape, torch.rand).to(given) * (high - low) + low
+            noise.copy_(torch.where(given <= 0, slope, torch.ones_like(slope)))
+            return given * noise
         if packet is _aten.native_dropout:
             given, p, train = args
             if not train or p == 0:

@@ -194,6 +194,16 @@ def test_a_network_without_a_known_head_says_so():
     assert not all(flags)
 
 
+def test_a_network_with_several_outputs_names_the_wrapper():
+    from monai.networks import nets
+
+    net = nets.ViT(1, 32, 16, 24, 24, 2, 2, classification=True, num_classes=3, spatial_dims=2)
+    frozen, _ = models.split_frozen(net, "head")
+    with pytest.raises(ConfigError, match="several outputs") as caught:
+        frozen(torch.rand(1, 1, 32, 32))
+    assert "first_output" in caught.value.remedy
+
+
 def test_weights_load_from_safetensors_and_torch_files(tmp_path):
     made = models.small_cnn(1, 2)
     save_file(made.state_dict(), tmp_path / "w.safetensors")
