@@ -90,6 +90,8 @@ def _unfolded(big: Tensor, places: Sequence[int], geo: Geometry) -> Tensor:
     """[m·groups, R·T, C/groups·K] copy of the windows of big [m, R, C, *space]."""
     m, r, c = big.shape[:3]
     n = len(places)
+    if geo.pointwise and r == 1:  # a view
+        return big.reshape(m * geo.groups, c // geo.groups, -1).transpose(1, 2)
     view = _windows(big, places, geo)
     view = view.reshape(m, r, geo.groups, c // geo.groups, *view.shape[3:])
     order = (0, 2, 1, *range(4, 4 + n), 3, *range(4 + n, 4 + 2 * n))
@@ -178,9 +180,11 @@ def gram(a: Tensor, g: Tensor, m: int) -> tuple[Tensor, Tensor]:
         return squared, squared
     aa = torch.bmm(a, a.transpose(1, 2))
     gg = torch.bmm(g, g.transpose(1, 2))
-    bound = (aa.diagonal(dim1=1, dim2=2).clamp_min(0) * gg.diagonal(dim1=1, dim2=2).clamp_min(0)).sqrt().sum(1)
-    squared = torch.linalg.vecdot(aa.flatten(1), gg.flatten(1))
-    return squared.reshape(m, -1).sum(1), bound.square().reshape(m, -1).sum(1)
+    bound = (aa.diagonal(dim1=1, dim2=2) * gg.diagonal(dim1=1, dim2=2)).abs_().sqrt_().sum(1).square_()
+    squared = (aa.mul_(gg)).sum((1, 2))
+    if len(squared) != m:
+        squared, bound = squared.view(m, -1).sum(1), bound.view(m, -1).sum(1)
+    return squared, bound
 
 
 # --- the choice ---------------------------------------------------------------------------------------------------
@@ -288,5 +292,8 @@ def norms(geo: Geometry, layout: Layout, x: Tensor, g: Tensor) -> tuple[Tensor, 
     """Squared norms and their bounds [P] through Gram matrices."""
     squared, bound = x.new_zeros(layout.patients), x.new_zeros(layout.patients)
     for members, (xs, gs) in layout.groups(x, g):
-        squared[members], bound[members] = gram_norms(*_pair(geo, xs, gs), geo)
+        found = gram_norms(*_pair(geo, xs, gs), geo)
+        if isinstance(members, slice):
+            return found
+        squared[members], bound[members] = found
     return squared, bound

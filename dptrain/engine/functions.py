@@ -169,17 +169,24 @@ class GroupNorm(Function):
         g = g.contiguous()
         n, c = x.shape[:2]
         groups = ctx.groups
-        gp, xp = precise(g).reshape(n, c, -1), precise(x).reshape(n, c, -1)
-        shift = gp.sum(2)
-        product = torch.linalg.vecdot(gp, xp)
-        spread = (n, groups, c // groups)
-        centre = mean.reshape(n, groups, 1).expand(spread).reshape(n, c)
-        scale = (product - centre * shift) * rstd.reshape(n, groups, 1).expand(spread).reshape(n, c)
+        gp, xp = precise(g).view(n, c, -1), precise(x).view(n, c, -1)
+        size = xp.shape[2]
+        if c * size >= 1 << 16 and g.device.type == "cpu":  # no product of the whole map in memory
+            scale, shift = x.new_empty(n, c, dtype=gp.dtype), x.new_empty(n, c, dtype=gp.dtype)
+            for i in range(n):
+                _, scale[i], shift[i] = torch.ops.aten.native_group_norm_backward(
+                    gp[i : i + 1], xp[i : i + 1], mean[i : i + 1], rstd[i : i + 1], w, 1, c, size, groups,
+                    [False, True, True],
+                )  # fmt: skip
+        else:
+            shift = gp.sum(2)
+            scale = (gp * xp).sum(2).view(n, groups, -1)
+            scale = ((scale - mean.unsqueeze(2) * shift.view(n, groups, -1)) * rstd.unsqueeze(2)).view(n, c)
         ctx.use.tape.receive(ctx.use, scale, shift)
         gx = None
         if ctx.needs_input_grad[1]:
             gx = torch.ops.aten.native_group_norm_backward(
-                g, x, mean, rstd, w, n, c, xp.shape[2], groups, [True, False, False]
+                g, x, mean, rstd, w, n, c, size, groups, [True, False, False]
             )[0]
         return None, gx, None, None, None, None, None
 

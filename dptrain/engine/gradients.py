@@ -347,10 +347,11 @@ class PatientGradients:
                 if part is not None:
                     truth[root] = truth[root] + part if root in truth else part
         scale = float(squared[i].sqrt())
+        sums = self._sums(tape, layout, chosen)
         for source, whole in truth.items():
             if source.name in self._slow:
                 continue
-            ours = self._weighted(tape, layout, source, chosen)
+            ours = sums[source.name]
             gap = float((ours - whole).norm())
             if not gap <= 1e-3 * max(float(whole.norm()), float(ours.norm())) + 1e-5 * scale:
                 raise CheckRefused(
@@ -362,28 +363,31 @@ class PatientGradients:
 
     def _squared(self, tape: Tape, layout: Layout) -> Tensor:
         """Squared norm of each patient's gradient [P], in float64."""
-        total = torch.zeros(layout.patients, dtype=torch.float64, device=layout.device)
-        for source, gradients in tape.gradients.items():
-            if source.is_root:
-                total += torch.linalg.vector_norm(gradients.reshape(layout.patients, -1), dim=1).double().square()
-        for kept in tape.deferred.values():
-            total += kept.squared
-        return total
+        parts = [torch.linalg.vector_norm(block.matrix, dim=1).double().square() for block in tape.blocks(layout)]
+        parts += [kept.squared.double() for kept in tape.deferred.values()]
+        return torch.stack(parts).sum(0) if parts else torch.zeros(layout.patients, dtype=torch.float64)
 
-    def _weighted(self, tape: Tape, layout: Layout, source: Source, factors: Tensor) -> Tensor:
-        """Σ_i factors[i] · gradient_i of one parameter."""
-        total: Tensor | None = None
-        if source in tape.gradients:
-            flat = tape.gradients[source].reshape(layout.patients, -1)
-            total = (factors.to(flat.dtype) @ flat).view(source.shape)
-        kept = tape.deferred.get(source)
-        if kept is not None:
-            rows = layout.per_row(factors, len(kept.kept[-1]))
-            part = kept.use.weighted(kept.slot, kept.kept, rows)
-            total = part if total is None else total + part
-        if total is None:
-            return torch.zeros(source.shape, dtype=_sum_dtype(source.plain), device=source.plain.device)
-        return total.to(_sum_dtype(source.plain))
+    def _sums(self, tape: Tape, layout: Layout, factors: Tensor) -> dict[str, Tensor]:
+        """Σ_i factors[i] · gradient_i of every parameter."""
+        sums: dict[Source, Tensor] = {}
+        for block in tape.blocks(layout):
+            flat = factors.to(block.matrix.dtype) @ block.matrix
+            pieces = flat.split([source.shape.numel() for source in block.sources])
+            sums.update({s: piece.view(s.shape) for s, piece in zip(block.sources, pieces, strict=True)})
+        by_row: dict[int, Tensor] = {}
+        for source, kept in tape.deferred.items():
+            rows = len(kept.kept[-1])
+            if rows not in by_row:
+                by_row[rows] = layout.per_row(factors, rows)
+            part = kept.use.weighted(kept.slot, kept.kept, by_row[rows])
+            sums[source] = sums[source] + part if source in sums else part
+        for source in self._sources.values():
+            dtype = _sum_dtype(source.plain)
+            if source not in sums:
+                sums[source] = torch.zeros(source.shape, dtype=dtype, device=source.plain.device)
+            elif sums[source].dtype != dtype:
+                sums[source] = sums[source].to(dtype)
+        return {source.name: sums[source] for source in self._sources.values()}
 
     def _clip(self, tape: Tape, layout: Layout, device: torch.device) -> ClippedSum:
         goal = self.max_grad_norm * (1 - MARGIN)
@@ -396,7 +400,7 @@ class PatientGradients:
         if nonfinite:
             factors = torch.where(finite, factors, 0.0)
             self._silence(tape, layout, ~finite)
-        sums = {s.name: self._weighted(tape, layout, s, factors) for s in self._sources.values()}
+        sums = self._sums(tape, layout, factors)
         parameters = {s.name: s.plain for s in self._sources.values()}
         return ClippedSum(sums, parameters, layout.patients, nonfinite, norms, self.max_grad_norm)  # type: ignore[arg-type]
 
@@ -409,11 +413,9 @@ class PatientGradients:
         """
         if not tape.deferred:
             return
-        error = torch.zeros(layout.patients, dtype=torch.float64, device=layout.device)
-        negative = torch.zeros(layout.patients, dtype=torch.bool, device=layout.device)
-        for kept in tape.deferred.values():
-            error += 4 * torch.finfo(kept.bound.dtype).eps * kept.bound
-            negative |= kept.squared < 0
+        eps = torch.finfo(next(iter(tape.deferred.values())).bound.dtype).eps
+        error = 4 * eps * torch.stack([kept.bound.double() for kept in tape.deferred.values()]).sum(0)
+        negative = (torch.stack([kept.squared for kept in tape.deferred.values()]) < 0).any(0)
         size = self._squared(tape, layout).clamp_min(0)
         if math.isfinite(goal):
             size = size.clamp_min(goal * goal)
@@ -437,8 +439,8 @@ class PatientGradients:
 
     def _silence(self, tape: Tape, layout: Layout, bad: Tensor) -> None:
         """Make the rows of non-finite patients zero before anything is multiplied with them (0·NaN = NaN)."""
-        for gradients in tape.gradients.values():
-            gradients[bad] = 0
+        for block in tape.blocks(layout):
+            block.matrix[bad] = 0
         for kept in tape.deferred.values():
             kept.kept = tuple(
                 t.masked_fill(layout.per_row(bad, len(t)).view(-1, *[1] * (t.dim() - 1)), 0) for t in kept.kept

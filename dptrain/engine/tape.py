@@ -75,6 +75,18 @@ class Deferred:
     bound: Tensor
 
 
+@dataclass
+class Block:
+    """Patient gradients of some parameters side by side, [P, n]."""
+
+    matrix: Tensor
+    sources: list[Source]
+
+
+SMALL = 1 << 14
+"""Gradients below this size are worked on together: their number costs more than their size."""
+
+
 class Tape:
     """One chunk's record, from the forward pass to the clipped sum.
 
@@ -91,6 +103,7 @@ class Tape:
         self.gradients: dict[Source, Tensor] = {}
         self.deferred: dict[Source, Deferred] = {}
         self.truth: dict[Source, Tensor] = {}
+        self._blocks: list[Block] | None = None
 
     def count(self, source: Source, uses: int = 1) -> None:
         """Note that `source` was used in the forward pass."""
@@ -133,6 +146,18 @@ class Tape:
             self.gradients[source] = self.gradients[source] + gradients
         else:
             self.gradients[source] = gradients
+
+    def blocks(self, layout: Layout) -> list[Block]:
+        """The formed gradients of parameters as matrices; to be asked for when all have come."""
+        if self._blocks is None:
+            roots = [(s, g.reshape(layout.patients, -1)) for s, g in self.gradients.items() if s.is_root]
+            self._blocks = [Block(g, [s]) for s, g in roots if g.shape[1] > SMALL]
+            small = [(s, g) for s, g in roots if g.shape[1] <= SMALL]
+            for dtype in {g.dtype for _, g in small}:
+                some = [(s, g) for s, g in small if g.dtype == dtype]
+                self._blocks.append(Block(torch.cat([g for _, g in some], 1), [s for s, _ in some]))
+            self.gradients = {}
+        return self._blocks
 
 
 def precise(tensor: Tensor) -> Tensor:
