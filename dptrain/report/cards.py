@@ -210,7 +210,7 @@ def model_card(facts: Facts) -> str:
         ]
     else:
         lines.append("No result is released.")
-    if facts["audit"] is not None:
+    if facts["audit"] is not None and facts["audit"]["exposed"]["count"] is not None:
         lines += [
             "",
             f"Audit (not covered by ε): {said['exposed']} of {said['screened']} patients exposed, by "

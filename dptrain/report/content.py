@@ -191,6 +191,7 @@ def _numbers(facts: Facts, t: Language) -> list[Block]:
     ]
     if audit is None or audit["exposed"]["count"] is None:
         key = "number.measured.none" if facts["edition"] == "controller" else "number.measured.unreleased"
+        key = key if audit is None else "number.measured.undecided"
         items.append({"value": "–", "label": t("number.measured"), "note": t(key)})
     else:
         exposed = audit["exposed"]
@@ -463,7 +464,9 @@ def risk(facts: Facts, t: Language) -> Section:
                 game=t.known("game", audit["game"]),
             )
         ),
-        p(
+        p(t("risk.exposed.none"))
+        if exposed["count"] is None
+        else p(
             t(
                 "risk.exposed.sentence",
                 count=t.integer(exposed["count"]),
@@ -589,7 +592,7 @@ def utility(facts: Facts, t: Language) -> Section:
         key = "utility.none" if facts["edition"] == "controller" else "utility.unreleased"
         return section("utility", t, [p(t(key))])
     blocks: list[Block] = []
-    level = t.percent(found["bootstrap"]["level"] or 0.95, 0)
+    level = t("level", value=t.integer(100 * (found["bootstrap"]["level"] or 0.95)))
     if found["overall"]:
         blocks += [
             p(
@@ -826,10 +829,16 @@ def integrity(facts: Facts, t: Language) -> Section:
         ),
         p(t("integrity.witness.yes" if ledger["rollback_detectable"] else "integrity.witness.no")),
         heading(t("integrity.program")),
-        rows([(name, version) for name, version in run["program"].items()]),
+        rows(
+            [
+                (
+                    t("integrity.versions"),
+                    " · ".join(f"{name} {version}" for name, version in run["program"].items()),
+                ),
+                (t("integrity.command"), run["command"] or ""),
+            ]
+        ),
     ]
-    if run["command"]:
-        blocks.append(rows([(t("integrity.command"), run["command"])]))
     return section("integrity", t, blocks)
 
 

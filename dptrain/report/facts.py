@@ -503,6 +503,7 @@ def _utility(metrics: _Piece) -> Facts:
     by_class = {name: _estimates(table) for name, table in metrics.mapping("by_class").items()}
     main = next((name for name in ("auroc", "dice") if name in overall), next(iter(overall), None))
     conformal = metrics.mapping("conformal")
+    conformal["alpha"] = conformal.pop("miscoverage", conformal.get("alpha"))
     return {
         "split": metrics.text("split"),
         "level": metrics.text("level"),
@@ -521,7 +522,7 @@ def _utility(metrics: _Piece) -> Facts:
         ],
         "temperature": metrics.number("temperature"),
         "conformal": {name: number(conformal.get(name)) for name in ("alpha", "threshold", "coverage", "set_size")}
-        if conformal
+        if metrics.mapping("conformal")
         else None,
         "bootstrap": {
             "replicates": metrics.integer("bootstrap", "replicates"),
@@ -585,6 +586,9 @@ def _audit(audit: _Piece) -> Facts:
         "roc": _curve(audit, ("roc",), "fpr", "tpr"),
         "auc": {name: audit.number("auc", name) for name in ("mean", "median", "max", "low", "high")},
         "survival": _curve(audit, ("survival",), "auc", "share"),
+        "survival_by_chance": _curve(audit, ("survival",), "auc", "null")
+        if _has(audit, "survival", "null")
+        else None,
         "tpr_at": {
             rate: {
                 **{name: number(cell.get(name)) for name in ("mean", "median", "max", "ceiling", "low", "high")},
@@ -619,6 +623,10 @@ def _audit(audit: _Piece) -> Facts:
         ],
         "masks_sha256": audit.text("masks_sha256"),
     }
+
+
+def _has(piece: _Piece, *path: str) -> bool:
+    return piece.raw(*path) is not None
 
 
 def _float(text: str) -> float | None:
@@ -716,6 +724,8 @@ def _judge(facts: Facts) -> None:
         verdict = "exposed"
     elif audit is None:
         verdict = "unmeasured" if controller else "promised"
+    elif exposed is None:
+        verdict = "undecided"
     else:
         verdict = "holds"
     facts["verdict"] = verdict

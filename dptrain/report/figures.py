@@ -207,9 +207,15 @@ def survival(facts: Facts, t: Language, _: str) -> Figure:
     curve = facts["audit"]["survival"]
     axes.step(curve["auc"], curve["share"], where="post", color=BLUE, linewidth=1.8)
     axes.fill_between(curve["auc"], curve["share"], step="post", color=BLUE, alpha=0.12, linewidth=0)
-    axes.axvline(0.5, color=SOFT, linewidth=1, linestyle=(0, (5, 3)))
+    chance = facts["audit"]["survival_by_chance"]
+    if chance is not None:
+        label = t("figure.survival.null")
+        axes.plot(chance["auc"], chance["null"], color=ORANGE, linewidth=1.4, linestyle=(0, (4, 2)), label=label)
+        axes.legend(loc="upper right")
+    axes.axvline(0.5, color=SOFT, linewidth=1, linestyle=(0, (1, 1.5)))
     axes.text(0.5, 1.015, t("figure.survival.chance"), ha="center", va="bottom", fontsize=8.5, color=SOFT)
-    low, high = min([0.5, *curve["auc"]]), max([0.5, *curve["auc"]])
+    tail = [auc for auc, share in zip(curve["auc"], curve["share"]) if share > 0]
+    low, high = min([0.5, *curve["auc"]]), max([0.55, *tail])
     pad = 0.05 * (high - low or 1)
     axes.set_xlim(low - pad, high + pad)
     axes.set_ylim(0, 1)

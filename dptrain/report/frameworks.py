@@ -19,7 +19,11 @@ Points = dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]
 GDPR: Points = {
     "a": (("gdpr.a.what", "gdpr.a.purpose?"), ("purpose_text", "legal_basis", "interest"), ("decision", "mechanism")),
     "b": (("gdpr.b.size", "gdpr.b.benefit?"), ("necessity", "alternatives", "retention"), ("utility", "promise")),
-    "c": (("gdpr.c.promised", "gdpr.c.measured|gdpr.c.unmeasured"), ("harm", "other_risks"), ("risk", "not_covered")),
+    "c": (
+        ("gdpr.c.promised", "gdpr.c.measured|gdpr.c.undecided|gdpr.c.unmeasured"),
+        ("harm", "other_risks"),
+        ("risk", "not_covered"),
+    ),
     "d": (
         ("gdpr.d.measures", "gdpr.d.proof"),
         ("access", "incident", "rights"),
@@ -30,7 +34,7 @@ EDPB: Points = {
     "anonymity": (("edpb.anonymity",), ("anonymity_assessment",), ("promise", "risk")),
     "sources": (("edpb.sources",), ("source_selection", "minimisation"), ("decision",)),
     "training": (("edpb.training",), (), ("mechanism",)),
-    "attacks": (("edpb.attacks|edpb.attacks.none",), ("extraction_tests",), ("risk",)),
+    "attacks": (("edpb.attacks|edpb.attacks.undecided|edpb.attacks.none",), ("extraction_tests",), ("risk",)),
     "outputs": (("edpb.outputs",), ("output_measures",), ()),
     "documents": (("edpb.documents",), ("dpo_advice", "deployer_information"), ("integrity", "signature")),
 }
@@ -116,9 +120,11 @@ def _known(facts: Facts) -> dict[str, bool]:
     return {
         "gdpr.a.purpose": bool((facts["released"] or {}).get("purpose")),
         "gdpr.b.benefit": has_utility,
-        "gdpr.c.measured": audit is not None,
+        "gdpr.c.measured": audit is not None and audit["exposed"]["count"] is not None,
+        "gdpr.c.undecided": audit is not None,
         "gdpr.c.promised": privacy["epsilon"] is not None,
-        "edpb.attacks": audit is not None,
+        "edpb.attacks": audit is not None and audit["exposed"]["count"] is not None,
+        "edpb.attacks.undecided": audit is not None,
         "nist.utility": has_utility,
         "nist.bias": utility is not None and bool(utility["groups"]),
         "ai.2g": has_utility,

@@ -91,6 +91,14 @@ def test_missing_audit_and_broken_guarantee(edited):
     assert facts["verdict"] == "broken"
 
 
+def test_an_audit_without_verdicts_is_not_called_safe(edited):
+    few = audit()
+    few.update(exposed=None, verdicts=None, groups={}, withheld=[{"what": "verdicts", "have": 8, "need": 200}])
+    facts = valid(facts_module.read(edited(with_audit=few)))
+    assert facts["verdict"] == "undecided"
+    assert "audit_thin" in facts["warnings"]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema": "dptrain.run/99"}', "\ud800", "[" * 100_000])
 def test_torn_run_is_listed_and_the_rest_is_given(edited, content):
     folder = edited()
