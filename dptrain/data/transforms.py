@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def build(nodes: Sequence[Any], *, random: bool) -> list[Any]:
 def _build_one(node: Any, random: bool) -> Any:
     from monai.transforms import MapTransform, Randomizable
 
-    transform, target = (node, type(node).__name__) if not hasattr(node, "keys") else _instantiate(dict(node))
+    transform, target = _instantiate(dict(node)) if isinstance(node, Mapping) else (node, type(node).__name__)
     name = target.rpartition(".")[2]
     if any(word in name for word in ("MixUp", "CutMix", "CutOut")):
         raise CheckRefused(

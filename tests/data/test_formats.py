@@ -495,6 +495,23 @@ def test_the_cache_is_not_changed_by_random_transforms(tmp_path):
     assert not loader._cache
 
 
+def test_an_in_place_transform_changes_its_own_copy_only(tmp_path):
+    from monai.transforms import MapTransform
+
+    class Blacken(MapTransform):
+        def __call__(self, data):
+            data["image"].zero_()
+            return data
+
+    made.write(tmp_path, made.rows(6, 1))
+    cohort = scan(made.settings(tmp_path), FakeKeys())
+    p = plan(public_size=4, expected_batch_size=4, delta=1e-5, steps=1)
+    loader = PatientLoader(cohort, p, FakeGrant(), augment=[Blacken(["image"])])
+    (chunk,) = next(iter(loader)).chunks()
+    assert (chunk.image == 0).all()
+    assert all(item["image"].any() for item in loader._cache.values())
+
+
 def test_augmentation_is_never_replayed(tmp_path):
     made.write(tmp_path, made.rows(6, 1))
     noise = {"_target_": "monai.transforms.RandGaussianNoised", "keys": ["image"], "prob": 1.0}
