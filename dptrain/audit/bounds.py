@@ -90,8 +90,8 @@ def standardise(scores: Array) -> tuple[Array, int]:
     """Canary scores [T, m] as evidence that is comparable over canaries, and how many trainings it used up.
 
     With at least 16 trainings: location and scale of each canary from the first quarter of them, without a
-    look at membership. With fewer: location and scale of all canaries of the same training (they must be
-    made alike).
+    look at membership. With fewer: location and scale of all canaries of the same training, which must be
+    made alike.
     """
     trainings = scores.shape[0]
     if trainings >= FEW_TRAININGS:

@@ -8,25 +8,28 @@ import os
 import numpy as np
 import torch
 
+from dptrain.audit.bounds import FEW_TRAININGS
 from dptrain.audit.reference import Material
 
-KINDS = ("aligned", "mislabelled")
 
+def plant(material: Material, count: int, trainings: int) -> tuple[Material, str]:
+    """The material with `count` more patients, and what kind they are.
 
-def plant(material: Material, count: int) -> tuple[Material, np.ndarray]:
-    """The material with `count` more patients, half of each kind, and the kind of each as a position in KINDS.
+    Each has as many records as a patient may contribute, up to eight, all the same: records that are clipped
+    one by one, instead of as one patient, would add up to as many clips.
 
-    *aligned*: as many records as a patient may contribute, all the same made-up input: a random direction,
-    twice as long as the usual record, so that the gradient of the first layer points along it and fills the
-    clip at every draw. (Records that are clipped one by one would add up to as many clips.)
+    *gradient-aligned*: a made-up input, a random direction twice as long as the usual record, so that the
+    gradient of the first layer points along it and fills the clip at every draw.
 
-    *mislabelled*: one record, a copy of a random record of the cohort with a wrong label.
+    *mislabelled*: a random record of the cohort with a wrong label. They differ from each other, so they are
+    only planted (as every second canary) where there are enough trainings to compare with.
 
     The canaries are the last patients, and their records the last records.
     """
     generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
     copies = max(1, min(material.plan.max_records_per_patient, 8))
-    aligned = count - count // 2
+    mixed = trainings >= FEW_TRAININGS
+    aligned = count - count // 2 if mixed else count
     usual = material.inputs[torch.randperm(len(material.inputs), generator=generator)[:512]].flatten(1).float()
     length = 2 * torch.nan_to_num(usual).norm(dim=1).median().clamp(min=1e-6)
     shape = material.inputs.shape[1:]
@@ -37,9 +40,9 @@ def plant(material: Material, count: int) -> tuple[Material, np.ndarray]:
     labels = [material.labels[source[:aligned]].repeat_interleave(copies, dim=0)]
     owner = [torch.arange(aligned).repeat_interleave(copies)]
     wrong = source[aligned:]
-    inputs.append(material.inputs[wrong])
-    labels.append(_wrong(material.labels[wrong], material, generator))
-    owner.append(torch.arange(aligned, count))
+    inputs.append(material.inputs[wrong].repeat_interleave(copies, dim=0))
+    labels.append(_wrong(material.labels[wrong], material, generator).repeat_interleave(copies, dim=0))
+    owner.append(torch.arange(aligned, count).repeat_interleave(copies))
     extra = torch.cat(owner)
     planted = dataclasses.replace(
         material,
@@ -49,7 +52,7 @@ def plant(material: Material, count: int) -> tuple[Material, np.ndarray]:
         patients=material.patients + count,
         trained=np.concatenate([material.trained, np.ones(len(extra), dtype=bool)]),
     )
-    return planted, np.repeat([0, 1], [aligned, count - aligned])
+    return planted, "gradient-aligned and mislabelled" if mixed else "gradient-aligned"
 
 
 def _wrong(labels: torch.Tensor, material: Material, generator: torch.Generator) -> torch.Tensor:

@@ -22,7 +22,7 @@ restricted: restricted/audit/audit.json (aggregates), patients.csv (pseudonymise
 
 settings: audit.models=64 audit.attack=student_t|lira_online|lira_offline|rmia|loss audit.game=population|release
           audit.false_discovery_rate=0.05 audit.tolerance=0.75 audit.small_cell=10 audit.canaries=200
-          audit.canary_trainings=1 audit.new_scan=0.25 audit.trainer=auto|together|engine audit.processes=0
+          audit.canary_trainings=2 audit.new_scan=0.25 audit.trainer=auto|together|engine audit.processes=0
 An audit that was interrupted goes on where it stopped when the same command is given again.
 exit codes: 0 done · 2 configuration · 3 refused by the ledger · 5 data unreadable · 6 the guarantee is broken"""
 

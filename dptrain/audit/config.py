@@ -37,7 +37,7 @@ class AuditConfig:
     confirm: int = 3
     confirm_models: int = 32
     canaries: int = 200
-    canary_trainings: int = 1
+    canary_trainings: int = 2
     confidence: float = 0.95
     new_scan: float = 0.25
     trainer: str = "auto"

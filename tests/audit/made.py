@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dptrain.audit.reference import Material, fresh_start
 from dptrain.config import OptimizerConfig
 from dptrain.plan import Plan
-from dptrain.training.losses import for_task
+from dptrain.training.losses import loss_for_task
 
 
 def make_plan(**changes: Any) -> Plan:
@@ -62,7 +62,7 @@ def make_material(
         patients=patients,
         trained=np.ones(records, dtype=bool),
         task=task,
-        loss=for_task(task),
+        loss=loss_for_task(task),
         plan=plan or make_plan(),
         optimizer=optimizer or OptimizerConfig(name="sgd", lr=1.0),
         ema=ema,
