@@ -224,12 +224,23 @@ def _shaken(model: nn.Module) -> nn.Module:
 
 
 def _run(
-    model: nn.Module, loss: Any, image: Tensor, label: Tensor, records: list[int], watched: Sequence[int]
+    model: nn.Module,
+    loss: Any,
+    image: Tensor,
+    label: Tensor,
+    records: list[int],
+    watched: Sequence[int],
+    *,
+    by_pixel: bool = False,
 ) -> _Seen:
-    """One batch of `records` (rows of image and label); what the watched ones got of it."""
+    """One batch of `records` (rows of image and label); what the watched ones got of it.
+
+    `by_pixel` also takes the derivative by the others' inputs (it goes through frozen layers too, so once is
+    enough).
+    """
     rows = [records.index(record) for record in watched]
     others = [row for row, record in enumerate(records) if record not in watched]
-    inputs = image[records].clone().requires_grad_(True)
+    inputs = image[records].clone().requires_grad_(by_pixel)
     devices = [inputs.device] if inputs.is_cuda else []
     with torch.random.fork_rng(devices=devices), FixedDraws(records):
         torch.manual_seed(0)
@@ -244,13 +255,14 @@ def _run(
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise _NotPerRecord(f"for {len(records)} records the loss gives {shape}, not one value a record", _PER_RECORD)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not losses.requires_grad:
+    if not losses.requires_grad or not trained:
         raise _NotPerRecord("no parameter that is trained reaches the loss", "Check model.train and requires_grad.")
-    found = torch.autograd.grad(losses[rows].mean(), [inputs, *trained], allow_unused=True)
+    wanted = [inputs, *trained] if by_pixel else trained
+    found = list(torch.autograd.grad(losses[rows].mean(), wanted, allow_unused=True))
     leak = 0.0
-    if found[0] is not None and others:
-        leak = float(found[0][others].abs().max())
-    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found[1:], strict=True)]
+    if by_pixel and (pixels := found.pop(0)) is not None:
+        leak = float(pixels[others].abs().max())
+    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)]
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     return _Seen(losses.detach()[rows], grads, leak, buffers)
 
@@ -310,7 +322,7 @@ def check_separable(
         a, b = ready(image, double), ready(changed, double)
         la, lb, strange = ready(label, double), ready(changed_label, double), ready(other, double)
         seen = {
-            "base": _run(copy.deepcopy(net), loss, a, la, [0, 1, 2, 3], mine),
+            "base": _run(copy.deepcopy(net), loss, a, la, [0, 1, 2, 3], mine, by_pixel=True),
             "the others have quite different records": _run(copy.deepcopy(net), loss, b, lb, [0, 1, 2, 3], mine),
             _ALONE: _run(copy.deepcopy(net), loss, a, la, [0, 1], mine),
             "one more patient joins": _run(copy.deepcopy(net), loss, a, la, [0, 1, 2, 3, 4], mine),
