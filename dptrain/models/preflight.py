@@ -38,9 +38,11 @@ class Finding:
     remedy: str = ""
 
 
-#: One patient's losses and gradients may differ by rounding alone; in float64, relative to their size.
+#: By how much one patient's losses and gradients may differ, relative to their size. Float32 is tried first
+#: (fast); what does not pass there, activation flips included, is judged in float64.
+QUICK = 3e-5
 TOLERANCE = 1e-5
-#: Where a network runs in float32 only, activation flips allow more.
+#: For networks that know no float64.
 TOLERANCE_FLOAT32 = 5e-3
 
 _GROUPNORM = "Set model.batchnorm=replace (GroupNorm); for pretrained networks, freeze."
@@ -173,6 +175,7 @@ def check_transforms(transforms: Any) -> list[Finding]:
 
 # ------------------------------------------------------------------------------------------- run time
 
+_BASE = "base"
 _ALONE = "the others are left out"
 _BEFORE = "another batch came before"
 
@@ -288,10 +291,10 @@ def check_separable(
     """Try whether a patient's losses and gradients depend on who else is in the batch.
 
     One patient with two records stays; the others are replaced by quite different data, removed, joined by
-    one more, and put in another order. Compared in training mode under one fixed draw of dropout, in float64
-    (float32 where the network knows no other). Beside the values, the derivative of the patient's loss by
-    the others' inputs must be exactly zero, no buffer may depend on the data, and a batch seen before must
-    not matter.
+    one more, and put in another order. Compared in training mode under one fixed draw of dropout, in float32
+    and, where rounding or activation flips show, in float64. Beside the values, the derivative of the
+    patient's loss by the others' inputs must be exactly zero, no buffer may depend on the data, and a batch
+    seen before must not matter.
 
     Args:
         model: the network as it will be trained; a copy is tried.
@@ -322,7 +325,7 @@ def check_separable(
         a, b = ready(image, double), ready(changed, double)
         la, lb, strange = ready(label, double), ready(changed_label, double), ready(other, double)
         seen = {
-            "base": _run(copy.deepcopy(net), loss, a, la, [0, 1, 2, 3], mine, by_pixel=True),
+            _BASE: _run(copy.deepcopy(net), loss, a, la, [0, 1, 2, 3], mine, by_pixel=True),
             "the others have quite different records": _run(copy.deepcopy(net), loss, b, lb, [0, 1, 2, 3], mine),
             _ALONE: _run(copy.deepcopy(net), loss, a, la, [0, 1], mine),
             "one more patient joins": _run(copy.deepcopy(net), loss, a, la, [0, 1, 2, 3, 4], mine),
@@ -333,21 +336,30 @@ def check_separable(
         seen[_BEFORE] = _run(used, loss, a, la, [0, 1], mine)
         return seen, different.buffers
 
-    double = True
     try:
-        try:
-            seen, different = attempt(True)
-        except (RuntimeError, TypeError):  # layers or losses that exist in float32 only
-            double = False
-            seen, different = attempt(False)
+        seen, different = attempt(False)
+        findings = _judged(seen, different, QUICK, "float32")
+        if any(finding.status == "refused" for finding in findings):
+            try:
+                seen, different = attempt(True)
+            except (RuntimeError, TypeError):  # layers or losses that exist in float32 only
+                return _judged(seen, different, TOLERANCE_FLOAT32, "float32")
+            findings = _judged(seen, different, TOLERANCE, "float64")
     except _NotPerRecord as error:
         return [Finding(what, "refused", *error.args)]
     except Exception as error:
         why = f"the network or its loss does not run on made-up data: {type(error).__name__}: {_first_line(error)}"
         remedy = f"Check data.image_shape={list(input_shape)}, channels, classes and task={label_kind}."
         return [Finding(what, "refused", why, remedy)]
+    return findings
 
-    base = seen.pop("base")
+
+def _judged(
+    seen: Mapping[str, _Seen], different: Mapping[str, Tensor], limit: float, precision: str
+) -> list[Finding]:
+    """What follows from the batches that were tried; `different` are the buffers after quite other data."""
+    what = "separability"
+    base, alone = seen[_BASE], seen[_ALONE]
     if not all(bool(tensor.isfinite().all()) for tensor in [base.losses, *base.grads]):
         why = "losses or gradients on made-up data are not finite"
         return [Finding(what, "refused", why, "Check the network's scale and its starting weights.")]
@@ -356,18 +368,15 @@ def check_separable(
     if base.leak > 0:
         why = "a patient's loss changes with the pixels of another patient in the batch"
         findings.append(Finding(what, "refused", why, remedy))
-    limit = TOLERANCE if double else TOLERANCE_FLOAT32
-    alone = seen[_ALONE]
-    cases: list[str] = []
-    worst = 0.0
+    gaps: dict[str, float] = {}
     for case, result in seen.items():
         truth = alone if case == _BEFORE else base
         gap = max(_apart([truth.losses], [result.losses]), _apart(truth.grads, result.grads))
         if gap > limit:
-            cases.append(case)
-            worst = max(worst, gap)
-    if cases:
-        why = f"a patient's loss or gradient is another when {', or '.join(cases)} (up to {worst:.1e} of its size)"
+            gaps[case] = gap
+    if gaps:
+        cases = ", or ".join(gaps)
+        why = f"a patient's loss or gradient is another when {cases} (by up to {max(gaps.values()):.1e} of it)"
         findings.append(Finding(what, "refused", why, remedy))
     leaking = [name for name, value in base.buffers.items() if not _same(value, different[name])]
     if leaking:
@@ -376,7 +385,7 @@ def check_separable(
         remedy = "Keep no running statistics in training: replace the layer, or freeze it with public ones."
         findings.append(Finding("buffers", "refused", why, remedy))
     if not findings:
-        why = f"perturbed, removed, added and permuted others change nothing ({'float64' if double else 'float32'})"
+        why = f"perturbed, removed, added and permuted others change nothing ({precision})"
         findings.append(Finding(what, "ok", why, ""))
     return findings
 
