@@ -292,15 +292,13 @@ def migrate(connection: Connection, to: str = "head") -> None:
     """
     from alembic import command
     from alembic.config import Config
-    from alembic.util import CommandError
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
-    try:
-        command.upgrade(config, to)
-    except CommandError:
+    if sa.inspect(connection).has_table("alembic_version") and schema_of(connection) not in SCHEMAS:
         raise LedgerRefused(
             "The ledger has a schema that this program does not know.",
             remedy="Use the newer program; an older one must not write to it.",
-        ) from None
+        )
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, to)

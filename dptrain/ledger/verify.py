@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -145,6 +146,7 @@ def _definitions(connection: Connection) -> list[tuple[str, ...]]:
     return [tuple(str(cell) for cell in row) for row in rows]
 
 
+@functools.cache
 def _expected() -> list[tuple[str, ...]]:
     """The same for an empty ledger of this schema."""
     with sa.create_engine("sqlite://").begin() as connection:
