@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dptrain import __version__
 from dptrain.config import Settings, from_yaml, to_yaml
+from dptrain.data.config import shape_of
 from dptrain.training.calibration import margins
 from dptrain.training.runfolder import RunFolder, whole_or_nothing, write_json
 
@@ -34,7 +35,7 @@ def write_bundle(
     root = folder.model
     with whole_or_nothing(root / NETWORK) as file:
         file.write(to_yaml(_inference_settings(settings)))
-    shape = list(settings.data.image_shape)
+    shape = list(shape_of(settings.data))
     space = [int(size) for size in shape[1:]]
     write_json(
         root / METADATA,
@@ -87,7 +88,7 @@ def write_bundle(
     write_json(
         root / INFERENCE,
         {
-            "imports": ["$import json", "$from dptrain.training import bundle"],
+            "imports": ["$import json", "$import dptrain.training.bundle as bundle"],
             "bundle_root": ".",
             "image": "",
             "model": "$bundle.load_bundle(@bundle_root)",

@@ -173,7 +173,9 @@ def train_main(argv: list[str]) -> int:
     ConfigStore.instance().store(name="schema", node=Settings)
     words = list(argv)
     if not any(word.startswith("hydra.searchpath") for word in words):
-        words.append(search_path_override())
+        # beside the first override: Hydra's parser takes all overrides in one run
+        first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), 0)
+        words.insert(first, search_path_override())
     sweep = any(word in ("-m", "--multirun") for word in words)
     outcomes = Path(f".dptrain-sweep-{os.getpid()}.jsonl")
     os.environ["HYDRA_FULL_ERROR"] = "1"

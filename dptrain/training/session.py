@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dptrain import data, models
 from dptrain.config import Settings, from_yaml
 from dptrain.data import Cohort, Tensors
+from dptrain.data.config import shape_of
 from dptrain.engine import coverage
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, open_ledger
@@ -145,7 +146,7 @@ def check(settings: Settings, network: Network | None = None, *, say: Say = lamb
     findings = models.preflight(
         network.whole,
         loss,
-        tuple(settings.data.image_shape),
+        shape_of(settings.data),
         settings.data.task,  # type: ignore[arg-type]
         classes=len(settings.data.classes),
         transforms=[*settings.data.transforms, *settings.data.augment],
