@@ -672,6 +672,16 @@ class Ledger(Book):
         new, secret = self.keys.with_new_secret()
         return self._rotate("secret", new, controller, secret)
 
+    def names(self, keys: Keys) -> bool:
+        """Whether these keys are, all of them, those that the ledger names."""
+        with self.view() as (_, state):
+            return (state.site_keys[-1], state.controller, state.recovery, state.secret_check) == (
+                keys.site_public,
+                keys.controller_public,
+                keys.recovery_public,
+                keys.secret_check,
+            )
+
     def _rotate(self, what: str, new: Keys, controller: Controller, extra: bytes | None = None) -> Keys:
         """The new keys are staged on disk before the entry, and take their place after it (docs/ledger.md, Keys)."""
         with self.write(any_site_key=True) as (connection, state):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -40,18 +41,13 @@ def open_ledger(
     """
     folder = keys_place(keys, url)
     witness = witness or os.environ.get("DPTRAIN_WITNESS") or None
-    try:
-        loaded = Keys.load(folder)
-        return Ledger.open(ledger_place(url), loaded, witness=witness, wait=wait), loaded
-    except LedgerRefused:
-        staged = Keys.staged(folder)
-        if staged is None:
-            raise
-        try:
-            ledger = Ledger.open(ledger_place(url), staged, witness=witness, wait=wait)
-        except LedgerRefused:
-            staged = None
-        if staged is None:
-            raise
-        staged.settle()
-        return ledger, staged
+    place = ledger_place(url)
+    staged = Keys.staged(folder)
+    if staged is not None:
+        with contextlib.suppress(LedgerRefused):
+            ledger = Ledger.open(place, staged, witness=witness, wait=wait)
+            if ledger.names(staged):
+                staged.settle()
+                return ledger, staged
+    loaded = Keys.load(folder)
+    return Ledger.open(place, loaded, witness=witness, wait=wait), loaded

@@ -553,6 +553,8 @@ def _rotate(state: State, entry: Entry, body: dict[str, Any], sealed: dict[str, 
         state.recovery = str(body["public"])
     elif what == "secret":
         state.secret_check = str(body["secret_check"])
+        for version in state.versions:
+            version.fingerprint = f"under an earlier secret: {version.fingerprint}"
         _need(all(run.status != "open" for run in state.runs.values()), entry, "runs were open")
         _digests(state, sealed)
     else:

@@ -1,0 +1,238 @@
+"""`dptrain ledger …` as people and programs use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks._ledger_site import PASSPHRASE, people, small_plan
+from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, EXIT_USAGE, ConfigError, DptrainError, LedgerRefused
+from dptrain.ledger import Keys, ScanResult, commands, open_ledger
+from dptrain.plan import Mechanism
+
+
+class Desk:
+    """A person at a terminal."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.places = [f"ledger.url={folder / 'ledger.sqlite'}", f"ledger.keys={folder / 'keys'}"]
+        self.capsys = capsys
+
+    def __call__(self, line: str, *more: str, expect: int = EXIT_DONE) -> str:
+        """Type a command; returns what is printed."""
+        self.capsys.readouterr()
+        said = ""
+        try:
+            code = commands.main([*line.split(), *more, *self.places], scan=scan, forecast=forecast)
+        except DptrainError as error:
+            code, said = error.exit_code, str(error)
+        assert code == expect, said
+        return said or self.capsys.readouterr().out
+
+    def json(self, line: str, *more: str) -> Any:
+        """The same for a program."""
+        return json.loads(self(line, *more, "--json"))
+
+
+def scan(words: Sequence[str], keys: Keys) -> ScanResult:
+    """A data floor of 20 patients, or as many as data.n says."""
+    count = int(dict(word.split("=") for word in words).get("data.n", 20))
+    return ScanResult("chest", people(keys, 0, count), "patient", "clinic", ("joined patients",), "made up", "CC0")
+
+
+def forecast(words: Sequence[str], size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
+    """What a recipe would train."""
+    assert list(words) == ["recipe=chest"]
+    assert size == 20
+    return small_plan().mechanisms
+
+
+@pytest.fixture
+def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """A desk with the passphrase at hand, and a founded ledger."""
+    monkeypatch.setenv("DPTRAIN_PASSPHRASE", PASSPHRASE)
+    made = Desk(tmp_path, capsys)
+    said = made("init")
+    assert "Recovery code, shown this once" in said
+    return made
+
+
+def test_the_way_of_a_cohort(desk: Desk, tmp_path: Path) -> None:
+    assert "no cohort yet" in desk("show")
+    assert "Nothing was charged" in desk("register public_size=20 owner=Radiology")
+    assert "no budget" in desk("show")
+    shown = desk("budget cohort=chest epsilon=2 delta=0.001 recipe=chest", "reason=first study", "advice=DPO: agreed")
+    for word in ("unit: patient", "add/remove", "delta = 0.001", "RDP of order", "first study", "DPO: agreed"):
+        assert word in shown
+    ledger, _ = open_ledger(*[place.partition("=")[2] for place in desk.places])
+    status = ledger.status("chest")
+    grant = ledger.reserve(small_plan(), "chest", run="demo", fingerprint=status.fingerprint)
+    grant.commit(10)
+    grant.close()
+    dead = ledger.reserve(small_plan(noise_multiplier=90.0), "chest", run="dead", fingerprint=status.fingerprint)
+    dead.commit(1)
+    table = desk("show cohort=chest")
+    assert "demo" in table
+    assert "10/10" in table
+    assert "at close" in table
+    assert "1 of 10 steps stay charged" in desk("close run=dead", "reason=power cut")
+    facts = desk.json("show cohort=chest")
+    assert facts["accountant"].startswith("RDP of order")
+    assert [run["steps"] for run in facts["runs"]] == [10, 1]
+    assert desk.json("show")[0]["name"] == "chest"
+    heads = tmp_path / "heads.jsonl"
+    desk(f"heads to={heads}")
+    assert "descends" in desk(f"verify ledger.witness={heads}")
+    assert desk.json("heads")["entries"] == 10
+    assert desk.json("verify") == {"sound": True, "witness": False, "faults": []}
+    desk("lock cohort=chest", "reason=complaint")
+    assert "LOCKED" in desk("show")
+    assert "Permitted" in desk("permit cohort=chest purpose=audit run=demo", "reason=yearly review")
+    desk("unlock cohort=chest", "reason=settled")
+    assert "Recorded" in desk("withdraw issuer=clinic patient=3")
+    assert "withdrawn: 1" in desk("show cohort=chest --steward")
+    assert "withdrawn" not in desk("show cohort=chest").lower()
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    assert "Declared public" in desk(f"weights file={tmp_path / 'weights.bin'} licence=MIT", "source=model zoo")
+    assert "copy" in desk(f"backup to={tmp_path / 'copy.sqlite'}")
+    assert "0001" in desk("migrate")
+    rows = desk.json("history last=100")
+    assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
+    assert {row["kind"] for row in desk.json("history run=demo")} == {"reserve", "commit", "close", "permit"}
+    text = desk("history cohort=chest")
+    assert "steps below 10 paid" in text
+    assert "controller" in text
+
+
+def test_rotation_by_command(desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    desk("register public_size=20 owner=Radiology")
+    desk("rotate what=site")
+    assert "Register each cohort again" in desk("rotate what=secret")
+    assert "version 2" in desk("register public_size=20 owner=Radiology")
+    monkeypatch.setenv("DPTRAIN_NEW_PASSPHRASE", "another passphrase")
+    desk("rotate what=controller")
+    assert "does not open" in desk("rotate what=recovery", expect=EXIT_REFUSED_BY_LEDGER)
+    monkeypatch.setenv("DPTRAIN_PASSPHRASE", "another passphrase")
+    code = desk("rotate what=recovery").partition("once: ")[2].split()[0]
+    (tmp_path / "keys" / "site.pem").unlink()
+    assert "missing" in desk("show", expect=EXIT_REFUSED_BY_LEDGER)
+    monkeypatch.setenv("DPTRAIN_RECOVERY", code)
+    desk("rotate what=site recovery=yes")
+    assert "Sound" in desk("verify")
+
+
+def test_a_public_cohort_by_command(desk: Desk) -> None:
+    assert "gate nothing" in desk("register public_size=20 owner=Bench public=yes cohort=open_data")
+    assert desk.json("show cohort=open_data")["source"] == "made up"
+    assert "public" in desk("show")
+
+
+def test_a_forecast_in_words(desk: Desk) -> None:
+    desk("register public_size=20 owner=Radiology")
+    desk("budget cohort=chest epsilon=3 delta=0.001 sample_rate=0.5 steps=20 reason=pilot")
+    shown = desk("budget cohort=chest epsilon=4 reason=more")  # a raise needs no forecast
+    assert "epsilon = 4" in shown
+    shown = desk(
+        "budget cohort=chest epsilon=9 delta=0.001 kind=planned sample_rate=0.5 steps=20 runs=2 reason=two_runs"
+    )
+    assert "2 of 2 declared mechanisms" in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "what"),
+    [
+        ("shw", EXIT_USAGE, "show"),
+        ("show cohrt=x", EXIT_USAGE, "cohort"),
+        ("show --jsn", EXIT_USAGE, "--json"),
+        ("show cohort=nowhere", EXIT_REFUSED_BY_LEDGER, "No cohort"),
+        ("register owner=x", EXIT_USAGE, "public_size"),
+        ("register public_size=many owner=x", EXIT_USAGE, "public_size"),
+        ("register public_size=0 owner=x", EXIT_USAGE, "at least 1"),
+        ("budget cohort=nowhere epsilon=1 reason=x", EXIT_REFUSED_BY_LEDGER, "No cohort"),
+        ("weights source=x licence=y", EXIT_USAGE, "file="),
+        ("weights file=/nowhere source=x licence=y", EXIT_USAGE, "cannot be read"),
+        ("rotate what=everything", EXIT_USAGE, "cannot be rotated"),
+        ("permit cohort=x purpose=sell reason=y", EXIT_USAGE, "evaluate or audit"),
+        ("withdraw issuer= patient=3", EXIT_USAGE, "issuer"),
+        ("close run=nothing reason=x", EXIT_REFUSED_BY_LEDGER, "no run"),
+        ("init", EXIT_REFUSED_BY_LEDGER, "already"),
+        ("keygen", EXIT_USAGE, "never overwritten"),
+        ("heads to=/nowhere/heads", EXIT_USAGE, "cannot be written"),
+    ],
+)
+def test_bad_use(desk: Desk, line: str, code: int, what: str) -> None:
+    assert what in desk(line, expect=code)
+
+
+def test_bad_budgets_by_command(desk: Desk) -> None:
+    desk("register public_size=20 owner=Radiology")
+    for words, code, what in (
+        ("epsilon=-1 recipe=chest", EXIT_USAGE, "above 0"),
+        ("epsilon=nan recipe=chest", EXIT_USAGE, "above 0"),
+        ("epsilon=1 delta=0.2 recipe=chest", EXIT_REFUSED_BY_LEDGER, "too large"),
+        ("epsilon=1", EXIT_USAGE, "forecast"),
+        ("epsilon=1 steps=3", EXIT_USAGE, "forecast"),
+        ("epsilon=1 recipe=chest runs=0", EXIT_USAGE, "at least 1"),
+        ("epsilon=1 kind=yearly recipe=chest", EXIT_USAGE, "open or planned"),
+    ):
+        assert what in desk(f"budget cohort=chest reason=x {words}", expect=code), words
+
+
+def test_an_unsound_ledger_says_where(desk: Desk, tmp_path: Path) -> None:
+    import sqlite3
+
+    desk("register public_size=20 owner=Radiology")
+    raw = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)
+    raw.execute("UPDATE entries SET body = replace(body, 'Radiology', 'Radiologie')")
+    raw.close()
+    said = desk("verify", expect=EXIT_REFUSED_BY_LEDGER)
+    assert "first bad entry: 2" in said
+    with pytest.raises(LedgerRefused, match="entry 2"):
+        commands.main(["show", *desk.places])
+
+
+def test_without_a_passphrase_or_a_terminal(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DPTRAIN_PASSPHRASE")
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115
+    desk("register public_size=20 owner=Radiology")
+    desk("lock cohort=chest reason=x")
+    assert "passphrase is needed" in desk("unlock cohort=chest reason=x", expect=EXIT_REFUSED_BY_LEDGER)
+
+
+def test_help_for_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main([]) == EXIT_USAGE
+    assert commands.main(["--help"]) == EXIT_DONE
+    text = capsys.readouterr().out
+    for name in commands.SPECS:
+        assert name in text
+        assert commands.main([name, "--help"]) == EXIT_DONE
+        said = capsys.readouterr().out
+        assert "examples:" in said
+        assert f"dptrain ledger {name}" in said
+        assert all(len(line) <= 120 for line in said.splitlines())
+    with pytest.raises(ConfigError, match="data floor"):
+        commands.main(["register", "public_size=2", "owner=x"])
+
+
+def test_show_imports_nothing_heavy_and_starts_fast(desk: Desk, tmp_path: Path) -> None:
+    desk("register public_size=20 owner=Radiology")
+    code = (
+        "import sys\n"
+        "from dptrain.ledger import commands\n"
+        f"commands.main(['show', {desk.places[0]!r}, {desk.places[1]!r}])\n"
+        "heavy = {'torch', 'monai', 'opacus', 'numpy', 'scipy', 'dp_accounting', 'alembic', 'hydra', 'matplotlib'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    begun = time.process_time(), os.times().children_user
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stderr
+    assert "Radiology" in done.stdout
+    assert os.times().children_user - begun[1] < 1.5  # seconds of work, whatever else the machine does
