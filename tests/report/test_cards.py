@@ -66,7 +66,7 @@ def test_model_card_without_release_has_no_results(edited):
 
 
 def test_bundle_metadata_says_what_the_facts_say(faces):
-    facts, _ = faces("public", "en")
+    facts = faces("public", "en")[0]
     said = bundle_privacy(facts)
     assert said["epsilon"] == facts["privacy"]["epsilon"]
     assert said["ledger_head"] == facts["ledger"]["head"]["hash"]

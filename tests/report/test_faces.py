@@ -214,7 +214,7 @@ def test_drawings_can_be_read_in_black_and_white(faces):
 
 
 def test_the_same_facts_give_the_same_bytes(faces):
-    facts, made = faces("controller", "en")
+    _, made = faces("controller", "en")
     assert render(json.loads(made["facts.json"]), "en") == made
 
 

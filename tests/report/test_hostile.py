@@ -15,15 +15,11 @@ from tests.report.test_faces import pdf_text
 from tests.report.text import html_text, read
 
 HOSTILE = [
-    '<script>alert(1)</script><img src=x onerror=alert(1)>',
-    '#panic("no") #read("/etc/passwd") $x^2$ *b* _i_ @ref <label> \\ `raw`',
-    "{{ 7*7 }}{% for x in y %}{0.__class__}{unknown}%s",
-    "=HYPERLINK(\"http://evil.invalid\",\"x\")",
-    "a: b\n- c: !!python/object/apply:os.system [\"true\"]\n---\n",
-    "[x](javascript:alert(1)) ![i](http://evil.invalid/i.png) | a | b |\n# h",
-    "\u202egnp.exe \x1b[31m \ud800 \x00 " + "W" * 5000,
-    "$\\frac{1}{0}$ ${jndi:x}",
-]  # fmt: skip
+    "<script>alert(1)</script><img src=x onerror=alert(1)> {{ 7*7 }}{% for x in y %}{0.__class__}{unknown}%s",
+    '#panic("no") #read("/etc/passwd") $x^2$ *b* _i_ @ref <label> \\ `raw` $\\frac{1}{0}$ ${jndi:x}',
+    '=HYPERLINK("http://evil.invalid","x") a: b\n- c: !!python/object/apply:os.system ["true"]\n---\n',
+    "[x](javascript:alert(1)) ![i](http://evil.invalid/i.png) | a |\n# \u202egnp \x1b[31m \ud800 \x00 " + "W" * 5000,
+]
 
 
 def poisoned(value, text):

@@ -1,0 +1,184 @@
+"""`dptrain report` and `dptrain release` on a real ledger, and what bad use gets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from benchmarks._ledger_site import COHORT, PASSPHRASE, Site, make_site
+from dptrain.cli import main as cli
+from dptrain.errors import ConfigError, GuaranteeBroken, LedgerRefused
+from dptrain.ledger import Keys
+from dptrain.report import cohort
+from dptrain.report.commands import main
+from dptrain.report.language import Language
+from dptrain.report.release import release_main
+from tests.report.made import PLANTED, audit, make_run, run_facts
+from tests.report.text import html_text
+
+
+@dataclass
+class World:
+    site: Site
+    folder: Path
+    words: list[str]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory) -> Keys:
+    return Keys.create(tmp_path_factory.mktemp("site") / "keys", PASSPHRASE)
+
+
+@pytest.fixture
+def world(tmp_path, keys, monkeypatch) -> World:
+    """A ledger with one finished run, and that run's folder."""
+    monkeypatch.setenv("DPTRAIN_PASSPHRASE", PASSPHRASE)
+    site = make_site(str(tmp_path / "ledger.sqlite"), keys, keys.controller(PASSPHRASE))
+    values = run_facts()
+    grant = site.ledger.reserve(site.plan, COHORT, run=values["id"], fingerprint=site.fingerprint)
+    grant.commit(site.plan.steps)
+    grant.close("complete", site.plan.steps)
+    values["cohort"]["name"] = COHORT
+    values["privacy"]["steps_charged"] = site.plan.steps
+    values["ledger"]["head"] = site.ledger.head().to_dict()
+    values["ledger"]["site"] = values["ledger"]["head"]["site"]
+    folder = make_run(tmp_path / "run", run=values)
+    return World(site, folder, [f"ledger.url={site.place}", f"ledger.keys={keys.folder}"])
+
+
+def test_report_of_a_run_has_the_history(world, capsys):
+    assert main([f"run={world.folder}", "lang=de", *world.words]) == 0
+    assert "report.pdf" in capsys.readouterr().out
+    facts = json.loads((world.folder / "restricted/report/facts.json").read_text())
+    assert [row["this"] for row in facts["budget"]["history"]] == [True]
+    page = html_text((world.folder / "restricted/report/report.html").read_text())
+    assert Language("de")("budget.history") in page
+
+
+def test_release_records_publishes_and_still_verifies(world, capsys):
+    main([f"run={world.folder}", *world.words])
+    before = len(world.site.ledger.entries())
+    words = [f"run={world.folder}", "items=model,groups", "recipient=Klinikum Nord", "purpose=Triage", "advice=none"]
+    assert release_main([*words, *world.words]) == 0
+    entries = world.site.ledger.entries()
+    assert len(entries) == before + 1
+    assert entries[-1].facts["items"] == ["model", "groups"]
+    assert entries[-1].countersignature is not None
+    assert "Triage" in entries[-1].facts["recipient"]
+    released = json.loads((world.folder / "run.json").read_text())["released"]
+    assert released["recipient"] == "Klinikum Nord"
+    public = "".join(
+        (world.folder / "report" / name).read_text() for name in ("facts.json", "report.html", "MODEL_CARD.md")
+    )
+    assert str(PLANTED) not in public
+    assert "Klinikum Nord" in public
+    assert (
+        json.loads((world.folder / "model/configs/metadata.json").read_text())["privacy"]["run"] == run_facts()["id"]
+    )
+    capsys.readouterr()
+    code = main(["verify", str(world.folder), *world.words])
+    said = capsys.readouterr().out
+    wrong = [line for line in said.splitlines() if line.startswith("DIFFERS")]
+    assert wrong == [line for line in wrong if "ε follows" in line], said  # the made-up numbers are not this ledger's
+    assert code == (5 if wrong else 0)
+    assert "ok       ledger head: is in the ledger" in said
+    assert "ok       ledger: charge of the run" in said
+
+
+def test_release_refuses(world, monkeypatch):
+    words = [f"run={world.folder}", "recipient=x", *world.words]
+    with pytest.raises(ConfigError):
+        release_main([*words, "items=modell"])
+    with pytest.raises(ConfigError):
+        release_main([*words, "items="])
+    (world.folder / "model/model.safetensors").write_bytes(b"other")
+    with pytest.raises(ConfigError, match="do not match"):
+        release_main([*words, "items=model"])
+    (world.folder / "model/model.safetensors").write_bytes(b"weights")
+    found = audit()
+    found["canary"].update(broken=True, epsilon_lower=20.0)
+    (world.folder / "restricted/audit/audit.json").write_text(json.dumps(found))
+    with pytest.raises(GuaranteeBroken):
+        release_main([*words, "items=model,metrics"])
+    (world.folder / "restricted/audit/audit.json").unlink()
+    with pytest.raises(ConfigError, match="audit"):
+        release_main([*words, "items=audit"])
+    monkeypatch.setenv("DPTRAIN_PASSPHRASE", "wrong")
+    with pytest.raises(LedgerRefused):
+        release_main([*words, "items=model"])
+    monkeypatch.delenv("DPTRAIN_PASSPHRASE")
+    with pytest.raises(LedgerRefused, match="passphrase"):
+        release_main([*words, "items=model"])
+    assert json.loads((world.folder / "run.json").read_text())["released"] is None
+    assert not (world.folder / "report").exists()
+
+
+def test_release_of_an_unfinished_or_unknown_run(world):
+    path = world.folder / "run.json"
+    values = json.loads(path.read_text())
+    words = [f"run={world.folder}", "items=model", "recipient=x", *world.words]
+    path.write_text(json.dumps({**values, "status": "running"}))
+    with pytest.raises(ConfigError, match="running"):
+        release_main(words)
+    path.write_text(json.dumps({**values, "id": "other"}))
+    with pytest.raises(LedgerRefused):
+        release_main(words)
+
+
+@pytest.mark.parametrize("lang", ["en", "de"])
+def test_report_of_a_cohort(world, tmp_path, lang, capsys):
+    out = tmp_path / "out"
+    assert main(["ledger", f"cohort={COHORT}", f"lang={lang}", f"out={out}", *world.words]) == 0
+    facts = json.loads((out / "facts.json").read_text())
+    assert [row["runs"] for row in facts["forecast"]] == [1, 2, 3]
+    status = world.site.ledger.status(COHORT)
+    assert facts["budget"]["spent"] == status.spent_epsilon
+    possible = [row["possible"] for row in facts["forecast"]]
+    assert sum(possible) == world.site.capacity - 1
+    page = html_text((out / "report.html").read_text())
+    assert Language(lang)("cohort.title") in page
+    assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_forecast_is_what_the_ledger_then_charges(world):
+    said = cohort.forecast(world.site.ledger.status(COHORT))[0]["spent"]
+    grant = world.site.ledger.reserve(world.site.plan, COHORT, run="second", fingerprint=world.site.fingerprint)
+    grant.commit(world.site.plan.steps)
+    grant.close("complete", world.site.plan.steps)
+    assert world.site.ledger.status(COHORT).spent_epsilon == pytest.approx(said, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["report", "--help"], 0),
+        (["report"], 2),
+        (["report", "run=nowhere"], 2),
+        (["report", "runn=x"], 2),
+        (["report", "run=x", "lang=fr"], 2),
+        (["report", "verify"], 2),
+        (["report", "ledger"], 2),
+        (["report", "ledger", "cohort=x", "ledger.url=/nowhere/l.sqlite"], 3),
+        (["release", "--help"], 0),
+        (["release"], 2),
+        (["release", "run=x", "items=model"], 2),
+    ],
+)
+def test_bad_use(argv, code, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("DPTRAIN_LEDGER", str(tmp_path / "none.sqlite"))
+    assert cli(argv) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_import_is_light():
+    import subprocess
+    import sys
+
+    code = "import sys, dptrain.report, dptrain.report.commands, dptrain.report.release; " + (
+        "print([m for m in ('torch', 'matplotlib', 'typst', 'jinja2', 'numpy', 'sqlalchemy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
