@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import multiprocessing
 import os
@@ -162,12 +161,13 @@ def engine(entry: Entry, dtype: torch.dtype) -> Iterator[tuple[float, float]]:
     grads.detach()
     _separable(net, image, truth)
     grads = PatientGradients(net, max_grad_norm=bound)
+    noise = NoiseSource("fast")
     optimizer = PatientOptimizer(
         torch.optim.SGD(trained(net), lr=0.1),
         noise_multiplier=1.0,
         max_grad_norm=bound,
         expected_batch_size=PATIENTS,
-        noise=NoiseSource("fast"),
+        noise=noise,
     )
     chunk = grads.clipped_sum(losses(net, image, everybody), patient, PATIENTS)
     if chunk.patients != PATIENTS or int(chunk.nonfinite) != 0:
@@ -178,6 +178,7 @@ def engine(entry: Entry, dtype: torch.dtype) -> Iterator[tuple[float, float]]:
     before = [parameter.detach().clone() for parameter in trained(net)]
     optimizer.accumulate(chunk)
     optimizer.step()
+    noise.close()
     _assert_moved(before, trained(net))
 
 
@@ -414,14 +415,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         parser.error("no network of the table has that name")
     torch.set_num_threads(1)
-    for module in ("dptrain.engine", "opacus", "opacus.validators"):  # once, before the processes fork off
-        importlib.import_module(module)
+    if not options.here:
+        for mode in modes:  # what is imported on first use is imported once, before the processes fork off
+            examine(next(entry for entry in entries() if entry.network == "FullyConnectedNet"), mode)
     command = "python -m benchmarks.coverage" + "".join(
         f" {word}" for word in (sys.argv[1:] if argv is None else argv)
     )
     rows: list[dict[str, Any]] = []
     if options.resume and (options.folder / "coverage.json").is_file():
         rows = json.loads((options.folder / "coverage.json").read_text())["rows"]
+    order = {(entry.network, entry.dims): place for place, entry in enumerate(entries())}
     done = {(row["network"], row["dims"], row["mode"]) for row in rows}
     start = time.perf_counter()
     for count, entry in enumerate(chosen, 1):
@@ -430,6 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             row = examine(entry, mode) if options.here else isolated(entry, mode)
             rows.append(row)
+            rows.sort(key=lambda row: (order[row["network"], row["dims"]], MODES.index(row["mode"])))
             shown = "" if row["max_rel_error"] is None else f"{row['max_rel_error']:.1e} "
             print(
                 f"[{count}/{len(chosen)}, {time.perf_counter() - start:.0f} s]",
