@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -87,33 +87,70 @@ def _windows(big: Tensor, places: Sequence[int], geo: Geometry) -> Tensor:
 
 
 def _unfolded(big: Tensor, places: Sequence[int], geo: Geometry) -> Tensor:
-    """[m·groups, R·T, C/groups·K] copy of the windows of big [m, R, C, *space]."""
+    """[m·groups, C/groups·K, R·T] copy of the windows of big [m, R, C, *space]; a view for 1×1 kernels."""
     m, r, c = big.shape[:3]
     n = len(places)
-    if geo.pointwise and r == 1:  # a view
-        return big.reshape(m * geo.groups, c // geo.groups, -1).transpose(1, 2)
+    if geo.pointwise and r == 1:
+        return big.reshape(m * geo.groups, c // geo.groups, -1)
     view = _windows(big, places, geo)
-    view = view.reshape(m, r, geo.groups, c // geo.groups, *view.shape[3:])
-    order = (0, 2, 1, *range(4, 4 + n), 3, *range(4 + n, 4 + 2 * n))
-    return view.permute(order).reshape(m * geo.groups, r * math.prod(places), -1)
+    order = (0, 2, *range(3 + n, 3 + 2 * n), 1, *range(3, 3 + n))
+    return view.permute(order).reshape(m * geo.groups, -1, r * math.prod(places))
 
 
-def _flat(small: Tensor, geo: Geometry) -> Tensor:
-    """[m·groups, R·T, O/groups] of small [m, R, O, *places] (a view where R is 1)."""
-    m, r, o = small.shape[:3]
-    parts = small.reshape(m, r, geo.groups, o // geo.groups, -1)
-    return parts.permute(0, 2, 1, 4, 3).reshape(m * geo.groups, -1, o // geo.groups)
+def _flat(maps: Tensor, groups: int) -> Tensor:
+    """[m·groups, O/groups, R·T] of maps [m, R, O, *places] (a view where R is 1)."""
+    m, r, o = maps.shape[:3]
+    return maps.reshape(m, r, o, -1).transpose(1, 2).reshape(m * groups, o // groups, -1)
 
 
-def unfolded_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Tensor:
-    """[m, *weight] through one copy of all windows and one batched product."""
-    m = len(big)
-    product = torch.bmm(_flat(small, geo).transpose(1, 2), _unfolded(big, small.shape[3:], geo))
-    return product.reshape(m, *geo.weight)
+@dataclass
+class Formed:
+    """Patient gradients in the layout that they came in; norms and sums do not mind it.
+
+    Attributes:
+        matrix: [B, P, n], B·n numbers a patient.
+        arrange: [B, n] -> the gradient in its parameter's shape.
+    """
+
+    matrix: Tensor
+    arrange: Callable[[Tensor], Tensor]
+
+    def tensor(self) -> Tensor:
+        """[P, *shape]"""
+        return torch.stack([self.arrange(self.matrix[:, i]) for i in range(self.matrix.shape[1])])
 
 
-def shifted_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Tensor:
-    """[m, *weight] through one batched product for each place of the kernel.
+def unfolded_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Formed:
+    """Through one copy of all windows and one batched product."""
+    product = torch.bmm(_flat(small, geo.groups), _unfolded(big, small.shape[3:], geo).transpose(1, 2))
+    return Formed(product.reshape(1, len(big), -1), lambda flat: flat.reshape(geo.weight))
+
+
+def turned_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Formed:
+    """As :func:`unfolded_gradients` with the windows cut from the other tensor; at stride 1, for few output channels.
+
+    Σ_t g[t] · inp[t + d·k − p] = Σ_u inp[u] · g[u − d·k + p].
+    """
+    n, groups = len(geo.kernel), geo.groups
+    reach = [d * (k - 1) for d, k in zip(geo.dilation, geo.kernel, strict=True)]
+    pads = []
+    for far, p, space, places in reversed(list(zip(reach, geo.padding, big.shape[3:], small.shape[3:], strict=True))):
+        pads += [far - p, space + p - places]
+    m, o = len(small), small.shape[2]
+    c = big.shape[2]
+    plain = replace(geo, padding=(0,) * n, weight=(c, o // groups, *geo.kernel))
+    windows = _unfolded(F.pad(small, pads), big.shape[3:], plain)
+    product = torch.bmm(_flat(big, groups), windows.transpose(1, 2))
+
+    def arrange(flat: Tensor) -> Tensor:
+        parts = flat.reshape(groups, c // groups, o // groups, *geo.kernel).transpose(1, 2)
+        return parts.reshape(geo.weight).flip(tuple(range(2, 2 + n)))
+
+    return Formed(product.reshape(1, m, -1), arrange)
+
+
+def shifted_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Formed:
+    """Through one batched product for each place of the kernel.
 
     At stride 1 nothing is copied but the padded input: in a padded, flattened map, a shift of the kernel is a
     shift of the offset, and zeros in the gradient's margin keep the rows apart.
@@ -125,15 +162,16 @@ def shifted_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Tensor:
     if all(s == 1 for s in geo.stride):
         room = [t + d * (k - 1) for t, d, k in zip(places, geo.dilation, kernel, strict=True)]
         area = math.prod(room)
-        extra = sum(d * (k - 1) * math.prod(room[i + 1 :]) for i, (d, k) in enumerate(zip(geo.dilation, kernel)))
+        steps = [math.prod(room[i + 1 :]) for i in range(len(room))]
+        extra = sum(d * (k - 1) * step for d, k, step in zip(geo.dilation, kernel, steps, strict=True))
         x = big.new_zeros(m, c, r * area + extra)
         inner = x[:, :, : r * area].view(m, c, r, *room)
-        source = [slice(None)] * len(kernel)
+        source = big
         for axis, (p, size, whole) in enumerate(zip(geo.padding, big.shape[3:], room, strict=True)):
             length = min(size, whole - p)
             inner = inner.narrow(3 + axis, p, length)
-            source[axis] = slice(0, length)
-        inner.copy_(big[(slice(None), slice(None), slice(None), *source)].transpose(1, 2))
+            source = source.narrow(3 + axis, 0, length)
+        inner.copy_(source.transpose(1, 2))
         g = big.new_zeros(m, o, r, *room)
         place = g
         for axis, t in enumerate(places):
@@ -142,26 +180,23 @@ def shifted_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Tensor:
         g = g.view(m * groups, o // groups, r * area)
         x = x.view(m * groups, c // groups, -1)
         for index, shift in enumerate(itertools.product(*(range(k) for k in kernel))):
-            offset = sum(s * d * math.prod(room[i + 1 :]) for i, (s, d) in enumerate(zip(shift, geo.dilation)))
+            offset = sum(at * d * step for at, d, step in zip(shift, geo.dilation, steps, strict=True))
             torch.bmm(g, x[:, :, offset : offset + r * area].transpose(1, 2), out=out[index])
     else:
-        g = _flat(small, geo).transpose(1, 2)
+        g = _flat(small, groups)
         view = _windows(big, places, geo)
         for index, shift in enumerate(itertools.product(*(range(k) for k in kernel))):
-            part = view[(..., *shift)].reshape(m, r, groups, c // groups, -1)
-            part = part.permute(0, 2, 1, 4, 3).reshape(m * groups, -1, c // groups)
-            torch.bmm(g, part, out=out[index])
-    out = out.permute(1, 2, 3, 0)
-    return out.reshape(m, *geo.weight)
+            torch.bmm(g, _flat(view[(..., *shift)], groups).transpose(1, 2), out=out[index])
+    return Formed(out.view(len(out), m, -1), lambda flat: flat.t().reshape(geo.weight))
 
 
-def native_gradients(x: Tensor, g: Tensor, geo: Geometry) -> Tensor:
-    """[m, *weight] by torch's weight-gradient kernel, one patient at a time; x, g are [m, R, …] as they came."""
+def native_gradients(x: Tensor, g: Tensor, geo: Geometry) -> Formed:
+    """By torch's weight-gradient kernel, one patient at a time; x, g are [m, R, …] as they came."""
     out = x.new_empty(len(x), *geo.weight)
     empty = x.new_empty(()).expand(geo.weight)
     for i in range(len(x)):
         out[i] = geo.native(x[i], g[i], empty, [False, True, False])[1]
-    return out
+    return Formed(out.view(1, len(x), -1), lambda flat: flat.reshape(geo.weight))
 
 
 def gram_norms(big: Tensor, small: Tensor, geo: Geometry) -> tuple[Tensor, Tensor]:
@@ -170,7 +205,8 @@ def gram_norms(big: Tensor, small: Tensor, geo: Geometry) -> tuple[Tensor, Tenso
     |Σ_t s_t b_tᵀ|² = Σ_{t,t'} (s_t·s_t')(b_t·b_t') (Goodfellow 2015; Bu et al. 2022 for convolutions).
     """
     m = len(big)
-    return gram(_unfolded(big, small.shape[3:], geo), _flat(small, geo), m)
+    a, g = _unfolded(big, small.shape[3:], geo), _flat(small, geo.groups)
+    return gram(a.transpose(1, 2), g.transpose(1, 2), m)
 
 
 def gram(a: Tensor, g: Tensor, m: int) -> tuple[Tensor, Tensor]:
@@ -190,6 +226,8 @@ def gram(a: Tensor, g: Tensor, m: int) -> tuple[Tensor, Tensor]:
 # --- the choice ---------------------------------------------------------------------------------------------------
 
 _chosen: dict[tuple, str] = {}
+COLD = 4e-10
+"""Seconds a byte that formed gradients cost beyond the timing: in a step they are new memory, and cold when read."""
 
 
 def rows(geo: Geometry, x: Tensor, g: Tensor) -> int:
@@ -238,9 +276,8 @@ def _measured(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, t: int, p: in
 
     def way(name: str) -> Callable[[], object]:
         def run() -> object:
-            formed = patient_gradients(geo, layout, x, g, name)
-            flat = formed.reshape(layout.patients, -1)
-            return torch.linalg.vector_norm(flat, dim=1) @ flat
+            matrix = patient_gradients(geo, layout, x, g, name).matrix
+            return torch.linalg.vector_norm(matrix, dim=2).sum(0) @ matrix
 
         return run
 
@@ -248,13 +285,15 @@ def _measured(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, t: int, p: in
         names = ["unfolded"] if geo.pointwise else ["native", "shifted"]
         if not geo.pointwise and layout.patients * t * d * geo.groups * element < 1 << 28:
             names.append("unfolded")
+        if not geo.pointwise and set(geo.stride) == {1} and p < geo.weight[1]:
+            names.append("turned")
         candidates |= {name: way(name) for name in names}
     if len(candidates) == 1:
         return next(iter(candidates))
     times: dict[str, float] = {}
-    for _ in range(2):
+    for _ in range(3):
         for name, run in candidates.items():
-            if name in times and times[name] > 3 * min(times.values()):
+            if name in times and times[name] > 2 * min(times.values()):
                 continue
             if x.device.type == "cuda":
                 torch.cuda.synchronize(x.device)
@@ -264,26 +303,27 @@ def _measured(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, t: int, p: in
                 torch.cuda.synchronize(x.device)
             taken = time.perf_counter() - start
             times[name] = min(taken, times.get(name, math.inf))
-    return min(times, key=lambda name: times[name])
+    return min(times, key=lambda name: times[name] + (0 if name == "gram" else formed * COLD))
 
 
 def _pair(geo: Geometry, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     return (g, x) if geo.transposed else (x, g)
 
 
-def patient_gradients(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, way: str) -> Tensor:
-    """[P, *weight] the named way; x and g have N·k rows."""
-    out: Tensor | None = None
+_WAYS = {"shifted": shifted_gradients, "unfolded": unfolded_gradients, "turned": turned_gradients}
+
+
+def patient_gradients(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, way: str) -> Formed:
+    """The patients' gradients the named way; x and g have N·k rows."""
+    out: Formed | None = None
     for members, (xs, gs) in layout.groups(x, g):
-        if way == "native":
-            part = native_gradients(xs, gs, geo)
-        else:
-            part = (shifted_gradients if way == "shifted" else unfolded_gradients)(*_pair(geo, xs, gs), geo)
+        part = native_gradients(xs, gs, geo) if way == "native" else _WAYS[way](*_pair(geo, xs, gs), geo)
         if isinstance(members, slice):
             return part
         if out is None:
-            out = part.new_zeros(layout.patients, *geo.weight)
-        out[members] = part
+            size, _, n = part.matrix.shape
+            out = Formed(part.matrix.new_zeros(size, layout.patients, n), part.arrange)
+        out.matrix[:, members] = part.matrix
     assert out is not None
     return out
 

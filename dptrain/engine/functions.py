@@ -95,8 +95,13 @@ class ConvUse(Use):
         x, g = (precise(t) for t in kept)
         if slot == "bias":
             return layout.sum_rows(g.flatten(2).sum(2))
-        way = "native" if self.way == "gram" else self.way
-        return conv.patient_gradients(self.geo, layout, x, g, way)
+        return conv.patient_gradients(self.geo, layout, x, g, "native").tensor()
+
+    def formed(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> conv.Formed:
+        if slot == "bias":
+            return super().formed(slot, layout, kept)
+        x, g = (precise(t) for t in kept)
+        return conv.patient_gradients(self.geo, layout, x, g, self.way)
 
     def norms(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
         if slot == "bias":

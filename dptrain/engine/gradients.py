@@ -161,7 +161,7 @@ class PatientGradients:
             if self._sources[id(parameter)].name in self._slow:
                 continue
             stand_in = self._stand_ins.get(id(parameter))
-            if stand_in is None or stand_in.data_ptr() != parameter.data_ptr() or stand_in.dtype != parameter.dtype:
+            if stand_in is None or stand_in._held != (parameter.data_ptr(), parameter.dtype):
                 stand_in = Seen.make(self._sources[id(parameter)], self._recorder)
                 self._stand_ins[id(parameter)] = stand_in
             module.__dict__[name] = stand_in
@@ -254,7 +254,7 @@ class PatientGradients:
         with torch.no_grad(), exact_math(losses.device):
             self._descend(tape, layout)
             for source in self._slow.values():
-                if source in tape.gradients or source in tape.deferred:
+                if source in tape.formed or source in tape.deferred:
                     self._form(tape, layout, source)
             self._one_by_one(tape, layout, losses, weights)
             if verify:
@@ -266,6 +266,9 @@ class PatientGradients:
         kept = tape.deferred.pop(source, None)
         if kept is not None:
             tape.add(source, kept.use.patient_gradients(kept.slot, layout, kept.kept))
+        formed = tape.formed.pop(source, None)
+        if formed is not None:
+            tape.add(source, formed.tensor())
 
     def _descend(self, tape: Tape, layout: Layout) -> None:
         """Carry the patient gradients of values computed from parameters on to the parameters."""
@@ -363,17 +366,13 @@ class PatientGradients:
 
     def _squared(self, tape: Tape, layout: Layout) -> Tensor:
         """Squared norm of each patient's gradient [P], in float64."""
-        parts = [torch.linalg.vector_norm(block.matrix, dim=1).double().square() for block in tape.blocks(layout)]
+        parts = [block.squared for block in tape.blocks(layout)]
         parts += [kept.squared.double() for kept in tape.deferred.values()]
         return torch.stack(parts).sum(0) if parts else torch.zeros(layout.patients, dtype=torch.float64)
 
     def _sums(self, tape: Tape, layout: Layout, factors: Tensor) -> dict[str, Tensor]:
         """Σ_i factors[i] · gradient_i of every parameter."""
-        sums: dict[Source, Tensor] = {}
-        for block in tape.blocks(layout):
-            flat = factors.to(block.matrix.dtype) @ block.matrix
-            pieces = flat.split([source.shape.numel() for source in block.sources])
-            sums.update({s: piece.view(s.shape) for s, piece in zip(block.sources, pieces, strict=True)})
+        sums = tape.sums(layout, factors)
         by_row: dict[int, Tensor] = {}
         for source, kept in tape.deferred.items():
             rows = len(kept.kept[-1])
@@ -440,7 +439,7 @@ class PatientGradients:
     def _silence(self, tape: Tape, layout: Layout, bad: Tensor) -> None:
         """Make the rows of non-finite patients zero before anything is multiplied with them (0·NaN = NaN)."""
         for block in tape.blocks(layout):
-            block.matrix[bad] = 0
+            block.matrix[:, bad] = 0
         for kept in tape.deferred.values():
             kept.kept = tuple(
                 t.masked_fill(layout.per_row(bad, len(t)).view(-1, *[1] * (t.dim() - 1)), 0) for t in kept.kept

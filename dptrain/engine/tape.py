@@ -8,12 +8,13 @@ clip factors are known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dptrain.engine.conv import Formed
 from dptrain.engine.layout import Layout
 from dptrain.errors import CheckRefused
 
@@ -51,6 +52,12 @@ class Use:
         """[P, *shape] in float32 (float64 for float64 tensors)."""
         raise NotImplementedError
 
+    def formed(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Formed:
+        """The same in any layout; asked for after :meth:`norms` gave None."""
+        gradients = self.patient_gradients(slot, layout, kept)
+        shape = gradients.shape[1:]
+        return Formed(gradients.reshape(1, layout.patients, -1), lambda flat: flat.view(shape))
+
     def norms(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
         """(squared norms [P], what they could be at most [P]) without the gradients, or None to form those.
 
@@ -77,10 +84,19 @@ class Deferred:
 
 @dataclass
 class Block:
-    """Patient gradients of some parameters side by side, [P, n]."""
+    """Patient gradients [B, P, n]: of one parameter in any layout, or of several side by side (B = 1)."""
 
     matrix: Tensor
     sources: list[Source]
+    arrange: Callable[[Tensor], Tensor] | None = None
+    _squared: Tensor | None = None
+
+    @property
+    def squared(self) -> Tensor:
+        """Squared norms [P] in float64, of the gradients as they were when first asked."""
+        if self._squared is None:
+            self._squared = torch.linalg.vector_norm(self.matrix, dim=2).double().square().sum(0)
+        return self._squared
 
 
 SMALL = 1 << 14
@@ -101,8 +117,10 @@ class Tape:
         self.uses: dict[Source, int] = {}
         self.derived: list[Source] = []
         self.gradients: dict[Source, Tensor] = {}
+        self.formed: dict[Source, Formed] = {}
         self.deferred: dict[Source, Deferred] = {}
         self.truth: dict[Source, Tensor] = {}
+        self.arrangements: dict[Source, Callable[[Tensor], Tensor]] = {}
         self._blocks: list[Block] | None = None
 
     def count(self, source: Source, uses: int = 1) -> None:
@@ -137,7 +155,9 @@ class Tape:
                     known = use.norms(slot, self.layout, kept)
                     if known is not None:
                         self.deferred[source] = Deferred(use, slot, kept, *known)
-                        continue
+                    else:
+                        self.formed[source] = use.formed(slot, self.layout, kept)
+                    continue
                 self.add(source, use.patient_gradients(slot, self.layout, kept))
 
     def add(self, source: Source, gradients: Tensor) -> None:
@@ -150,14 +170,39 @@ class Tape:
     def blocks(self, layout: Layout) -> list[Block]:
         """The formed gradients of parameters as matrices; to be asked for when all have come."""
         if self._blocks is None:
-            roots = [(s, g.reshape(layout.patients, -1)) for s, g in self.gradients.items() if s.is_root]
-            self._blocks = [Block(g, [s]) for s, g in roots if g.shape[1] > SMALL]
-            small = [(s, g) for s, g in roots if g.shape[1] <= SMALL]
-            for dtype in {g.dtype for _, g in small}:
-                some = [(s, g) for s, g in small if g.dtype == dtype]
-                self._blocks.append(Block(torch.cat([g for _, g in some], 1), [s for s, _ in some]))
-            self.gradients = {}
+            for source, gradients in self.gradients.items():
+                if source.is_root:
+                    self.formed[source] = Formed(gradients.reshape(1, layout.patients, -1), _shaper(source))
+            self._blocks, small = [], []
+            for source, formed in self.formed.items():
+                size, _, n = formed.matrix.shape
+                if size == 1 and n <= SMALL:
+                    small.append((source, formed))
+                else:
+                    self._blocks.append(Block(formed.matrix, [source], formed.arrange))
+            for dtype in {formed.matrix.dtype for _, formed in small}:
+                some = [pair for pair in small if pair[1].matrix.dtype == dtype]
+                self._blocks.append(Block(torch.cat([f.matrix for _, f in some], 2), [source for source, _ in some]))
+            self.arrangements = {source: formed.arrange for source, formed in small}
+            self.gradients, self.formed = {}, {}
         return self._blocks
+
+    def sums(self, layout: Layout, factors: Tensor) -> dict[Source, Tensor]:
+        """Σ_i factors[i] · gradient_i of the parameters whose gradients were formed."""
+        found: dict[Source, Tensor] = {}
+        for block in self.blocks(layout):
+            flat = factors.to(block.matrix.dtype) @ block.matrix
+            if block.arrange is not None:
+                found[block.sources[0]] = block.arrange(flat)
+                continue
+            pieces = flat.split([source.shape.numel() for source in block.sources], 1)
+            for source, piece in zip(block.sources, pieces, strict=True):
+                found[source] = self.arrangements[source](piece)
+        return found
+
+
+def _shaper(source: Source) -> Callable[[Tensor], Tensor]:
+    return lambda flat: flat.reshape(source.shape)
 
 
 def precise(tensor: Tensor) -> Tensor:

@@ -68,12 +68,14 @@ class Seen(Tensor):
 
     _source: Source
     _recorder: Recorder
+    _held: tuple[int, torch.dtype]
 
     @staticmethod
     def make(source: Source, recorder: Recorder) -> Seen:
         stand_in = torch.Tensor._make_subclass(Seen, source.plain.detach(), source.plain.requires_grad)
         stand_in._source = source
         stand_in._recorder = recorder
+        stand_in._held = (source.plain.data_ptr(), source.plain.dtype)
         return stand_in
 
     @classmethod

@@ -250,9 +250,10 @@ def leave_bias_out(patch: pytest.MonkeyPatch) -> None:
     def without(self: PatientGradients, tape, layout):  # type: ignore[no-untyped-def]
         whole = original(self, tape, layout)
         for block in tape.blocks(layout):
-            for source, part in zip(block.sources, block.matrix.split([s.shape.numel() for s in block.sources], 1)):
+            sizes = [block.matrix.shape[2]] if block.arrange else [s.shape.numel() for s in block.sources]
+            for source, part in zip(block.sources, block.matrix.split(sizes, 2), strict=True):
                 if source.name.endswith("bias"):
-                    whole = whole - part.double().square().sum(1)
+                    whole = whole - part.double().square().sum((0, 2))
         return whole
 
     patch.setattr(PatientGradients, "_squared", without)
