@@ -202,11 +202,34 @@ def native_gradients(x: Tensor, g: Tensor, geo: Geometry) -> Formed:
 def gram_norms(big: Tensor, small: Tensor, geo: Geometry) -> tuple[Tensor, Tensor]:
     """Squared norms [m] of the gradients, and the bound of :meth:`Use.norms`, through T×T products.
 
-    |Σ_t s_t b_tᵀ|² = Σ_{t,t'} (s_t·s_t')(b_t·b_t') (Goodfellow 2015; Bu et al. 2022 for convolutions).
+    |Σ_t s_t b_tᵀ|² = Σ_{t,t'} (s_t·s_t')(b_t·b_t') (Goodfellow 2015; Bu et al. 2022 for convolutions). The
+    products of the windows b_t are sums of products of single places, shifted along the kernel, so that the
+    windows need not be copied: (b_t·b_t') = Σ_k (x_{s·t+d·k−p} · x_{s·t'+d·k−p}).
     """
     m = len(big)
-    a, g = _unfolded(big, small.shape[3:], geo), _flat(small, geo.groups)
-    return gram(a.transpose(1, 2), g.transpose(1, 2), m)
+    places, space = small.shape[3:], big.shape[3:]
+    g = _flat(small, geo.groups).transpose(1, 2)
+    if geo.pointwise or math.prod(space) ** 2 > math.prod(places) ** 2 * math.prod(geo.kernel):
+        return gram(_unfolded(big, places, geo).transpose(1, 2), g, m)
+    r = big.shape[1]
+    flat = _flat(big, geo.groups)
+    products = torch.bmm(flat.transpose(1, 2), flat).view(m * geo.groups, r, *space, r, *space)
+    total = products.new_zeros(m * geo.groups, r, *places, r, *places)
+    for shift in itertools.product(*(range(k) for k in geo.kernel)):
+        to: list[slice] = []
+        of: list[slice] = []
+        for at, s, d, p, size, count in zip(shift, geo.stride, geo.dilation, geo.padding, space, places, strict=True):
+            offset = d * at - p
+            low = max(0, -(offset // s))
+            high = min(count, (size - 1 - offset) // s + 1)
+            to.append(slice(low, max(low, high)))
+            of.append(slice(s * low + offset, s * low + offset + max(0, s * (high - low - 1) + 1), s))
+        if any(part.start == part.stop for part in to):
+            continue
+        every = slice(None)
+        total[(every, every, *to, every, *to)] += products[(every, every, *of, every, *of)]
+    t = r * math.prod(places)
+    return _products_norms(total.view(-1, t, t), torch.bmm(g, g.transpose(1, 2)), m)
 
 
 def gram(a: Tensor, g: Tensor, m: int) -> tuple[Tensor, Tensor]:
@@ -214,8 +237,11 @@ def gram(a: Tensor, g: Tensor, m: int) -> tuple[Tensor, Tensor]:
     if a.shape[1] == 1:
         squared = (a.square().sum(-1) * g.square().sum(-1)).reshape(m, -1).sum(1)
         return squared, squared
-    aa = torch.bmm(a, a.transpose(1, 2))
-    gg = torch.bmm(g, g.transpose(1, 2))
+    return _products_norms(torch.bmm(a, a.transpose(1, 2)), torch.bmm(g, g.transpose(1, 2)), m)
+
+
+def _products_norms(aa: Tensor, gg: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """From the T×T products [m·groups, T, T]; `aa` is overwritten."""
     bound = (aa.diagonal(dim1=1, dim2=2) * gg.diagonal(dim1=1, dim2=2)).abs_().sqrt_().sum(1).square_()
     squared = (aa.mul_(gg)).sum((1, 2))
     if len(squared) != m:
@@ -266,7 +292,7 @@ def _rounded(number: int) -> int:
 
 def _measured(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, t: int, p: int, d: int) -> str:
     forming = t * p * d * geo.groups
-    squares = t * t * (p + d) * geo.groups
+    squares = t * t * (p + geo.weight[1] + 2 * math.prod(geo.kernel)) * geo.groups
     element = x.element_size()
     kept = (x.numel() + g.numel()) * element
     formed = layout.patients * p * d * geo.groups * element
