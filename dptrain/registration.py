@@ -1,16 +1,20 @@
 """`dptrain ledger …`: the ledger's commands, with the data floor's eyes where a cohort is registered.
 
 The ledger knows nothing of images. `register` and `budget` accept a recipe and data settings; this module turns
-them into patient keys and record hashes, and into the forecast of use that fixes an open budget's order.
+them into patient keys and record hashes, and into the forecast that fixes an open budget's order. Configuration
+and data are imported only then, so that `dptrain ledger show` starts at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from dptrain.config import load
-from dptrain.ledger import Keys, ScanResult, commands
-from dptrain.plan import Mechanism
+from dptrain.ledger import commands
+
+if TYPE_CHECKING:
+    from dptrain.ledger import Keys, ScanResult
+    from dptrain.plan import Mechanism
 
 
 def ledger_main(argv: list[str]) -> int:
@@ -21,6 +25,8 @@ def ledger_main(argv: list[str]) -> int:
 def scan(words: Sequence[str], keys: Keys) -> ScanResult:
     """Read, check and hash every record that these settings name. Raises DataUnreadable with every fault."""
     from dptrain import data
+    from dptrain.config import load
+    from dptrain.ledger import ScanResult
 
     settings = load(words)
     cohort = data.scan(settings.data, keys)
@@ -37,6 +43,7 @@ def scan(words: Sequence[str], keys: Keys) -> ScanResult:
 
 def forecast(words: Sequence[str], public_size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
     """The mechanisms of one run as these settings would train it, when it may cost epsilon."""
+    from dptrain.config import load
     from dptrain.training.planning import make_plan
 
     settings = load(
