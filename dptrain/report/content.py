@@ -209,7 +209,8 @@ def _numbers(facts: Facts, t: Language) -> list[Block]:
             }
         )
     if spent["epsilon"] is None:
-        items.append({"value": "–", "label": t("number.spent"), "note": t("number.spent.none")})
+        key = "number.spent.none" if facts["cohort"]["public"] else "number.spent.unknown"
+        items.append({"value": "–", "label": t("number.spent"), "note": t(key)})
     else:
         items.append(
             {
@@ -720,7 +721,9 @@ def mechanism(facts: Facts, t: Language) -> Section:
                         planned=t.integer(privacy["steps_planned"]),
                         run=t.integer(privacy["steps_run"]),
                         charged=t.integer(privacy["steps_charged"]),
-                    ),
+                    )
+                    if privacy["steps_planned"] is not None
+                    else t("unknown"),
                 ),
                 (t("mechanism.records"), t.integer(privacy["max_records_per_patient"])),
                 (t("mechanism.views"), t.integer(privacy["views"])),

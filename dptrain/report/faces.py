@@ -47,11 +47,19 @@ def pdf(doc: dict[str, Any], drawings: dict[str, str], made: str) -> bytes:
     """PDF/A-2a and PDF/UA-1: fit for filing and for screen readers; the same bytes for the same facts."""
     import typst
 
-    payload = json.dumps({"doc": doc, "figures": drawings}, ensure_ascii=False)
+    source, fonts = template("report.typ").encode(), typst.Fonts(include_system_fonts=False)  # embedded fonts only
+
+    def inputs(page_break: bool) -> dict[str, str]:
+        content = {"doc": doc, "figures": drawings, "break": page_break}
+        return {"data": json.dumps(content, ensure_ascii=False)}
+
+    # A decision of one page stands alone; where it runs over, the contents follow on its second page.
+    ends = json.loads(typst.query(source, "<decision-ends>", "value", sys_inputs=inputs(False), font_paths=fonts))
     return typst.compile(
-        template("report.typ").encode(),
-        sys_inputs={"data": payload},
-        ignore_system_fonts=True,  # Typst's own fonts are embedded: the same page on every machine
+        source,
+        sys_inputs=inputs(ends == [1]),
+        font_paths=fonts,
+        ignore_system_fonts=True,
         pdf_standards=["a-2a", "ua-1"],
         timestamp=_moment(made),
     )

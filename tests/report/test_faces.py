@@ -148,7 +148,8 @@ def test_pages_and_fonts_of_the_pdf(faces, edition, lang, tmp_path):
     t = Language(lang)
     assert t("decision.risks") in first
     assert t("contents") in text.split("\f")[1]
-    assert f"{t('page')} {pages} / {pages}" in re.sub(r" +", " ", text)
+    for number, page in enumerate(text.rstrip("\f").split("\f"), 1):
+        assert f"{t('page')} {number} / {pages}" in re.sub(r" +", " ", page)
     fonts = subprocess.run(["pdffonts", path], capture_output=True, text=True, check=True).stdout.splitlines()[2:]
     assert fonts
     assert all(re.search(r"\syes\s+(yes|no)\s+(yes|no)\s+\d+\s+\d+$", line) for line in fonts), (
