@@ -50,12 +50,14 @@ def write(
     title: str,
     notes: str = "",
     folder: Path = RESULTS,
+    table_rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write `<name>.json` and `<name>.md` below `folder`; returns the JSON's path.
 
     Args:
         rows: flat objects, one a row.
         table_columns: keys of the rows to show, in order; a missing value shows as an empty cell.
+        table_rows: rows of the table, where it shows a summary; None for `rows`.
         notes: Markdown below the table: what was not run, and what bounds a figure.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,10 @@ def write(
         "",
         "| " + " | ".join(table_columns) + " |",
         "|" + " --- |" * len(table_columns),
-        *("| " + " | ".join(_cell(row.get(key)) for key in table_columns) + " |" for row in rows),
+        *(
+            "| " + " | ".join(_cell(row.get(key)) for key in table_columns) + " |"
+            for row in (rows if table_rows is None else table_rows)
+        ),
     ]
     if notes:
         lines += ["", notes.strip()]

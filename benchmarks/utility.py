@@ -1,0 +1,699 @@
+"""What ε costs: every recipe at six levels of privacy, with groups, variants and stock Opacus beside it.
+
+`make bench-utility` runs the whole (hours on two cores), `make bench-utility QUICK=1` a part in under 20 minutes,
+`python -m benchmarks.utility recipe …` some recipes. Rows are written as they come, and those that are there
+are not run again (delete the JSON to start anew).
+
+Every trial takes the library's own way: cohort scanned and registered in a throw-away ledger, a plan, a grant,
+`fit`, noisy calibration, evaluation, the grant closed. What is unlike a clinic's run:
+
+- cohorts are declared *public* there, so that ε = ∞ is allowed and many trials are granted. All are charged;
+  what the sweep as a whole would have cost a private cohort is a row of its own (`sweep_epsilon`);
+- features of the frozen part are computed once and used by all trials, for the same reason;
+- the ledger's HMAC secret is a published constant, so that the split by keyed hash is the same for everyone.
+
+A seed numbers repetitions and starts the weights of networks; noise and draws are never seeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import _results
+from benchmarks._utility_plot import plot
+from dptrain import accounting, data
+from dptrain.config import Settings, load
+from dptrain.data import Cohort, PatientLoader
+from dptrain.ledger import Grant, Keys, Ledger, PublicDeclaration
+from dptrain.plan import Mechanism, Plan
+from dptrain.training import losses
+from dptrain.training.calibration import Calibration, fit_calibration
+from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
+from dptrain.training.fit import fit
+from dptrain.training.planning import make_plan
+from dptrain.training.session import Network, Prepared, build_network, check, load_inputs, refuse
+from dptrain.training.train import conformal_report, dice_scores
+
+EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
+SEEDS = (0, 1, 2)
+SECRET = hashlib.sha256(b"dptrain utility benchmark: public cohorts only").digest()
+PASSPHRASE = "a benchmark on public data"
+MAIN = "recipe"
+TUNED = "tuned without privacy"
+
+#: Training patients (or images) as declared to the public; see the recipes' pages.
+PUBLIC_SIZE = {
+    "chest_xray_pneumonia": 2215,
+    "chest_xray_findings": 475,
+    "hippocampus_segmentation": 188,
+    "ecg_beats": 33,
+    "readmission": 47500,
+}
+IMAGES = 4171  # training images of chest_xray_pneumonia, for the image as the unit
+MOST_IMAGES = 19  # of one patient group among them
+
+#: A non-private model is not served best by settings that suit noise: longer, without clipping, other rates.
+LONGER = {
+    "chest_xray_pneumonia": ("privacy.steps=600", "privacy.max_grad_norm=inf", "optimizer.lr=0.05"),
+    "readmission": ("privacy.steps=600", "privacy.max_grad_norm=inf", "optimizer.lr=1.0"),
+    "chest_xray_findings": ("privacy.steps=200", "privacy.max_grad_norm=inf", "optimizer.lr=0.3"),
+}
+
+#: Shown in the table; the JSON holds all.
+HEADLINE = {"hippocampus_segmentation": "dice"}
+COLUMNS = (
+    "recipe", "variant", "unit", "epsilon", "delta", "metric", "value", "seed_low", "seed_high", "low", "high",
+    "seeds", "noise_multiplier", "steps", "seconds",
+)  # fmt: skip
+NOT_RUN = """\
+## Not run
+| rows | why |
+| --- | --- |
+| full fine-tuning of EfficientNet-Lite0 (ε ∈ {1, 8, ∞}) | needs a GPU |
+| K = 8 augmented views of each image (ε ∈ {1, 8, ∞}) | needs a GPU: eight passes through the network at every step |
+"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: which recipe, what differs, at which ε, which repetition."""
+
+    recipe: str
+    variant: str
+    epsilon: float
+    seed: int
+    words: tuple[str, ...] = ()
+    unit: str | None = None
+    runner: str = "dptrain"
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return (self.recipe, self.variant, level(self.epsilon), self.seed)
+
+
+def level(epsilon: float) -> str | float:
+    """ε for JSON, which has no infinity."""
+    return "inf" if math.isinf(epsilon) else epsilon
+
+
+@dataclass
+class Site:
+    """A throw-away ledger with one cohort declared public, and that cohort's records in memory once read."""
+
+    settings: Settings
+    ledger: Ledger
+    cohort: Cohort
+    public_size: int
+    records: dict[str, Prepared] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- what is run
+
+
+def trials(*, quick: bool, wanted: Sequence[str]) -> list[Trial]:
+    """All trials, the most telling first."""
+    epsilons = (1.0, 8.0, math.inf) if quick else EPSILONS
+    seeds = SEEDS[:1] if quick else SEEDS
+    few = tuple(epsilon for epsilon in epsilons if epsilon in (1.0, 8.0))
+    ends = (*few, math.inf)
+    cxr, unit = "chest_xray_pneumonia", "image"
+    image_unit = (
+        "data.columns.patient=file",
+        f"data.unit={unit}",
+        "privacy.expected_batch_size=1130",  # the same rate, 0.271
+        "privacy.max_records_per_patient=1",
+    )
+    small = (
+        "model=small_cnn",
+        "data.image_shape=[1,32,32]",
+        "data.transforms.0.spatial_size=[32,32]",
+        "model.train=all",
+        "optimizer.name=adam",
+        "optimizer.lr=0.005",
+        "optimizer.momentum=0",
+        "privacy.max_grad_norm=1.0",
+        "training.ema=0.95",
+        "privacy.steps=150",
+    )
+    plans: list[tuple[str, str, Iterable[float], Sequence[int], tuple[str, ...], str | None, str]] = [
+        (cxr, MAIN, epsilons, seeds, (), None, "dptrain"),
+        (cxr, "stock Opacus, one image a patient", few if quick else epsilons[:-1], seeds, (), None, "opacus"),
+        ("readmission", MAIN, epsilons, seeds, (), None, "dptrain"),
+        ("chest_xray_findings", MAIN, epsilons, seeds, (), None, "dptrain"),
+        (cxr, "image unit", epsilons, seeds, image_unit, unit, "dptrain"),
+        ("ecg_beats", MAIN, epsilons, seeds, (), None, "dptrain"),
+        ("hippocampus_segmentation", MAIN, epsilons, seeds, (), None, "dptrain"),
+    ]
+    if not quick:
+        plans += [
+            (cxr, "no weight average", few, seeds, ("training.ema=0.0",), None, "dptrain"),
+            (cxr, "batch 150", few, seeds, ("privacy.expected_batch_size=150",), None, "dptrain"),
+            (cxr, "batch 2215 (all)", few, seeds, ("privacy.expected_batch_size=2215",), None, "dptrain"),
+            (cxr, "small network from scratch, 32 px", ends, seeds, small, None, "dptrain"),
+            (cxr, TUNED, (math.inf,), seeds, LONGER[cxr], None, "dptrain"),
+            (
+                "readmission",
+                TUNED,
+                (math.inf,),
+                seeds[:1],
+                LONGER["readmission"],
+                None,
+                "dptrain",
+            ),
+            (
+                "chest_xray_findings",
+                TUNED,
+                (math.inf,),
+                seeds,
+                LONGER["chest_xray_findings"],
+                None,
+                "dptrain",
+            ),
+        ]
+    result = []
+    for recipe, variant, levels, repeats, words, unit_word, runner in plans:
+        if wanted and recipe not in wanted:
+            continue
+        result += [
+            Trial(recipe, variant, epsilon, seed, words, unit_word, runner)
+            for seed in repeats
+            for epsilon in sorted(levels, reverse=True)
+        ]
+    return result
+
+
+# ---------------------------------------------------------------- a throw-away site
+
+
+def settings_of(trial: Trial) -> Settings:
+    """The recipe's settings with the trial's words."""
+    settings = load([f"recipe={trial.recipe}", *_words(trial.words)])
+    for position, transform in enumerate(settings.data.transforms):
+        for word in trial.words:
+            head = f"data.transforms.{position}."
+            if word.startswith(head):
+                name, _, value = word.removeprefix(head).partition("=")
+                transform[name] = json.loads(value)
+    settings.privacy.target_epsilon = trial.epsilon
+    if math.isinf(trial.epsilon):  # the same training without noise: clipping, and with it the step size, stays
+        settings.privacy.noise_multiplier = 0.0
+        if settings.privacy.calibration_noise_multiplier is not None:
+            settings.privacy.calibration_noise_multiplier = 0.0
+    settings.training.seed = trial.seed
+    return settings
+
+
+def _words(words: Iterable[str]) -> list[str]:
+    return [word for word in words if not word.startswith("data.transforms.")]
+
+
+def open_site(settings: Settings, public_size: int, place: Path) -> Site:
+    """Make keys and ledger below `place`, scan the cohort and register it as public."""
+    keys = Keys.create(place / "keys", PASSPHRASE)
+    (place / "keys" / "secret.json").write_text(json.dumps({"secrets": [SECRET.hex()]}))
+    controller = keys.controller(PASSPHRASE)
+    keys = Keys.load(place / "keys")
+    ledger = Ledger.create(str(place / "ledger.sqlite"), keys)
+    cohort = data.scan(settings.data, keys)
+    ledger.register(
+        settings.name,
+        unit=settings.data.unit,
+        issuer=settings.data.issuer,
+        public_size=public_size,
+        patients=cohort.hashes(),
+        owner="benchmark",
+        public=PublicDeclaration(source=settings.data.source, licence=settings.data.licence),
+        cautions=list(settings.data.cautions),
+        controller=controller,
+    )
+    network = build_network(settings)
+    if network.weights is not None:
+        ledger.declare_weights(
+            network.weights.sha256, source=network.weights_note, licence="Apache-2.0", controller=controller
+        )
+    refuse(check(settings, network))
+    return Site(settings, ledger, cohort, public_size)
+
+
+def records(site: Site, split: str, grant: Grant, network: Network, cache: Path | None) -> Prepared:
+    """Inputs of a split: read and put through the frozen part by the first trial, kept for the others.
+
+    `cache`: a folder that keeps them for a later start as well. Only ever used for cohorts declared public.
+    """
+    if split in site.records:
+        return replace(site.records[split], network=network)
+    grant.require()
+    cohort, settings = site.cohort, site.settings
+    pairs = [(p, r) for p in cohort.split(split, excluded=grant.excluded) for r in cohort.patients[p].records]
+    record = np.array([r for _, r in pairs], dtype=np.int64)
+    patient = torch.tensor([p for p, _ in pairs], dtype=torch.long)
+    name = hashlib.sha256(
+        repr(
+            (cohort.fingerprint, split, network.weights, settings.data.image_shape, settings.data.transforms)
+        ).encode()
+    ).hexdigest()[:24]
+    kept = None if cache is None or network.frozen is None else cache / f"{name}.pt"
+    if kept is not None and kept.exists():
+        inputs, label = torch.load(kept, weights_only=True)
+    else:
+        inputs, label = load_inputs(cohort, record, grant, network.frozen, torch.device("cpu"), label=split)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.save((inputs, label), kept)
+    site.records[split] = Prepared(
+        cohort, inputs, label, patient, record, network, losses.loss_for_task(settings.data.task)
+    )
+    return site.records[split]
+
+
+# ---------------------------------------------------------------- one trial
+
+
+def run(trial: Trial, site: Site, cache: Path | None) -> list[dict[str, Any]]:
+    """Train, calibrate, evaluate and close one trial; its rows."""
+    settings = settings_of(trial)
+    settings.data = site.settings.data
+    network = build_network(settings)
+    if trial.runner == "opacus":
+        return run_opacus(trial, settings, site, network, cache)
+    plan = make_plan(settings.privacy, public_size=site.public_size, unit=settings.data.unit, declares=("evaluate",))
+    grant = reserve(trial, plan, site, network)
+    try:
+        train = records(site, "train", grant, network, cache)
+        begun = time.perf_counter()
+        loader = PatientLoader(train.tensors(), plan, grant, chunk=settings.training.chunk)
+        result = fit(
+            network.trainable,
+            loader,
+            plan,
+            grant,
+            loss=train.loss,
+            optimizer=settings.optimizer,
+            ema=settings.training.ema,
+        )
+        seconds = time.perf_counter() - begun
+        calibration = None
+        if plan.calibration_noise_multiplier is not None:
+            held = records(site, "calibration", grant, network, cache)
+            calibration = fit_calibration(
+                outputs(result.model, held.inputs).double().numpy(),
+                held.label.numpy(),
+                held.patient.numpy(),
+                settings.data.task,
+                noise_multiplier=plan.calibration_noise_multiplier,
+            )
+        test = records(site, "test", grant, network, cache)
+        logits = outputs(result.model, test.inputs)
+        metrics = evaluate(settings, site.cohort, test, logits, calibration)
+    except BaseException:
+        grant.close("interrupted", steps_run=0)
+        raise
+    grant.close("complete", steps_run=plan.steps, did=("evaluate",))
+    return rows_of(trial, plan, plan.mechanisms, metrics, seconds)
+
+
+def reserve(trial: Trial, plan: Plan, site: Site, network: Network) -> Grant:
+    """Ask the ledger; every trial is charged, whatever the cohort."""
+    digest = hashlib.sha256(repr(trial).encode()).hexdigest()[:12]
+    return site.ledger.reserve(
+        plan,
+        site.settings.name,
+        run=f"{digest}-{os.urandom(2).hex()}",
+        fingerprint=site.cohort.fingerprint,
+        weights=network.weights,
+    )
+
+
+def outputs(model: torch.nn.Module, inputs: Tensor, batch: int = 512) -> Tensor:
+    """Logits of all records, in evaluation mode."""
+    model.eval()
+    step = batch if inputs[0].numel() < 10_000 else 8
+    with torch.inference_mode():
+        return torch.cat([model(inputs[i : i + step]).float() for i in range(0, len(inputs), step)])
+
+
+def evaluate(
+    settings: Settings, cohort: Cohort, test: Prepared, logits: Tensor, calibration: Calibration | None
+) -> dict[str, Any]:
+    """Metrics of the test patients, overall and by group, with patient-bootstrap intervals."""
+    groups = {column: [values[r] for r in test.record] for column, values in cohort.groups.items()}
+    task, classes = settings.data.task, list(settings.data.classes)
+    patient = test.patient.numpy()
+    if task == "segmentation":
+        return evaluate_segmentation(dice_scores(logits, test.label), patient, groups, classes=classes)
+    scaled = logits.double() / (calibration.temperature if calibration else 1.0)
+    probability = (scaled.softmax(1) if task == "multiclass" else scaled.sigmoid()).numpy()
+    if task == "binary":
+        probability = probability.reshape(-1)
+    metrics = evaluate_classification(probability, test.label.numpy(), patient, groups, task=task, classes=classes)
+    if calibration is not None:
+        metrics["conformal"] = conformal_report(scaled.numpy(), test.label.numpy(), task, calibration)
+    return metrics
+
+
+def rows_of(
+    trial: Trial, plan: Plan, mechanisms: Sequence[Mechanism], metrics: dict[str, Any], seconds: float
+) -> list[dict[str, Any]]:
+    """One row a metric: overall, by class, by group."""
+    base = {
+        "recipe": trial.recipe,
+        "variant": trial.variant,
+        "unit": trial.unit or "patient",
+        "epsilon": level(trial.epsilon),
+        "delta": plan.delta,
+        "seed": trial.seed,
+    }
+    tail = {
+        "noise_multiplier": plan.noise_multiplier,
+        "steps": plan.steps,
+        "expected_batch_size": plan.expected_batch_size,
+        "seconds": round(seconds, 1),
+    }
+    rows: list[dict[str, Any]] = []
+
+    def add(metric: str, value: Any, low: Any = None, high: Any = None, **extra: Any) -> None:
+        if value is not None and math.isfinite(value):
+            rows.append({**base, "metric": metric, "value": value, "low": low, "high": high, **extra, **tail})
+
+    for metric, figure in metrics["overall"].items():
+        add(metric, figure["value"], figure["low"], figure["high"])
+    for name, table in metrics["by_class"].items():
+        for metric in ("auroc", "dice"):
+            if metric in table:
+                add(
+                    metric, table[metric]["value"], table[metric]["low"], table[metric]["high"], group=f"class={name}"
+                )
+    for column, values in metrics["groups"].items():
+        for value, table in values.items():
+            for metric in ("auroc", "sensitivity_at_90_specificity", "calibration_error", "dice"):
+                figure = table.get(metric)
+                if figure:
+                    add(metric, figure["value"], figure["low"], figure["high"], group=f"{column}={value}")
+    if metrics.get("conformal"):
+        add("conformal_coverage", metrics["conformal"]["coverage"])
+        add("conformal_set_size", metrics["conformal"]["set_size"])
+    if math.isfinite(trial.epsilon):
+        add("epsilon_pld", accounting.pld_epsilon(mechanisms, plan.delta))
+        if trial.unit == "image":
+            add("epsilon_of_a_patient", accounting.group(mechanisms, MOST_IMAGES, plan.delta))
+        if trial.recipe == "hippocampus_segmentation":
+            add("epsilon_of_a_person", accounting.group(mechanisms, 2, plan.delta))
+    return rows
+
+
+# ---------------------------------------------------------------- the baseline
+
+
+def run_opacus(
+    trial: Trial, settings: Settings, site: Site, network: Network, cache: Path | None
+) -> list[dict[str, Any]]:
+    """Stock Opacus as its image-classification tutorial has it, on the same frozen features.
+
+    Settings of the tutorial: `make_private_with_epsilon`, RMSprop at 1e-3, batch 512, 20 epochs, clip 1.2.
+    Opacus protects rows. With the first image of each patient alone, a row is a patient, so that its ε is at
+    the same unit as ours; it cannot use a patient's other images at that unit.
+    """
+    from opacus import PrivacyEngine
+    from torch.utils.data import DataLoader, TensorDataset
+
+    epochs, batch, clip = 20, 512, 1.2
+    delta = min(1e-5, 1 / (10 * site.public_size))
+    model = copy.deepcopy(network.trainable)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    # The grant comes first: the plan charges what Opacus will do, with its own rate and steps.
+    length = len(DataLoader(range(site.public_size), batch_size=batch))
+    sigma = accounting.calibrate_noise(trial.epsilon, delta, 1 / length, epochs * length)
+    plan = Plan(
+        public_size=site.public_size,
+        expected_batch_size=math.ceil(site.public_size / length),
+        steps=epochs * length,
+        noise_multiplier=sigma,
+        max_grad_norm=clip,
+        delta=delta,
+        max_records_per_patient=1,
+        unit=settings.data.unit,
+    )
+    grant = reserve(trial, plan, site, network)
+    train = records(site, "train", grant, network, cache)
+    test = records(site, "test", grant, network, cache)
+    grant.commit(plan.steps)
+    first = np.unique(train.patient.numpy(), return_index=True)[1]
+    dataset = TensorDataset(train.inputs[first], train.label[first].float())
+    begun = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine = PrivacyEngine()
+        model.train()
+        private, optimizer, loader = engine.make_private_with_epsilon(
+            module=model,
+            optimizer=torch.optim.RMSprop(model.parameters(), lr=1e-3),
+            data_loader=DataLoader(dataset, batch_size=batch),
+            epochs=epochs,
+            target_epsilon=trial.epsilon,
+            target_delta=delta,
+            max_grad_norm=clip,
+        )
+        for _ in range(epochs):
+            for image, label in loader:
+                optimizer.zero_grad()
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(private(image).reshape(-1), label)
+                loss.backward()
+                optimizer.step()
+    seconds = time.perf_counter() - begun
+    logits = outputs(private, test.inputs)
+    metrics = evaluate(settings, site.cohort, test, logits, None)
+    grant.close("complete", steps_run=plan.steps, did=("evaluate",))
+    noise = float(optimizer.noise_multiplier)
+    ran = Mechanism(1 / length, noise, epochs * length)
+    return rows_of(trial, replace(plan, noise_multiplier=noise), (ran,), metrics, seconds)
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def sweep_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each recipe's sweep as a whole would cost a private cohort, and the random-stopping account beside it.
+
+    The second holds only where the number of trials is drawn at random and kept secret, settings are drawn
+    anew for each and the best alone is released (Papernot & Steinke 2022): a sweep that is shown, like this
+    one, costs the first. It is computed for trials like the one at ε = 1, as many as the sweep has on average.
+    """
+    found: list[dict[str, Any]] = []
+    for recipe in PUBLIC_SIZE:
+        runs = [
+            row
+            for row in rows
+            if row["recipe"] == recipe and row["metric"] == "epsilon_pld" and row["unit"] != "image"
+        ]
+        if not runs:
+            continue
+        delta = runs[0]["delta"]
+        size = PUBLIC_SIZE[recipe]
+        each = [Mechanism(r["expected_batch_size"] / size, r["noise_multiplier"], r["steps"]) for r in runs]
+        settings = load([f"recipe={recipe}"])
+        noise = settings.privacy.calibration_noise_multiplier
+        with_calibration = sum("Opacus" not in r["variant"] for r in runs)
+        also = [Mechanism(1.0, noise, with_calibration, "calibration")] if noise else []
+        base = {"recipe": recipe, "variant": "the whole sweep", "unit": "patient", "epsilon": None, "delta": delta}
+        base |= {"seed": None, "trials": len(runs)}
+        found.append({**base, "metric": "sweep_epsilon", "value": accounting.pld_epsilon([*each, *also], delta)})
+        strict = [m for m, r in zip(each, runs) if r["epsilon"] == 1.0 and r["variant"] == MAIN][:1]
+        if strict:
+            one = [*strict, *([Mechanism(1.0, noise, 1, "calibration")] if noise else [])]
+            value = accounting.random_stopping_epsilon(one, delta, expected_trials=len(runs))
+            total = accounting.pld_epsilon([replace(m, steps=m.steps * len(runs)) for m in one], delta)
+            found.append({**base, "metric": "random_stopping_epsilon", "value": value})
+            found.append({**base, "metric": "sum_of_as_many_trials_epsilon", "value": total})
+    return found
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds for the table: the headline metric of each recipe and variant at each ε."""
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        metric = HEADLINE.get(row["recipe"], "auroc")
+        extras = ("sweep_epsilon", "random_stopping_epsilon", "sum_of_as_many_trials_epsilon")
+        extras += ("epsilon_of_a_person", "epsilon_of_a_patient")
+        if row.get("group") or row["metric"] not in (metric, *extras):
+            continue
+        cells.setdefault((row["recipe"], row["variant"], row["epsilon"], row["metric"]), []).append(row)
+    found = []
+    for (recipe, variant, epsilon, metric), same in cells.items():
+        values = [row["value"] for row in same]
+
+        def mean(name: str, same: list[dict[str, Any]] = same) -> float | None:
+            have = [row[name] for row in same if row.get(name) is not None]
+            return sum(have) / len(have) if have else None
+
+        found.append(
+            {
+                "recipe": recipe,
+                "variant": variant,
+                "unit": same[0]["unit"],
+                "epsilon": "∞" if epsilon == "inf" else epsilon,
+                "delta": same[0]["delta"],
+                "metric": metric,
+                "value": sum(values) / len(values),
+                "seed_low": min(values),
+                "seed_high": max(values),
+                "low": mean("low"),
+                "high": mean("high"),
+                "seeds": len(values),
+                "noise_multiplier": mean("noise_multiplier"),
+                "steps": same[0].get("steps"),
+                "seconds": mean("seconds"),
+            }
+        )
+    names = list(PUBLIC_SIZE)
+    order = {epsilon: i for i, epsilon in enumerate([0.5, 1.0, 2.0, 4.0, 8.0, "∞", None])}
+    return sorted(
+        found,
+        key=lambda r: (
+            names.index(r["recipe"]),
+            r["variant"] != MAIN,
+            r["variant"],
+            r["metric"],
+            order[r["epsilon"]],
+        ),
+    )
+
+
+def gaps(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: by recipe, group column and ε, the spread between the best and the worst group."""
+    cells: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    for row in rows:
+        column, _, value = (row.get("group") or "").partition("=")
+        if not column or column == "class" or row["variant"] != MAIN:
+            continue
+        cells.setdefault((row["recipe"], column, row["metric"], str(row["epsilon"])), {}).setdefault(
+            value, []
+        ).append(row["value"])
+    if not cells:
+        return ""
+    lines = [
+        "## Gaps between groups",
+        "Largest minus smallest group mean over seeds; groups with fewer than 10 patients, or 10 records of a "
+        "class, are left out. Small test groups differ by chance alone: see the intervals in the JSON.",
+        "",
+        "| recipe | group | metric | ε | gap | lowest | highest |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (recipe, column, metric, epsilon), groups in cells.items():
+        means = {name: sum(values) / len(values) for name, values in groups.items()}
+        if len(means) < 2:
+            continue
+        low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+        shown = "∞" if epsilon == "inf" else epsilon
+        lines.append(
+            f"| {recipe} | {column} | {metric} | {shown} | {means[high] - means[low]:.3f} "
+            f"| {low}: {means[low]:.3f} | {high}: {means[high]:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def keep(rows: list[dict[str, Any]], command: str, folder: Path) -> None:
+    """Write JSON, table and plot of what is there."""
+    whole = [*rows, *sweep_rows(rows)]
+    notes = "\n".join(
+        [
+            "Means over seeds (`seed_low` to `seed_high`: the extremes); `low` to `high`: 95 % patient-bootstrap "
+            "interval of a run, averaged. `seconds` is training alone. Cohorts are declared public in a throw-away "
+            "ledger; `sweep_epsilon` is what all private trials of a recipe together would have cost otherwise, and "
+            "`random_stopping_epsilon` the tighter account of a sweep of as many trials like the one at ε = 1 whose "
+            "number is random and whose best alone is released, beside their plain sum.",
+            "",
+            gaps(rows),
+            NOT_RUN,
+        ]
+    )
+    _results.write(
+        "utility",
+        whole,
+        command=command,
+        table_rows=summary(whole),
+        table_columns=COLUMNS,
+        title="Utility against ε",
+        notes=notes,
+        folder=folder,
+    )
+    plot(rows, folder)
+
+
+def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = print) -> int:
+    """Run what is missing; returns an exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.utility", description=__doc__.split("\n\n")[0])
+    parser.add_argument("recipes", nargs="*", help="only these recipes")
+    parser.add_argument("--quick", action="store_true", help="one seed, three levels, the main variants")
+    parser.add_argument("--variant", action="append", default=[], help="only variants whose name begins so")
+    parser.add_argument("--folder", type=Path, default=None, help="where results go (quick: results/quick)")
+    parser.add_argument("--tables", action="store_true", help="run nothing: write table and plots of what is there")
+    parser.add_argument("--cache", type=Path, default=None, help="keep features here for a later start")
+    options = parser.parse_args(argv)
+    unknown = set(options.recipes) - set(PUBLIC_SIZE)
+    if unknown:
+        parser.error(f"unknown recipe {', '.join(sorted(unknown))}: there are {', '.join(PUBLIC_SIZE)}")
+    shared = Path(__file__).parents[2] / "shared" / "data"
+    if "DPTRAIN_DATA" not in os.environ and shared.is_dir():
+        os.environ["DPTRAIN_DATA"] = str(shared)
+    folder = options.folder or (_results.RESULTS / "quick" if options.quick else _results.RESULTS)
+    command = " ".join(["python -m benchmarks.utility", *(argv if argv is not None else sys.argv[1:])])
+    path = folder / "utility.json"
+    rows = [r for r in json.loads(path.read_text())["rows"] if r["epsilon"] is not None] if path.exists() else []
+    done = {(r["recipe"], r["variant"], r["epsilon"], r["seed"]) for r in rows}
+    todo = [
+        trial
+        for trial in trials(quick=options.quick, wanted=options.recipes)
+        if not options.tables
+        and trial.key not in done
+        and (not options.variant or trial.variant.startswith(tuple(options.variant)))
+    ]
+    say(f"{len(todo)} trials to run, {len(done)} are there")
+    place = Path(tempfile.mkdtemp(prefix="dptrain-utility-"))
+    try:
+        site, site_name = None, None
+        for number, trial in enumerate(todo, 1):
+            settings = settings_of(trial)
+            name = (trial.recipe, trial.unit, tuple(settings.data.image_shape), trial.words if trial.unit else ())
+            if name != site_name:
+                size = IMAGES if trial.unit == "image" else PUBLIC_SIZE[trial.recipe]
+                site, site_name = open_site(settings, size, place / str(number)), name
+            assert site is not None
+            new = run(trial, site, options.cache)
+            rows += new
+            metric = HEADLINE.get(trial.recipe, "auroc")
+            value = next(r["value"] for r in new if r["metric"] == metric and not r.get("group"))
+            say(
+                f"[{number}/{len(todo)}] {trial.recipe}, {trial.variant}, ε={level(trial.epsilon)}, "
+                f"seed {trial.seed}: {metric} {value:.4f} ({new[0]['seconds']} s)"
+            )
+            last = number == len(todo) or todo[number].recipe != trial.recipe or todo[number].variant != trial.variant
+            if last or number % 6 == 0:
+                keep(rows, command, folder)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    if not todo and rows:
+        keep(rows, command, folder)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
