@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -161,17 +158,3 @@ def have_postgres() -> bool:
     except ImportError:
         return False
     return True
-
-
-def start_time(words: list[str], times: int = 5) -> float:
-    """Median seconds that a fresh `python -m dptrain …` takes."""
-    import time
-
-    found = []
-    for _ in range(times):
-        begun = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "dptrain", *words], check=True, stdout=subprocess.DEVNULL, env={**os.environ}
-        )
-        found.append(time.perf_counter() - begun)
-    return sorted(found)[len(found) // 2]

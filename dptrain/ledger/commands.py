@@ -77,7 +77,7 @@ SPECS: dict[str, dict[str, Word]] = {
         "kind": Word(str, "open (any runs) or planned (exactly the declared ones)", "open"),
         "minimum_charge": Word(float, "below this remainder the cohort is locked (default: 1 % of epsilon)", None),
         "advice": Word(str, "what the data protection officer advised", None),
-        "sample_rate": Word(float, "forecast: rate of a typical run", None),
+        "expected_batch_size": Word(int, "forecast: expected patients a step of a typical run", None),
         "steps": Word(int, "forecast: steps of a typical run", None),
         "noise_multiplier": Word(float, "forecast: its noise (default: the least that epsilon allows)", None),
         "runs": Word(int, "forecast: so many such runs (planned: the declaration)", 1),
@@ -132,8 +132,8 @@ HELP: dict[str, tuple[str, str]] = {
     "budget": (
         "Grant (epsilon, delta) to a cohort, or raise it; signed by the controller.",
         "dptrain ledger budget cohort=chest epsilon=8 recipe=chest_xray_pneumonia reason='pneumonia study'\n"
-        "  dptrain ledger budget cohort=chest epsilon=3 sample_rate=0.05 steps=1000 reason='pilot' advice='agreed'\n"
-        "  dptrain ledger budget cohort=chest epsilon=3 kind=planned sample_rate=0.27 steps=200 runs=3 reason='plan'",
+        "  dptrain ledger budget cohort=chest epsilon=3 expected_batch_size=100 steps=1000 reason='pilot'\n"
+        "  dptrain ledger budget cohort=chest epsilon=3 kind=planned expected_batch_size=600 steps=200 runs=3 reason=sweep",
     ),
     "weights": (
         "Declare starting weights public, by the hash of their file; signed by the controller.",
@@ -427,8 +427,8 @@ def _forecast(
 
     if values["runs"] < 1:
         raise ConfigError(f"runs={values['runs']} must be at least 1.")
-    rate, steps, noise = values["sample_rate"], values["steps"], values["noise_multiplier"]
-    if rate is None and steps is None and noise is None:
+    batch, steps, noise = values["expected_batch_size"], values["steps"], values["noise_multiplier"]
+    if batch is None and steps is None and noise is None:
         if settings and forecast is not None:
             one = forecast(settings, status.public_size, values["epsilon"], values["delta"])
             return one * int(values["runs"])
@@ -436,10 +436,12 @@ def _forecast(
             return ()  # a raise keeps its order
         raise ConfigError(
             "a budget needs a forecast of its use: an open one gets its RDP order from it, a planned one its runs.",
-            remedy="Give recipe=…, or sample_rate=… steps=… (and noise_multiplier=…).",
+            remedy="Give recipe=…, or expected_batch_size=… steps=… (and noise_multiplier=…).",
         )
-    if rate is None or steps is None or settings:
-        raise ConfigError("a forecast is either recipe=… (and settings), or sample_rate=… and steps=….")
+    if batch is None or steps is None or settings:
+        raise ConfigError("a forecast is either recipe=… (and settings), or expected_batch_size=… and steps=….")
+    rate = batch / status.public_size
+    Mechanism(rate, 1.0, steps)  # says what is wrong with a batch or steps out of range
     if noise is None:
         from dptrain import accounting
 

@@ -23,6 +23,7 @@ from sqlalchemy.engine import Connection
 from dptrain.errors import ConfigError, DataUnreadable
 from dptrain.ledger.keys import Keys, wrap
 from dptrain.ledger.state import PatientClass, State
+from dptrain.ledger.store import insert_rows
 from dptrain.ledger.store import patients as patient_table
 from dptrain.ledger.store import records as record_table
 
@@ -112,23 +113,21 @@ def register(
     first = max(state.classes, default=0) + 1
     moved = {old: first + offset for offset, old in enumerate(olds)}
     digest = state.patients_digest
-    inserted: list[dict[str, Any]] = []
     changed: list[dict[str, Any]] = []
-    for key in names:
-        before = known.get(key)
-        if before is None:
-            klass, unit = moved[0], None
-            inserted.append({"key": key, "klass": klass, "unit": None})
-        else:
-            klass, unit = moved[before[0]], before[1]
-            digest -= patient_row(key_of_digest, key, *before)
-            changed.append({"b_key": key, "b_class": klass})
-        digest += patient_row(key_of_digest, key, klass, unit)
-        if len(inserted) >= WRITE:
-            connection.execute(sa.insert(patient_table), inserted)
-            inserted = []
-    if inserted:
-        connection.execute(sa.insert(patient_table), inserted)
+    fresh = moved.get(0, 0)
+
+    def new_patients() -> Iterator[tuple[bytes, int, None]]:
+        nonlocal digest
+        for key in names:
+            if key not in known:
+                digest += patient_row(key_of_digest, key, fresh, None)
+                yield key, fresh, None
+
+    insert_rows(connection, patient_table, new_patients())
+    for key, (klass, unit) in known.items():
+        digest -= patient_row(key_of_digest, key, klass, unit)
+        digest += patient_row(key_of_digest, key, moved[klass], unit)
+        changed.append({"b_key": key, "b_class": moved[klass]})
     for rows in _chunks(changed, WRITE):
         connection.execute(
             sa.update(patient_table)
@@ -137,11 +136,9 @@ def register(
             rows,
         )
     records_digest = state.records_digest
-    for hashes_now in _chunks(sorted(new_records), WRITE):
-        rows = [{"hash": record, "patient": new_records[record]} for record in hashes_now]
-        for row in rows:
-            records_digest += record_row(key_of_digest, row["hash"], row["patient"])
-        connection.execute(sa.insert(record_table), rows)
+    for record, key in new_records.items():
+        records_digest += record_row(key_of_digest, record, key)
+    insert_rows(connection, record_table, sorted(new_records.items()))
     links, digest = _link(connection, state.links, key_of_digest, digest, pairs)
     return {
         "nonce": secrets.token_hex(16),
@@ -262,20 +259,17 @@ def counts(connection: Connection) -> dict[int, int]:
 
 def rewrap(connection: Connection, secret: bytes) -> None:
     """Replace every key and hash by its HMAC under a new secret (rotation)."""
-    rows = [
-        {"key": wrap(secret, bytes(row.key)), "klass": row.klass, "unit": row.unit}
-        for row in connection.execute(sa.select(patient_table))
-    ]
+    people = sorted(
+        (wrap(secret, bytes(row.key)), row.klass, row.unit) for row in connection.execute(sa.select(patient_table))
+    )
     connection.execute(sa.delete(patient_table))
-    for chunk in _chunks(sorted(rows, key=lambda row: bytes(row["key"])), WRITE):
-        connection.execute(sa.insert(patient_table), chunk)
-    rows = [
-        {"hash": wrap(secret, bytes(row.hash)), "patient": wrap(secret, bytes(row.patient))}
+    insert_rows(connection, patient_table, people)
+    hashes = sorted(
+        (wrap(secret, bytes(row.hash)), wrap(secret, bytes(row.patient)))
         for row in connection.execute(sa.select(record_table))
-    ]
+    )
     connection.execute(sa.delete(record_table))
-    for chunk in _chunks(sorted(rows, key=lambda row: bytes(row["hash"])), WRITE):
-        connection.execute(sa.insert(record_table), chunk)
+    insert_rows(connection, record_table, hashes)
 
 
 def _chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -137,11 +137,11 @@ def test_a_public_cohort_by_command(desk: Desk) -> None:
 
 def test_a_forecast_in_words(desk: Desk) -> None:
     desk("register public_size=20 owner=Radiology")
-    desk("budget cohort=chest epsilon=3 delta=0.001 sample_rate=0.5 steps=20 reason=pilot")
+    desk("budget cohort=chest epsilon=3 delta=0.001 expected_batch_size=10 steps=20 reason=pilot")
     shown = desk("budget cohort=chest epsilon=4 reason=more")  # a raise needs no forecast
     assert "epsilon = 4" in shown
     shown = desk(
-        "budget cohort=chest epsilon=9 delta=0.001 kind=planned sample_rate=0.5 steps=20 runs=2 reason=two_runs"
+        "budget cohort=chest epsilon=9 delta=0.001 kind=planned expected_batch_size=10 steps=20 runs=2 reason=two_runs"
     )
     assert "2 of 2 declared mechanisms" in shown
 
@@ -180,6 +180,8 @@ def test_bad_budgets_by_command(desk: Desk) -> None:
         ("epsilon=1 delta=0.2 recipe=chest", EXIT_REFUSED_BY_LEDGER, "too large"),
         ("epsilon=1", EXIT_USAGE, "forecast"),
         ("epsilon=1 steps=3", EXIT_USAGE, "forecast"),
+        ("epsilon=1 steps=3 expected_batch_size=21", EXIT_USAGE, "not a probability"),
+        ("epsilon=1 steps=3 expected_batch_size=2 recipe=chest", EXIT_USAGE, "either"),
         ("epsilon=1 recipe=chest runs=0", EXIT_USAGE, "at least 1"),
         ("epsilon=1 kind=yearly recipe=chest", EXIT_USAGE, "open or planned"),
     ):
