@@ -322,9 +322,13 @@ def _pairs(owner: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class _Drawn:
-    """The rows that take part in one step, padded: index, weight, owner, all [M, b]; owner −1 for padding."""
+    """The rows that take part in one step, padded, all [M, b].
+
+    index: of the record. position: among the trained records sorted by patient. owner: −1 for padding.
+    """
 
     index: Tensor
+    position: Tensor
     weight: Tensor
     owner: Tensor
 
@@ -336,13 +340,13 @@ def _drawn(draws: Draws) -> _Drawn:
     width = max(int(counts.max()), 1)
     column = torch.arange(which.numel(), device=which.device) - (torch.cumsum(counts, 0) - counts)[which]
     shape = (weights.shape[0], width)
-    index = torch.zeros(shape, dtype=torch.long, device=which.device)
+    place = torch.zeros(shape, dtype=torch.long, device=which.device)
     owner = torch.full(shape, -1, dtype=torch.long, device=which.device)
     weight = torch.zeros(shape, device=which.device)
-    index[which, column] = draws.rows[position]
+    place[which, column] = position
     owner[which, column] = draws.owner[position]
     weight[which, column] = weights[which, position]
-    return _Drawn(index, weight, owner)
+    return _Drawn(draws.rows[place], place, weight, owner)
 
 
 def _segments(owner: Tensor) -> Tensor:
@@ -350,6 +354,25 @@ def _segments(owner: Tensor) -> Tensor:
     new = torch.ones_like(owner, dtype=torch.bool)
     new[:, 1:] = owner[:, 1:] != owner[:, :-1]
     return torch.cumsum(new, dim=1) - 1
+
+
+class _InputGram:
+    """Inner products (plus one for a bias) of the inputs of one patient, taken once: they never change."""
+
+    def __init__(self, x: Tensor, owner: Tensor, patients: int, bias: bool) -> None:
+        counts = torch.bincount(owner, minlength=patients)
+        starts = torch.cumsum(counts, 0) - counts
+        blocks = torch.cumsum(counts**2, 0) - counts**2
+        self.local = torch.arange(owner.numel(), device=owner.device) - starts[owner]
+        self.base = blocks[owner] + self.local * counts[owner]
+        self.table = torch.zeros(int((counts**2).sum()), device=owner.device)
+        first, second = _pairs(owner)
+        for i, j in zip(first.split(65536), second.split(65536), strict=True):
+            self.table[self.base[i] + self.local[j]] = (x[i] * x[j]).sum(1) + float(bias)
+
+    def of(self, first: Tensor, second: Tensor) -> Tensor:
+        """For positions of pairs; the first must not come after the second."""
+        return self.table[self.base[first] + self.local[second]]
 
 
 def _train_dense(
@@ -362,13 +385,17 @@ def _train_dense(
 ) -> None:
     """Gram norms layer by layer on the rows drawn: Σ_{r,s} a_r a_s (δ_r·δ_s)(h_r·h_s + 1), for every Linear."""
     plan = material.plan
-    inputs, labels = material.inputs.to(device), material.labels.to(device)
+    inputs, labels = material.inputs.to(device).float(), material.labels.to(device)
     inputs = inputs.flatten(1) if isinstance(layers[0][1], nn.Flatten) else inputs
+    gram = None
+    entry = next(layer for _, layer in layers if not isinstance(layer, nn.Flatten))
+    if isinstance(entry, nn.Linear):
+        gram = _InputGram(inputs[draws.rows], draws.owner, material.patients, entry.bias is not None)
     for _ in range(plan.steps):
         rows = _drawn(draws)
         models, width = rows.index.shape
         weights = stack.by_name()
-        hidden = inputs[rows.index].float()
+        hidden = inputs[rows.index]
         kept: list[Tensor] = []
         linear: list[tuple[str, bool, Tensor]] = []
         with torch.enable_grad():
@@ -398,14 +425,14 @@ def _train_dense(
                 )
                 if model.numel() == 0:
                     break
+                one, two = (model, column), (model, column + offset)
                 value = torch.zeros(model.numel(), device=device)
-                for (_, bias, below), delta in zip(linear, deltas, strict=True):
-                    if offset == 0:
-                        product = (delta**2).sum(2) * ((below**2).sum(2) + float(bias))
-                        value += product[model, column]
+                for number, ((_, bias, below), delta) in enumerate(zip(linear, deltas, strict=True)):
+                    if number == 0 and gram is not None:
+                        inner = gram.of(rows.position[one], rows.position[two])
                     else:
-                        one, two = (model, column), (model, column + offset)
-                        value += (delta[one] * delta[two]).sum(1) * ((below[one] * below[two]).sum(1) + float(bias))
+                        inner = (below[one] * below[two]).sum(1) + float(bias)
+                    value += (delta[one] * delta[two]).sum(1) * inner
                 square.index_put_((model, segment[model, column]), value * (1 if offset == 0 else 2), accumulate=True)
                 offset += 1
             factor = torch.gather(_factors(square, plan.max_grad_norm), 1, segment)
