@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -185,8 +186,9 @@ def shifted_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Formed:
     else:
         g = _flat(small, groups)
         view = _windows(big, places, geo)
+        every: Any = slice(None)
         for index, shift in enumerate(itertools.product(*(range(k) for k in kernel))):
-            torch.bmm(g, _flat(view[(..., *shift)], groups).transpose(1, 2), out=out[index])
+            torch.bmm(g, _flat(view[(*[every] * (3 + len(places)), *shift)], groups).transpose(1, 2), out=out[index])
     return Formed(out.view(len(out), m, -1), lambda flat: flat.t().reshape(geo.weight))
 
 
@@ -215,9 +217,10 @@ def gram_norms(big: Tensor, small: Tensor, geo: Geometry) -> tuple[Tensor, Tenso
     flat = _flat(big, geo.groups)
     products = torch.bmm(flat.transpose(1, 2), flat).view(m * geo.groups, r, *space, r, *space)
     total = products.new_zeros(m * geo.groups, r, *places, r, *places)
+    every: Any = slice(None)
     for shift in itertools.product(*(range(k) for k in geo.kernel)):
-        to: list[slice] = []
-        of: list[slice] = []
+        to: list[Any] = []
+        of: list[Any] = []
         for at, s, d, p, size, count in zip(shift, geo.stride, geo.dilation, geo.padding, space, places, strict=True):
             offset = d * at - p
             low = max(0, -(offset // s))
@@ -226,7 +229,6 @@ def gram_norms(big: Tensor, small: Tensor, geo: Geometry) -> tuple[Tensor, Tenso
             of.append(slice(s * low + offset, s * low + offset + max(0, s * (high - low - 1) + 1), s))
         if any(part.start == part.stop for part in to):
             continue
-        every = slice(None)
         total[(every, every, *to, every, *to)] += products[(every, every, *of, every, *of)]
     t = r * math.prod(places)
     return _products_norms(total.view(-1, t, t), torch.bmm(g, g.transpose(1, 2)), m)

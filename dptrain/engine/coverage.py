@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from dptrain.errors import CheckRefused
 
@@ -54,7 +55,7 @@ def coverage(model: nn.Module) -> list[ModuleRule]:
             continue
         where = name or type(module).__name__
         for key, parameter in own.items():
-            if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+            if isinstance(parameter, UninitializedParameter):
                 raise CheckRefused(
                     f"{where}.{key} has no shape yet, so it has no rule.",
                     remedy="Run the network once on an example (torch.no_grad()) before you attach the engine.",

@@ -176,20 +176,24 @@ class GroupNorm(Function):
         groups = ctx.groups
         gp, xp = precise(g).view(n, c, -1), precise(x).view(n, c, -1)
         size = xp.shape[2]
-        if c * size >= 1 << 16 and g.device.type == "cpu":  # no product of the whole map in memory
-            scale, shift = x.new_empty(n, c, dtype=gp.dtype), x.new_empty(n, c, dtype=gp.dtype)
+        gx = None
+        if c * size >= 1 << 16 and g.device.type == "cpu" and g.dtype == gp.dtype:
+            # torch's kernel, record by record: it gives all three in one reading of the maps
+            wanted = [bool(ctx.needs_input_grad[1]), True, True]
+            gx = torch.empty_like(g) if wanted[0] else None
+            scale, shift = g.new_empty(n, c), g.new_empty(n, c)
             for i in range(n):
-                _, scale[i], shift[i] = torch.ops.aten.native_group_norm_backward(
-                    gp[i : i + 1], xp[i : i + 1], mean[i : i + 1], rstd[i : i + 1], w, 1, c, size, groups,
-                    [False, True, True],
-                )  # fmt: skip
+                one, scale[i], shift[i] = torch.ops.aten.native_group_norm_backward(
+                    g[i : i + 1], x[i : i + 1], mean[i : i + 1], rstd[i : i + 1], w, 1, c, size, groups, wanted
+                )
+                if gx is not None:
+                    gx[i] = one[0]
         else:
             shift = gp.sum(2)
             scale = (gp * xp).sum(2).view(n, groups, -1)
             scale = ((scale - mean.unsqueeze(2) * shift.view(n, groups, -1)) * rstd.unsqueeze(2)).view(n, c)
         ctx.use.tape.receive(ctx.use, scale, shift)
-        gx = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and gx is None:
             gx = torch.ops.aten.native_group_norm_backward(
                 g, x, mean, rstd, w, n, c, size, groups, [True, False, False]
             )[0]

@@ -283,13 +283,12 @@ class PatientGradients:
                     source.plain, plain, seeds, is_grads_batched=True, retain_graph=True, allow_unused=True
                 )
             except RuntimeError:
-                each = [
+                each: list[tuple[Any, ...]] = [
                     torch.autograd.grad(source.plain, plain, seed, retain_graph=True, allow_unused=True)
                     for seed in seeds
                 ]
-                parts = tuple(
-                    None if column[0] is None else torch.stack(list(column)) for column in zip(*each, strict=True)
-                )
+                columns: list[tuple[Any, ...]] = list(zip(*each, strict=True))
+                parts = tuple(None if column[0] is None else torch.stack(column) for column in columns)
             for root, part in zip(source.roots, parts, strict=True):
                 if part is not None:
                     tape.add(root, precise(part))

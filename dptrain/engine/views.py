@@ -425,14 +425,14 @@ def _attention(
     drop = dropout_p if training else 0.0
     if need_weights:
         scores = heads[0] * (width // num_heads) ** -0.5 @ heads[1].transpose(-2, -1)
-        weights = F.dropout(torch.softmax(scores if mask is None else scores + mask, -1), drop)
-        mixed = weights @ heads[2]
+        shares = F.dropout(torch.softmax(scores if mask is None else scores + mask, -1), drop)
+        mixed = shares @ heads[2]
     else:
-        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=drop)
+        mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask, dropout_p=drop)
     out = project(mixed.transpose(1, 2).reshape(n, length, width), out_proj_weight, out_proj_bias).transpose(0, 1)
     if not need_weights:
         return out, None
-    return out, weights.mean(1) if average_attn_weights else weights
+    return out, shares.mean(1) if average_attn_weights else shares
 
 
 # --- values of parameters alone, and broadcasting -----------------------------------------------------------------
