@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
-from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError
+from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError, DptrainError
 
 HELP = """\
 usage: dptrain audit run=FOLDER [audit.…=… ledger.…=… data.root=…]
-       dptrain audit recipe=… [name=value …]
+       dptrain audit recipe=… [name=value …] [-m for a sweep]
 
 Measure the risk that remains, patient by patient: train reference models on random halves of the patients, attack
 them, and plant canaries to test the promise. Charges nothing; needs the ledger's leave. Everything it writes is
@@ -19,6 +22,7 @@ restricted: restricted/audit/audit.json (aggregates), patients.csv (pseudonymise
   dptrain audit run=runs/demo audit.game=release audit.confirm=5     confirm the most exposed on fresh models
   dptrain audit run=runs/demo audit.models=128 audit.attack=lira_online
   dptrain audit recipe=chest_xray_pneumonia privacy.target_epsilon=1   without a run
+  dptrain audit -m recipe=chest_xray_pneumonia privacy.target_epsilon=1,2,8 hydra/launcher=joblib
 
 settings: audit.models=64 audit.attack=student_t|lira_online|lira_offline|rmia|loss audit.game=population|release
           audit.false_discovery_rate=0.05 audit.tolerance=0.75 audit.small_cell=10 audit.canaries=200
@@ -38,6 +42,10 @@ def main(argv: list[str]) -> int:
         raise ConfigError("'run' is given twice.", remedy="Give it once.")
     if not runs and not any(word.startswith(("recipe=", "data.", "name=")) for word in words):
         raise ConfigError("There is nothing to audit.", remedy="Give run=<folder of a run> or recipe=<task>.")
+    if any(word in ("-m", "--multirun") for word in words):
+        if runs:
+            raise ConfigError("A sweep audits recipes, not runs.", remedy="Leave run=… out, or -m.")
+        return sweep(words)
     from dptrain.audit.run import audit_run, audit_settings
 
     if runs:
@@ -52,6 +60,68 @@ def main(argv: list[str]) -> int:
         print(result.broken, file=sys.stderr)
         return EXIT_GUARANTEE_BROKEN
     return EXIT_DONE
+
+
+OUTCOMES = "DPTRAIN_AUDIT_SWEEP"
+
+
+def sweep(words: list[str]) -> int:
+    """Audits of several settings through Hydra, on one machine or many (hydra/launcher=joblib, submitit_slurm)."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from dptrain.config import Settings, explain, search_path_override, shipped
+
+    ConfigStore.instance().store(name="schema", node=Settings)
+    outcomes = Path(f".dptrain-audit-sweep-{os.getpid()}.jsonl").resolve()
+    os.environ[OUTCOMES] = str(outcomes)
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    before, sys.argv = sys.argv, ["dptrain", *words, search_path_override()]
+    decorate = hydra.main(version_base="1.3", config_path=str(shipped("conf").resolve()), config_name="train")
+    try:
+        decorate(sweep_job)()
+        rows = [json.loads(line) for line in outcomes.read_text(encoding="utf-8").splitlines()]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from None
+    except SystemExit as error:  # Hydra's argument parser ends the program for a word that it does not know
+        if error.code in (0, None):
+            return EXIT_DONE
+        raise ConfigError("the words of this command cannot be read.", remedy="See `dptrain audit --help`.") from None
+    finally:
+        sys.argv = before
+        outcomes.unlink(missing_ok=True)
+        os.environ.pop(OUTCOMES, None)
+    for row in rows:
+        print(f"{row['trial']}: {row['message']}")
+    codes = [row["code"] for row in rows]
+    return EXIT_GUARANTEE_BROKEN if EXIT_GUARANTEE_BROKEN in codes else max(codes, default=EXIT_DONE)
+
+
+def sweep_job(config: Any) -> int:
+    """One audit of a sweep; one that is refused is written down, and the others go on."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from dptrain.audit.run import audit_settings
+    from dptrain.config import settings_of
+
+    hydra_config = HydraConfig.get()
+    code, message = EXIT_DONE, ""
+    try:
+        settings = settings_of(config)
+        if settings.training.run is None:
+            settings.training.run = str(Path(hydra_config.sweep.dir) / str(hydra_config.job.num))
+        result = audit_settings(settings)
+        tell(result.audit)
+        message = result.broken or str(result.folder.audit)
+        code = EXIT_DONE if result.broken is None else EXIT_GUARANTEE_BROKEN
+    except DptrainError as error:
+        code, message = error.exit_code, str(error)
+    with open(os.environ[OUTCOMES], "a", encoding="utf-8") as file:
+        trial = " ".join(hydra_config.overrides.task)
+        file.write(json.dumps({"trial": trial, "code": code, "message": message}) + "\n")
+    return code
 
 
 def tell(audit: dict[str, Any]) -> None:

@@ -143,6 +143,26 @@ def test_audit_of_a_recipe_without_a_run(make_site: Callable[..., Site]) -> None
     assert (site.folder / "only-audit" / "restricted" / "audit" / "audit.json").exists()
 
 
+def test_a_sweep_audits_each_setting(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    site = make_site(8.0)
+    monkeypatch.chdir(site.folder)
+    few = ["audit.models=8", "audit.canaries=0"]
+    words = [
+        *site.words,
+        "model=mlp",
+        *NETWORK,
+        *few,
+        "privacy.target_epsilon=1,2",
+        f"hydra.sweep.dir={site.folder}/s",
+    ]
+    assert cli.main(["audit", "-m", *words]) == 0
+    assert len(list(site.folder.glob("s/*/restricted/audit/audit.json"))) == 2
+    assert capfd.readouterr().out.count("restricted/audit") >= 2
+    assert cli.main(["audit", "-m", "run=somewhere"]) == 2
+
+
 def test_nothing_of_the_training_can_be_changed(make_site: Callable[..., Site]) -> None:
     site = make_site(8.0)
     settings = site.settings()
