@@ -40,7 +40,7 @@ from torch import Tensor
 from benchmarks import _results
 from benchmarks._utility_plot import plot
 from dptrain import accounting, data
-from dptrain.config import Settings, load
+from dptrain.config import Settings, load, recipe_folders
 from dptrain.data import Cohort, PatientLoader
 from dptrain.ledger import Grant, Keys, Ledger, PublicDeclaration
 from dptrain.plan import Mechanism, Plan
@@ -75,6 +75,14 @@ LONGER = {
     "chest_xray_pneumonia": ("privacy.steps=600", "privacy.max_grad_norm=inf", "optimizer.lr=0.05"),
     "readmission": ("privacy.steps=600", "privacy.max_grad_norm=inf", "optimizer.lr=1.0"),
     "chest_xray_findings": ("privacy.steps=200", "privacy.max_grad_norm=inf", "optimizer.lr=0.3"),
+}
+
+#: (recipe, ε) -> how far the mean AUROC may lie below the best non-private one.
+GOALS = {
+    ("chest_xray_pneumonia", 8.0): 0.005,
+    ("chest_xray_pneumonia", 1.0): 0.015,
+    ("readmission", 1.0): 0.01,
+    ("chest_xray_findings", 8.0): 0.03,
 }
 
 #: Shown in the table; the JSON holds all.
@@ -577,6 +585,35 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     )
 
 
+def goals(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: how far below the best non-private mean of any variant the recipe stays, against its goal."""
+    lines = [
+        "## Goals",
+        "| recipe | ε | recipe, mean of seeds | best without privacy, any variant | gap | goal | met |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    means = {(r["recipe"], r["variant"], r["epsilon"]): r["value"] for r in summary(rows) if r["metric"] == "auroc"}
+    for (recipe, epsilon), goal in GOALS.items():
+        free = [(v, name) for (r, name, level_), v in means.items() if r == recipe and level_ == "∞"]
+        if free and (recipe, MAIN, epsilon) in means:
+            (best, name), ours = max(free), means[recipe, MAIN, epsilon]
+            met = "yes" if best - ours <= goal else "no"
+            lines.append(
+                f"| {recipe} | {epsilon:g} | {ours:.4f} | {best:.4f} ({name}) "
+                f"| {best - ours:.4f} | {goal:g} | {met} |"
+            )
+    behind, compared = [], 0
+    for (recipe, variant, epsilon), value in means.items():
+        if "Opacus" in variant and (recipe, MAIN, epsilon) in means:
+            compared += 1
+            if means[recipe, MAIN, epsilon] <= value:
+                behind.append(f"{epsilon:g}")
+    if compared:
+        said = f"not at ε = {', '.join(behind)}" if behind else f"at all {compared} levels of ε"
+        lines += ["", f"Ahead of stock Opacus: {said}."]
+    return "\n".join(lines) + "\n"
+
+
 def gaps(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: by recipe, group column and ε, the spread between the best and the worst group."""
     cells: dict[tuple[Any, ...], dict[str, list[float]]] = {}
@@ -610,6 +647,67 @@ def gaps(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+def pages(rows: Sequence[dict[str, Any]], when: str) -> None:
+    """Write each recipe's measured figures into its page, between two marks."""
+    for recipe, folder in recipe_folders().items():
+        page = folder / "README.md"
+        same = [row for row in summary(rows) if row["recipe"] == recipe]
+        if not same or not page.exists():
+            continue
+        head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        _, mark, tail = rest.partition(END)
+        if mark:
+            page.write_text(f"{head}{BEGIN}\n{page_of(recipe, same, when)}{END}{tail}", encoding="utf-8")
+
+
+def page_of(recipe: str, same: Sequence[dict[str, Any]], when: str) -> str:
+    """Markdown: a line a variant, a column a level of privacy; then what the sweep cost."""
+    metric = HEADLINE.get(recipe, "auroc")
+    levels = [0.5, 1.0, 2.0, 4.0, 8.0, "∞"]
+    name = {"auroc": "AUROC", "dice": "Dice"}[metric]
+    lines = [
+        f"{name} on test {'volumes' if metric == 'dice' else 'patients'}: mean of seeds (their range), {when}. "
+        "Bootstrap intervals, groups and all other metrics: `benchmarks/results/utility.md` and `utility.json`.",
+        "",
+        "| variant | unit | " + " | ".join(f"ε = {item:g}" if item != "∞" else "no noise" for item in levels) + " |",
+        "| --- |" + " --- |" * (len(levels) + 1),
+    ]
+    for variant in dict.fromkeys(row["variant"] for row in same if row["metric"] == metric):
+        cells = {row["epsilon"]: row for row in same if row["variant"] == variant and row["metric"] == metric}
+        unit = next(iter(cells.values()))["unit"]
+        lines.append(f"| {variant} | {unit} | " + " | ".join(_cell(cells.get(item)) for item in levels) + " |")
+    for extra, label in (("epsilon_of_a_person", "two volumes (a person)"), ("epsilon_of_a_patient", "a patient")):
+        for variant in dict.fromkeys(row["variant"] for row in same if row["metric"] == extra):
+            cells = {row["epsilon"]: row for row in same if row["variant"] == variant and row["metric"] == extra}
+            shown = " | ".join(f"ε {cells[item]['value']:.3g}" if item in cells else "" for item in levels)
+            lines.append(f"| promised to {label} by '{variant}' | | {shown} |")
+    figures = {row["metric"]: row for row in same}
+    if "sweep_epsilon" in figures:
+        lines += [
+            "",
+            f"All private trials at this unit together would have cost a private cohort ε = "
+            f"{figures['sweep_epsilon']['value']:.1f} (δ = {figures['sweep_epsilon']['delta']:.2g}).",
+        ]
+    if "random_stopping_epsilon" in figures:
+        plain, tight = figures["sum_of_as_many_trials_epsilon"]["value"], figures["random_stopping_epsilon"]["value"]
+        lines[-1] += (
+            f" As many trials like the one at ε = 1: {plain:.2f} as a plain sum, {tight:.2f} where their number is "
+            "random and secret and only the best is released (Papernot & Steinke 2022)."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if row["seeds"] == 1:
+        return f"{row['value']:.3f} (1 seed)"
+    return f"{row['value']:.3f} ({row['seed_low']:.3f} to {row['seed_high']:.3f})"
+
+
 def keep(rows: list[dict[str, Any]], command: str, folder: Path) -> None:
     """Write JSON, table and plot of what is there."""
     whole = [*rows, *sweep_rows(rows)]
@@ -621,6 +719,7 @@ def keep(rows: list[dict[str, Any]], command: str, folder: Path) -> None:
             "`random_stopping_epsilon` the tighter account of a sweep of as many trials like the one at ε = 1 whose "
             "number is random and whose best alone is released, beside their plain sum.",
             "",
+            goals(rows),
             gaps(rows),
             NOT_RUN,
         ]
@@ -636,6 +735,9 @@ def keep(rows: list[dict[str, Any]], command: str, folder: Path) -> None:
         folder=folder,
     )
     plot(rows, folder)
+    if folder == _results.RESULTS:
+        head = _results.meta(command)
+        pages(whole, f"{head['date']}, commit {head['commit']}")
 
 
 def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = print) -> int:
