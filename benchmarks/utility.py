@@ -47,10 +47,10 @@ from dptrain.plan import Mechanism, Plan
 from dptrain.training import losses
 from dptrain.training.calibration import Calibration, fit_calibration
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
-from dptrain.training.fit import fit
+from dptrain.training.loop import fit
 from dptrain.training.planning import make_plan
+from dptrain.training.run import conformal_report, dice_scores
 from dptrain.training.session import Network, Prepared, build_network, check, load_inputs, refuse
-from dptrain.training.train import conformal_report, dice_scores
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
 SEEDS = (0, 1, 2)

@@ -167,7 +167,7 @@ class _Stack(nn.Module):
 
     def __init__(self, material: Material, starts: Sequence[dict[str, Tensor]], device: torch.device) -> None:
         super().__init__()
-        from dptrain.training.fit import build_optimizer
+        from dptrain.training.loop import build_optimizer
 
         self.names = [name for name, p in material.module.named_parameters() if p.requires_grad]
         self.weights = nn.ParameterList(
@@ -181,8 +181,8 @@ class _Stack(nn.Module):
         return dict(zip(self.names, self.weights, strict=True))
 
     def update(self, gradients: Sequence[Tensor]) -> None:
-        """One step of the optimiser and of the average, as :func:`dptrain.training.fit.fit` takes them."""
-        from dptrain.training.fit import learning_rate
+        """One step of the optimiser and of the average, as :func:`dptrain.training.loop.fit` takes them."""
+        from dptrain.training.loop import learning_rate
 
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
@@ -534,7 +534,7 @@ class _ReferenceGrant:
 def train_with_engine(material: Material, member: np.ndarray, start: dict[str, Tensor] | None = None) -> Array:
     """Train one model [P bool] with the run's own loop, loader, clipping and noise; its scores [R]."""
     from dptrain.data import PatientLoader, Tensors
-    from dptrain.training.fit import fit
+    from dptrain.training.loop import fit
 
     module = copy.deepcopy(material.module)
     module.load_state_dict(material.start() if start is None else start)

@@ -7,32 +7,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dptrain.training.bundle import load_bundle as load_bundle
     from dptrain.training.bundle import predict as predict
-    from dptrain.training.fit import FitResult as FitResult
-    from dptrain.training.fit import fit as fit
+    from dptrain.training.loop import FitResult as FitResult
+    from dptrain.training.loop import fit as fit
     from dptrain.training.losses import loss_for_task as loss_for_task
     from dptrain.training.planning import calibrate as calibrate
     from dptrain.training.planning import make_plan as make_plan
+    from dptrain.training.run import evaluate_run as evaluate_run
+    from dptrain.training.run import train as train
     from dptrain.training.session import Prepared as Prepared
     from dptrain.training.session import Run as Run
     from dptrain.training.session import load_run as load_run
     from dptrain.training.session import prepare as prepare
-    from dptrain.training.train import evaluate_run as evaluate_run
-    from dptrain.training.train import train as train
 
 _HOME = {
-    "FitResult": "fit",
+    "FitResult": "loop",
     "Prepared": "session",
     "Run": "session",
     "calibrate": "planning",
-    "evaluate_run": "train",
-    "fit": "fit",
+    "evaluate_run": "run",
+    "fit": "loop",
     "load_bundle": "bundle",
     "load_run": "session",
     "loss_for_task": "losses",
     "make_plan": "planning",
     "predict": "bundle",
     "prepare": "session",
-    "train": "train",
+    "train": "run",
 }
 __all__ = sorted(_HOME)
 

@@ -21,7 +21,7 @@ from dptrain.errors import (
 from dptrain.words import Word, parse_words, suggest
 
 if TYPE_CHECKING:
-    from dptrain.training.train import Outcome
+    from dptrain.training.run import Outcome
 
 PLAN_HELP = """\
 usage: dptrain plan public_size=N [privacy.…=… recipe=… --json]
@@ -224,7 +224,7 @@ def run_job(config: Any) -> int:
         settings = settings_of(config)
         if sweep and settings.training.run is None:
             settings.training.run = str(Path(HydraConfig.get().sweep.dir) / str(HydraConfig.get().job.num))
-        from dptrain.training.train import train
+        from dptrain.training.run import train
 
         outcome = train(settings, command=command)
     except DptrainError as error:
@@ -321,7 +321,7 @@ def evaluate_main(argv: list[str]) -> int:
         "ledger.witness": Word(str, "a file or URL with a witness head", None),
     }
     words = parse_words(argv, spec)
-    from dptrain.training.train import evaluate_run
+    from dptrain.training.run import evaluate_run
 
     places = {name: words[f"ledger.{name}"] for name in ("url", "keys", "witness")}
     path = evaluate_run(words["run"], split=words["split"], ledger=places)

@@ -19,7 +19,7 @@ from tests.audit.made import make_material, make_plan
 
 def truth(material: Material, member: np.ndarray, start: dict[str, Tensor]) -> dict[str, Tensor]:
     """One patient at a time in float64: full draws, no noise, the run's optimiser."""
-    from dptrain.training.fit import build_optimizer, learning_rate
+    from dptrain.training.loop import build_optimizer, learning_rate
 
     plan = material.plan
     module = copy.deepcopy(material.module)

@@ -18,8 +18,8 @@ from dptrain.audit.config import AuditConfig
 from dptrain.audit.results import People, summarise
 from dptrain.audit.run import audit_run, audit_settings, keep_back, override
 from dptrain.errors import EXIT_GUARANTEE_BROKEN, ConfigError, LedgerRefused
+from dptrain.training.run import train
 from dptrain.training.runfolder import RunFolder
-from dptrain.training.train import train
 from tests.audit.simulate import gaussian_scores
 from tests.training.conftest import Site, make_site, write_images
 

@@ -18,8 +18,8 @@ import torch
 
 from dptrain import cli
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
+from dptrain.training.run import evaluate_run, train
 from dptrain.training.runfolder import RunFolder
-from dptrain.training.train import evaluate_run, train
 
 from .conftest import PUBLIC_SIZE, Site
 
@@ -164,8 +164,8 @@ def test_a_network_that_mixes_patients_is_refused_before_the_charge(make_site: C
 KILL = """
 import os, signal, sys
 from dptrain.config import load
-from dptrain.training import fit as loop
-from dptrain.training.train import train
+from dptrain.training import loop
+from dptrain.training.run import train
 at = int(sys.argv[1])
 before = loop.PatientOptimizer.step
 seen = 0

@@ -30,7 +30,7 @@ from dptrain.training import losses
 from dptrain.training.bundle import write_bundle
 from dptrain.training.calibration import Calibration, fit_calibration
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
-from dptrain.training.fit import FitResult, State, StepLog, fit
+from dptrain.training.loop import FitResult, State, StepLog, fit
 from dptrain.training.runfolder import RunFolder, now, whole_or_nothing, write_json
 from dptrain.training.session import (
     Network,
@@ -202,7 +202,7 @@ def _resume_state(
     if folder.checkpoint.exists():
         state = State.load(folder.checkpoint)
     else:
-        from dptrain.training.fit import build_optimizer
+        from dptrain.training.loop import build_optimizer
 
         model = network.trainable
         average = None
