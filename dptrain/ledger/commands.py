@@ -133,7 +133,7 @@ HELP: dict[str, tuple[str, str]] = {
         "Grant (epsilon, delta) to a cohort, or raise it; signed by the controller.",
         "dptrain ledger budget cohort=chest epsilon=8 recipe=chest_xray_pneumonia reason='pneumonia study'\n"
         "  dptrain ledger budget cohort=chest epsilon=3 expected_batch_size=100 steps=1000 reason='pilot'\n"
-        "  dptrain ledger budget cohort=chest epsilon=3 kind=planned expected_batch_size=600 steps=200 runs=3 reason=sweep",
+        "  dptrain ledger budget cohort=chest epsilon=3 kind=planned expected_batch_size=600 steps=200 reason=plan",
     ),
     "weights": (
         "Declare starting weights public, by the hash of their file; signed by the controller.",
@@ -659,7 +659,8 @@ def _what(kind: str, body: Mapping[str, Any]) -> str:
         case "close":
             alone = body["epsilon_pld"]
             text = "" if alone is None else f", ε = {alone:.4g} alone (PLD)"
-            return f"{body['status']}: {body['steps_run']} steps ran, {body['committed']} paid{text}"
+            note = f" ({body['note']})" if body["note"] else ""
+            return f"{body['status']}: {body['steps_run']} steps ran, {body['committed']} paid{text}{note}"
         case "admit":
             return f"{body['purpose']} ({body['basis']})"
         case "finish":
@@ -772,7 +773,7 @@ def _withdraw(values: Mapping[str, Any], out: Output) -> int:
 def _close(values: Mapping[str, Any], out: Output) -> int:
     ledger, _ = _open(values)
     grant = ledger.resume(values["run"])
-    receipt = grant.close("interrupted", grant.committed)
+    receipt = grant.close("interrupted", grant.committed, note=values["reason"])
     if receipt is None:
         raise LedgerRefused("this run is no training.")
     out.say(

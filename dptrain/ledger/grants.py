@@ -183,6 +183,7 @@ class Grant:
         *,
         model: str | None = None,
         did: Sequence[str] = (),
+        note: str | None = None,
     ) -> Receipt | None:
         """End the grant. Nothing may be read with it afterwards.
 
@@ -191,12 +192,14 @@ class Grant:
             steps_run: steps that ran (training only; default: all committed).
             model: SHA-256 (hex) of the model file; needed if another run is to start from these weights.
             did: declared purposes that were carried out under this grant already (`evaluate`, `audit`).
+            note: a sentence for the record, for instance why somebody else closes a run that died.
 
         Returns the receipt of a training; None for evaluate and audit.
         """
         if self.closed:
             raise LedgerRefused(f"The grant of run '{self.run}' is closed already.")
-        receipt = self._ledger._close(self, status, self.committed if steps_run is None else steps_run, model, did)
+        ran = self.committed if steps_run is None else steps_run
+        receipt = self._ledger._close(self, status, ran, model, did, note)
         self.closed = True
         return receipt
 

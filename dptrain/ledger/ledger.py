@@ -745,7 +745,9 @@ class Ledger(Book):
             raise LedgerRefused(f"The run '{grant.run}' was resumed elsewhere; this process must stop.")
         return run
 
-    def _close(self, grant: Grant, how: str, steps_run: int, model: str | None, did: Sequence[str]) -> Receipt | None:
+    def _close(
+        self, grant: Grant, how: str, steps_run: int, model: str | None, did: Sequence[str], note: str | None
+    ) -> Receipt | None:
         if how not in ("complete", "interrupted"):
             raise ConfigError(f"a run ends 'complete' or 'interrupted', not '{how}'.")
         if grant.purpose != "train" or grant.plan is None:
@@ -779,6 +781,7 @@ class Ledger(Book):
                 "epsilon_pld": epsilon,
                 "model": model,
                 "did": sorted(set(did)),
+                "note": note,
             }
             self.append(connection, "close", body)
             after = rules.gate_facts(state, grant.cohort)

