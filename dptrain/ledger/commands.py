@@ -173,6 +173,7 @@ HELP: dict[str, tuple[str, str]] = {
     "backup": ("Write a sound copy of a SQLite ledger.", "dptrain ledger backup to=/backup/ledger-2026-05-03.sqlite"),
     "migrate": ("Bring an older ledger to this program's schema (back it up first).", "dptrain ledger migrate"),
 }
+SHOWN_RUNS = 30
 FLAGS = {"show": ("--steward",)}
 
 
@@ -561,11 +562,13 @@ def _show_one(status: CohortStatus, out: Output) -> None:
         out.say(f"  overlaps   {', '.join(status.overlaps)} (their runs count here too)")
     for caution in status.cautions:
         out.say(f"  caution    {caution}")
-    if status.runs:
+    shown = status.runs[-SHOWN_RUNS:]
+    if shown:
+        elsewhere = any(run.cohort != status.name for run in shown)
         rows = [
             (
                 run.run,
-                "" if run.cohort == status.name else run.cohort,
+                *((run.cohort,) if elsewhere else ()),
                 run.date[:10],
                 f"{run.steps}/{run.steps_planned}",
                 _alone(run.epsilon_pld, private=run.private),
@@ -574,13 +577,15 @@ def _show_one(status: CohortStatus, out: Output) -> None:
                 _number(run.epsilon_gate_after),
                 run.status,
             )
-            for run in status.runs
+            for run in shown
         ]
+        earlier = len(status.runs) - len(shown)
+        columns = ("date", "steps paid", "ε alone (PLD)", "at δ", "of budget", "ε after (gate)", "status")
         out.table(
-            "Runs",
-            ("run", "on", "date", "steps paid", "ε alone (PLD)", "at δ", "of budget", "ε after (gate)", "status"),
+            f"Runs (the newest {len(shown)}; {earlier} earlier ones: --json)" if earlier else "Runs",
+            ("run", *(("on",) if elsewhere else ()), *columns),
             rows,
-            right=(3, 4, 5, 6, 7),
+            right=range(2 + elsewhere, 7 + elsewhere),
         )
     if status.head is not None:
         witness = "set" if status.witness else "none set: a rollback could not be detected"
@@ -597,12 +602,13 @@ def _history(values: Mapping[str, Any], out: Output) -> int:
     ledger, _ = _open(values)
     found = []
     grants: dict[int, tuple[str | None, str | None]] = {}
+    plans: dict[str, Mapping[str, Any]] = {}
     runs: dict[str, str] = {}
     for entry in ledger.entries():
         body = entry.facts
         cohort, run = body.get("cohort") or (body.get("name") if entry.kind == "register" else None), body.get("run")
         if entry.kind == "reserve":
-            runs[body["run"]] = body["cohort"]
+            runs[body["run"]], plans[body["run"]] = body["cohort"], body["plan"]
         if entry.kind == "admit":
             grants[entry.seq] = (cohort, run)
         if entry.kind == "finish":
@@ -625,7 +631,7 @@ def _history(values: Mapping[str, Any], out: Output) -> int:
             entry.kind,
             cohort or "",
             run or "",
-            _what(entry.kind, body),
+            _what(entry.kind, body, plans.get(run or "", {})),
             "controller" if entry.countersignature is not None else "site",
             entry.hash.hex()[:12],
         )
@@ -636,8 +642,8 @@ def _history(values: Mapping[str, Any], out: Output) -> int:
     return EXIT_DONE
 
 
-def _what(kind: str, body: Mapping[str, Any]) -> str:
-    """One line about an entry, from its public part."""
+def _what(kind: str, body: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    """One line about an entry, from its public part and the plan of its run."""
     match kind:
         case "genesis":
             return f"site {body['site'][:8]}…"
@@ -647,10 +653,10 @@ def _what(kind: str, body: Mapping[str, Any]) -> str:
                 f"version {body['version']}, N = {body['public_size']} {body['unit']}s, owner {body['owner']}{public}"
             )
         case "budget":
-            text = f"{body['kind']} ε = {body['epsilon']:g}, δ = {body['delta']:.2g}, order {body['order']:g}"
-            return f"{'raise to ' if body['changes'] else ''}{text}: {body['reason']}"
+            text = f"{body['kind']} ε = {body['epsilon']:g}, δ = {body['delta']:.2g}, {body['unit']}, add/remove"
+            by = f"RDP of order {body['order']:g}" if body["kind"] == "open" else "joint PLD"
+            return f"{'changed to ' if body['changes'] else ''}{text}, by {by}: {body['reason']}"
         case "reserve":
-            plan = body["plan"]
             return f"{plan['steps']} steps, noise {plan['noise_multiplier']:.4g}, batch {plan['expected_batch_size']}"
         case "commit":
             return f"steps below {body['through']} paid"
@@ -658,7 +664,8 @@ def _what(kind: str, body: Mapping[str, Any]) -> str:
             return f"attempt {body['attempt']}"
         case "close":
             alone = body["epsilon_pld"]
-            text = "" if alone is None else f", ε = {alone:.4g} alone (PLD)"
+            terms = f"PLD, δ = {plan['delta']:.2g}, {plan['unit']}, add/remove"
+            text = "" if alone is None else f", ε = {alone:.4g} alone ({terms})"
             note = f" ({body['note']})" if body["note"] else ""
             return f"{body['status']}: {body['steps_run']} steps ran, {body['committed']} paid{text}{note}"
         case "admit":

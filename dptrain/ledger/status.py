@@ -244,8 +244,8 @@ def story(status: CohortStatus, *, runs: int = 8) -> str:
         f"'{status.name}' (version {status.version}, {status.public_size} {status.unit}s declared) belongs to "
         f"{status.owner}.",
         f"Granted:   {promise(status, status.budget_epsilon)}.",
-        f"Spent:     epsilon = {number(status.spent_epsilon)} by {len(status.runs)} run{_s(len(status.runs))}"
-        + (":" if status.runs else "."),
+        f"Spent:     epsilon = {number(status.spent_epsilon)} (same terms) by {len(status.runs)} "
+        f"run{_s(len(status.runs))}{':' if status.runs else '.'}",
     ]
     shown = status.runs[-runs:]
     if len(shown) < len(status.runs):
@@ -258,8 +258,8 @@ def story(status: CohortStatus, *, runs: int = 8) -> str:
         lines.append(f"             {run.run}{where}: {run.date[:10]}, {run.steps} steps paid{share}, {run.status}")
     remaining = status.remaining_epsilon or 0.0
     lines.append(
-        f"Remaining: epsilon = {number(remaining)}; the smallest charge allowed is "
-        f"epsilon = {number(status.minimum_charge or 0.0)}."
+        f"Remaining: epsilon = {number(remaining)} (same terms); the smallest charge allowed is "
+        f"{number(status.minimum_charge or 0.0)}."
     )
     return "\n".join(lines)
 
