@@ -135,6 +135,9 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
     try:
         _make(folder)
         material, people = prepare(settings, cohort, grant, plan, config)
+        need = statistics.models_needed(material.patients, config.false_discovery_rate, patients.FOLDS)
+        if config.models < need:
+            say(f"{config.models} reference models are too few for verdicts by {plan.unit}: {need} are needed")
         promise = promise_of(plan)
         work = Work(folder.audit / "work", settings, material, plan, cohort.fingerprint)
         member = work.member(config.models, material.patients)
