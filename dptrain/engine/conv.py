@@ -254,6 +254,8 @@ def _products_norms(aa: Tensor, gg: Tensor, m: int) -> tuple[Tensor, Tensor]:
 # --- the choice ---------------------------------------------------------------------------------------------------
 
 _chosen: dict[tuple, str] = {}
+WORTH = 2e6
+"""Multiplications of a layer below which its way is not worth measuring."""
 COLD = 4e-10
 """Seconds a byte that formed gradients cost beyond the timing: in a step they are new memory, and cold when read."""
 
@@ -277,7 +279,7 @@ def choose(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, measure: bool) -
     if geo.pointwise and counted != "gram":
         counted = "unfolded"
     work = t * p * d * geo.groups * layout.patients
-    if not measure or work < 2e6:
+    if not measure or work < WORTH:
         return counted
     key = (
         geo, tuple(x.shape[1:]), tuple(g.shape[1:]), x.device.type, x.dtype, layout.uniform is None,

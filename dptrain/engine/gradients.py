@@ -77,7 +77,7 @@ class PatientGradients:
         measure: choose between equally exact ways of forming convolution gradients by timing them once a
             shape; off: by counting multiplications.
         verify: compare one patient's gradients with plain autograd's in the first chunk of two patients or
-            more.
+            more (one more backward pass and the memory of a kept graph, once).
 
     Raises:
         CheckRefused: a parameter without a rule, a layer that mixes records, a first chunk whose gradients do
@@ -278,6 +278,7 @@ class PatientGradients:
                 continue
             plain = [root.plain for root in source.roots]
             seeds = gradients.to(source.plain.dtype)
+            parts: tuple[Tensor | None, ...]
             try:
                 parts = torch.autograd.grad(
                     source.plain, plain, seeds, is_grads_batched=True, retain_graph=True, allow_unused=True
@@ -367,7 +368,11 @@ class PatientGradients:
         """Squared norm of each patient's gradient [P], in float64."""
         parts = [block.squared for block in tape.blocks(layout)]
         parts += [kept.squared.double() for kept in tape.deferred.values()]
-        return torch.stack(parts).sum(0) if parts else torch.zeros(layout.patients, dtype=torch.float64)
+        return (
+            torch.stack(parts).sum(0)
+            if parts
+            else torch.zeros(layout.patients, dtype=torch.float64, device=layout.device)
+        )
 
     def _sums(self, tape: Tape, layout: Layout, factors: Tensor) -> dict[str, Tensor]:
         """Σ_i factors[i] · gradient_i of every parameter."""

@@ -58,10 +58,7 @@ class NoiseSource:
 
     def _start(self) -> None:
         """New key, nothing drawn, no thread: at the beginning and in a forked child."""
-        if self.generator == "cryptographic":
-            self._random = new_generator()
-        else:
-            self._random = np.random.Generator(np.random.SFC64(int.from_bytes(os.urandom(32), "little")))
+        self._random = new_generator(self.generator)
         self._lock = threading.Lock()
         self._thread: ThreadPoolExecutor | None = None
         self._drawn: tuple[int, Future[np.ndarray]] | None = None

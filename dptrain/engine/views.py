@@ -43,13 +43,15 @@ class Recorder:
         self.decisions: dict[tuple[Any, ...], bool] = {}
         self.slow: set[str] = set()
 
-    def is_batch(self, source: Source, function: Any, tensor: Tensor) -> bool:
-        """Whether the rows of `tensor` are the batch's: it depends on parameters, or its rows are N·k.
+    def is_batch(self, source: Source, function: Any, tensor: Tensor, *, exact: bool = False) -> bool:
+        """Whether the rows of `tensor` are the batch's: it depends on parameters, or its rows are N·k (`exact`: N).
 
         For tensors without a gradient the answer of the first forward pass must hold in later ones.
         """
         assert self.tape is not None
         rows = tensor.dim() > 0 and tensor.shape[0] > 0 and tensor.shape[0] % self.tape.records == 0
+        if exact and not tensor.requires_grad:
+            rows = tensor.dim() > 0 and tensor.shape[0] == self.tape.records
         if tensor.requires_grad or self.tape.records == 1:
             return rows
         key = (source.name, getattr(function, "__name__", str(function)), tensor.shape[1:])
@@ -484,7 +486,7 @@ def _other(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
     batch = [
         t
         for t in _tensors(args, kwargs)
-        if t.requires_grad or (t.dim() > 0 and t.is_floating_point() and recorder.is_batch(source, func, t))
+        if t.requires_grad or (t.is_floating_point() and recorder.is_batch(source, func, t, exact=True))
     ]
     if not batch:
         return _derive(recorder, func, args, kwargs)
@@ -503,7 +505,63 @@ def _other(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
             return spread.reshape(rows, *[1] * (dims - spread.dim()), *spread.shape[1:])
 
         return _map_call(func, args, kwargs, by_row)
-    return func(*_plain(args), **_plain(kwargs))
+    return _row_by_row(recorder, func, args, kwargs, rows)
+
+
+def _row_by_row(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Any:
+    """An operation that works on each row alone, by vmap, with the parameters' values spread over the rows.
+
+    Whether it does is seen from its result, which must be the ordinary one; where it is not, or vmap does not
+    know the operation, the parameters go the ordinary way and are taken one patient at a time.
+    """
+    ordinary_way = _plain(args), _plain(kwargs)
+    key = ("row by row", getattr(func, "__name__", str(func)), *(s._source.name for s in _seen(args, kwargs)))
+    if recorder.decisions.get(key) is False:
+        return func(*ordinary_way[0], **ordinary_way[1])
+    spread: list[Tensor] = []
+
+    def gather(tensor: Tensor) -> Any:
+        if isinstance(tensor, Seen):
+            if _source(tensor) is None:
+                return tensor._source.plain
+            spread.append(_spread(recorder, tensor, rows))
+            return _Hole(len(spread) - 1, False)
+        if tensor.dim() > 0 and len(tensor) == rows:
+            spread.append(tensor)
+            return _Hole(len(spread) - 1, True)
+        return tensor
+
+    held = _map(args, gather), _map(kwargs, gather)
+
+    def one_row(*values: Tensor) -> Tensor:
+        def fill(value: Any) -> Any:
+            if isinstance(value, _Hole):
+                return values[value.index].unsqueeze(0) if value.row else values[value.index]
+            if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+                return type(value)(fill(item) for item in value)
+            return {k: fill(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+        return func(*fill(held[0]), **fill(held[1]))[0]
+
+    try:
+        result = torch.func.vmap(one_row)(*spread)
+        if key not in recorder.decisions:
+            with torch.no_grad():
+                expected = func(*ordinary_way[0], **ordinary_way[1])
+            recorder.decisions[key] = expected.shape == result.shape and torch.allclose(
+                expected, result, rtol=1e-3, atol=1e-5, equal_nan=True
+            )
+    except Exception:  # whatever vmap or the operation says: the ordinary way is exact
+        recorder.decisions[key] = False
+    return result if recorder.decisions[key] else func(*ordinary_way[0], **ordinary_way[1])
+
+
+class _Hole:
+    """Where a value goes that vmap hands in; `row`: one row of a batch, not a parameter's value."""
+
+    def __init__(self, index: int, row: bool) -> None:
+        self.index = index
+        self.row = row
 
 
 def _map_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Seen], Tensor]) -> Any:

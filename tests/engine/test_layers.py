@@ -269,6 +269,51 @@ def test_windows_folded_into_the_batch_stay_with_their_patient() -> None:
     assert oracle.gap(Folded().double(), torch.randn(4, 6, 4, 4).double(), torch.tensor([1, 0, 1, 1]), 2) < EXACT
 
 
+def test_large_maps_and_measured_ways_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Group norm record by record, and convolutions by whichever way the clock prefers."""
+    monkeypatch.setattr(conv, "WORTH", 0)
+    monkeypatch.setattr(conv, "_chosen", {})
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 4, 3, stride=2, padding=1),
+        nn.Tanh(), nn.Conv2d(4, 24, 3), nn.Conv2d(24, 2, 3, padding="same"), nn.Flatten(),
+    ).double()  # fmt: skip
+    assert oracle.gap(model, torch.randn(4, 1, 64, 64).double(), torch.tensor([0, 1, 1, 2]), 3, measure=True) < EXACT
+    assert len(conv._chosen) == 4
+
+
+def test_operations_on_rows_go_by_vmap_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(2, 3, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(torch.einsum("nlc,cd->nld", x, self.a))
+            return torch.einsum("nld,hde->nlhe", y, self.b).flatten(1)
+
+    torch.manual_seed(0)
+    assert oracle.gap(Mixed().double(), torch.randn(5, 6, 4).double(), torch.tensor([0, 2, 2, 0, 0]), 3) < EXACT
+    assert not [w for w in recwarn if "one patient" in str(w.message)]
+
+
+def test_sums_over_rows_do_not_pass_for_operations_on_rows() -> None:
+    """A result that vmap would change is left to autograd, and the mixing is then refused or exact."""
+
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum("nlc,cd->lnd", torch.tanh(x), self.a).transpose(0, 1).flatten(1)
+
+    torch.manual_seed(0)
+    x, patient = torch.randn(5, 5, 4).double(), torch.tensor([0, 2, 2, 0, 0])
+    with pytest.warns(UserWarning, match="one patient at a time"):
+        assert oracle.gap(Crossed().double(), x, patient, 3) < EXACT
+
+
 def test_layout_groups_patients_by_their_records() -> None:
     layout = Layout(torch.tensor([3, 0, 3, 1]), 5)
     assert layout.uniform is None
