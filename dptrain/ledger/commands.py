@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -424,7 +424,7 @@ def _budget(values: Mapping[str, Any], settings: Sequence[str], forecast: Foreca
 def _forecast(
     values: Mapping[str, Any], settings: Sequence[str], forecast: Forecast | None, status: CohortStatus
 ) -> tuple[Mechanism, ...]:
-    from dptrain.plan import Mechanism, default_delta
+    from dptrain.plan import Mechanism
 
     if values["runs"] < 1:
         raise ConfigError(f"runs={values['runs']} must be at least 1.")
@@ -432,6 +432,9 @@ def _forecast(
     if batch is None and steps is None and noise is None:
         if settings and forecast is not None:
             one = forecast(settings, status.public_size, values["epsilon"], values["delta"])
+            if values["kind"] == "planned" and values["runs"] > 1 and values["noise_multiplier"] is None:
+                training, *rest = one  # so much noise that all of them together stay within epsilon
+                one = (_with_noise(training, values, status, also=tuple(rest) * values["runs"]), *rest)
             return one * int(values["runs"])
         if values["kind"] == "open" and status.order is not None:
             return ()  # a raise keeps its order
@@ -441,14 +444,24 @@ def _forecast(
         )
     if batch is None or steps is None or settings:
         raise ConfigError("a forecast is either recipe=… (and settings), or expected_batch_size=… and steps=….")
-    rate = batch / status.public_size
-    Mechanism(rate, 1.0, steps)  # says what is wrong with a batch or steps out of range
+    typical = Mechanism(batch / status.public_size, noise or 1.0, steps)
     if noise is None:
-        from dptrain import accounting
+        typical = _with_noise(typical, values, status)
+    return (typical,) * int(values["runs"])
 
-        delta = default_delta(status.public_size) if values["delta"] is None else values["delta"]
-        noise = accounting.calibrate_noise(values["epsilon"], delta, rate, steps * values["runs"])
-    return (Mechanism(rate, noise, steps),) * int(values["runs"])
+
+def _with_noise(
+    one: Mechanism, values: Mapping[str, Any], status: CohortStatus, also: tuple[Mechanism, ...] = ()
+) -> Mechanism:
+    """The mechanism with the least noise at which all `runs` of it stay within epsilon."""
+    from dptrain import accounting
+    from dptrain.plan import default_delta
+
+    delta = default_delta(status.public_size) if values["delta"] is None else values["delta"]
+    noise = accounting.calibrate_noise(
+        values["epsilon"], delta, one.sample_rate, one.steps * values["runs"], also=also
+    )
+    return replace(one, noise_multiplier=noise)
 
 
 def _weights(values: Mapping[str, Any], out: Output) -> int:
@@ -554,6 +567,12 @@ def _show_one(status: CohortStatus, out: Output) -> None:
                 else f": {len(budget.unused)} of {len(budget.planned)} declared mechanisms"
             )
         )
+        for mechanism in dict.fromkeys(budget.planned):
+            count, left = budget.planned.count(mechanism), budget.unused.count(mechanism)
+            out.say(
+                f"             {count} × {mechanism.what}: rate {mechanism.sample_rate:.6g}, "
+                f"{mechanism.steps} steps, noise_multiplier={mechanism.noise_multiplier!r}: {left} left"
+            )
     if not status.budgets and not status.public:
         out.say(f"  granted    nothing yet (dptrain ledger budget cohort={status.name} epsilon=… reason=…)")
     if status.locked:

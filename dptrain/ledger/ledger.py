@@ -555,6 +555,14 @@ class Ledger(Book):
             head = sign_head(self.keys, state.seq, bytes.fromhex(state.hash))
             return status.status_of(state, cohort, head, witness=self.witness is not None)
 
+    def require_open(self, cohort: str) -> None:
+        """Raise the refusal that a new training would get because the cohort is locked or has no budget.
+
+        Records nothing. It spares a caller the reading of images; :meth:`reserve` decides.
+        """
+        with self.view() as (_, state):
+            rules.require_open(state, rules.cohort(state, cohort))
+
     def cohorts(self) -> list[str]:
         """Names of all cohorts, in order of registration."""
         with self.view() as (_, state):

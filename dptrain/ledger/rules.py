@@ -66,19 +66,13 @@ def check_weights(state: State, weights: WeightsSource | None) -> list[str]:
     return [*run.inherited, run.id]
 
 
-def afford(state: State, version: Version, plan: Plan, charge: Charge) -> Budget | None:
-    """The budget that pays. Raises LedgerRefused in the steward's words."""
+def require_open(state: State, version: Version) -> None:
+    """Raises LedgerRefused where no training at all is granted: locked, or without a budget."""
     name = version.cohort
     if state.cohorts[name].lock is not None:
-        raise refusal(state, name, f"Cohort '{name}' was locked by hand: {state.cohorts[name].lock}")
+        raise refusal(state, name, f"Cohort '{name}' was locked by hand: {state.cohorts[name].lock}.")
     if version.public is not None:
-        return None
-    if not plan.private:
-        raise LedgerRefused(
-            f"Training without noise on '{name}' is refused: only cohorts declared public may be used without "
-            "privacy.",
-            remedy="Set privacy.target_epsilon, or register a public cohort with source and licence.",
-        )
+        return
     if not state.cohorts[name].budgets:
         raise LedgerRefused(
             f"'{name}' belongs to {version.owner} and has no budget yet; without one there is no training.",
@@ -86,6 +80,20 @@ def afford(state: State, version: Version, plan: Plan, charge: Charge) -> Budget
         )
     if gate.locked(state, name):
         raise refusal(state, name, f"Cohort '{name}' is locked: its privacy budget is spent.")
+
+
+def afford(state: State, version: Version, plan: Plan, charge: Charge) -> Budget | None:
+    """The budget that pays. Raises LedgerRefused in the steward's words."""
+    name = version.cohort
+    if version.public is None and not plan.private:
+        raise LedgerRefused(
+            f"Training without noise on '{name}' is refused: only cohorts declared public may be used without "
+            "privacy.",
+            remedy="Set privacy.target_epsilon, or register a public cohort with source and licence.",
+        )
+    require_open(state, version)
+    if version.public is not None:
+        return None
     budget = gate.choose(state, version, plan, charge)
     if budget is None:
         raise refusal(state, name, too_much(state, name, plan, charge))

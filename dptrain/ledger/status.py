@@ -238,6 +238,8 @@ def number(value: float) -> str:
 
 def story(status: CohortStatus, *, runs: int = 8) -> str:
     """Who owns the cohort, what was granted, what was spent by which runs, what remains."""
+    if status.public:
+        return f"'{status.name}' belongs to {status.owner}; it is public, and its charges gate nothing."
     if status.budget_epsilon is None:
         return f"'{status.name}' belongs to {status.owner}. No budget was granted yet."
     lines = [

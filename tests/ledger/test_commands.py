@@ -145,6 +145,11 @@ def test_a_forecast_in_words(desk: Desk) -> None:
         "budget cohort=chest epsilon=9 delta=0.001 kind=planned expected_batch_size=10 steps=20 runs=2 reason=two"
     )
     assert "2 of 2 declared mechanisms" in shown
+    assert "2 × training: rate 0.5, 20 steps, noise_multiplier=" in shown
+    desk("budget cohort=chest epsilon=9 delta=0.001 kind=planned recipe=chest runs=2 reason=three")
+    first, second = desk.json("show cohort=chest")["budgets"][1:]
+    assert first["spent_epsilon"] == second["spent_epsilon"] == 0
+    assert second["planned"][0]["noise_multiplier"] < 8  # as much as two runs at epsilon = 9 need, not what one needs
 
 
 @pytest.mark.parametrize(

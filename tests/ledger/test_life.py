@@ -449,7 +449,12 @@ def test_a_lock_by_hand(site: Site) -> None:
     with pytest.raises(LedgerRefused, match="complaint of 3 May"):
         train(site, "x")
     assert site.ledger.status(COHORT).lock_reason == "complaint of 3 May"
+    before = site.ledger.head().hash
+    with pytest.raises(LedgerRefused, match="complaint of 3 May"):
+        site.ledger.require_open(COHORT)
+    assert site.ledger.head().hash == before
     site.ledger.unlock(COHORT, reason="settled", controller=site.controller)
+    site.ledger.require_open(COHORT)
     train(site, "x")
 
 
