@@ -167,7 +167,7 @@ def finite_or_none(value: float | None) -> float | None:
 def ledger(grant: Grant, head: SignedHead, witness: bool) -> dict[str, Any]:
     """The grant and the signed head of the chain after it."""
     return {
-        "grant": grant.id,
+        "grant": str(grant.id),
         "site": head.site,
         "head": head.to_dict(),
         "witness": witness,
