@@ -21,15 +21,16 @@ from dptrain.models.nets import BodyAndHead
 from dptrain.models.private import FrozenBatchNorm
 from dptrain.models.weights import file_sha256, read_weights
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# The Lite weights were trained on values in -1…1, unlike those of most ImageNet networks (TensorFlow's
+# efficientnet_lite_builder: (pixel - 127) / 128; timm's config of tf_efficientnet_lite0: mean and std 0.5).
+INPUT_MEAN = INPUT_STD = (0.5, 0.5, 0.5)
 VARIANTS = ("lite0", "lite1", "lite2", "lite3", "lite4")
 
 
 class ImageNetInput(nn.Module):
-    """Images [N, C, H, W] with values in 0…1 to what ImageNet networks expect, [N, 3, H, W].
+    """Images [N, C, H, W] with values in 0…1 to what the Lite weights expect, [N, 3, H, W] in -1…1.
 
-    Grey images (C = 1) are repeated over the three colours, then mean and spread of ImageNet are applied.
+    Grey images (C = 1) are repeated over the three colours.
     """
 
     mean: Tensor
@@ -40,8 +41,8 @@ class ImageNetInput(nn.Module):
         if in_channels not in (1, 3):
             raise ConfigError(f"in_channels={in_channels}: ImageNet weights take 1 (grey) or 3 (RGB) channels.")
         self.in_channels = in_channels
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(INPUT_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(INPUT_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.in_channels:
