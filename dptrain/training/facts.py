@@ -131,15 +131,15 @@ def checks(plan: Plan, *, separable: bool, witness: bool) -> list[dict[str, Any]
     ]
 
 
-def gate(facts: GateFacts, status: CohortStatus) -> dict[str, Any]:
-    """What the budget was before this run, is and has left (epsilon at the gate)."""
+def gate(facts: GateFacts, status: CohortStatus, *, spent_before: float | None) -> dict[str, Any]:
+    """What the budget was before this run was granted, is and has left (epsilon at the gate)."""
     return {
         "kind": facts.kind,
         "accountant": facts.accountant or "none (public cohort)",
         "order": facts.order,
         "budget_epsilon": finite_or_none(facts.budget_epsilon),
         "budget_delta": facts.budget_delta,
-        "spent_before": finite_or_none(facts.spent_before),
+        "spent_before": finite_or_none(spent_before),
         "spent_after": finite_or_none(facts.spent_after),
         "remaining": finite_or_none(facts.remaining),
         "minimum_charge": finite_or_none(facts.minimum_charge),
@@ -200,8 +200,8 @@ def base(
             "public": status.public,
             "public_size": status.public_size,
             "owner": status.owner,
-            "source": status.source,
-            "licence": status.licence,
+            "source": status.source or settings.data.source,
+            "licence": status.licence or settings.data.licence,
             "cautions": list(status.cautions),
         },
         "sweep": None,

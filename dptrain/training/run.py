@@ -121,6 +121,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         with whole_or_nothing(folder.config) as file:
             file.write(to_yaml(settings))
         facts = make.base(identity, now(), settings, plan, status, command, str(device))
+        facts["gate"] = make.gate(grant.gate, status, spent_before=grant.gate.spent_before)
         start = None
     else:
         folder, facts = resumed.folder, resumed.facts
@@ -164,7 +165,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
             paid=receipt.steps_charged,
             inherited=[make.inherited(ledger.run(name)) for name in grant.inherited],
         ),
-        gate=make.gate(receipt.gate, status),
+        gate=make.gate(receipt.gate, status, spent_before=facts["gate"]["spent_before"]),
         ledger=make.ledger(grant, receipt.head, settings.ledger.witness is not None),
         weights={
             "source": network.weights_kind,

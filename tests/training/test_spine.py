@@ -47,7 +47,7 @@ def test_a_run_says_what_it_promised_and_keeps_metrics_apart(make_site: Callable
     assert privacy["normaliser"] == 20
     assert [m["what"] for m in privacy["mechanisms"]] == ["training", "calibration"]
     assert len(facts["ledger"]["head"]["hash"]) == 64
-    assert facts["gate"]["spent_after"] <= 8
+    assert facts["gate"]["spent_before"] == 0 < facts["gate"]["spent_after"] <= 8
     metrics = json.loads(folder.metrics.read_text())
     assert 0 <= metrics["overall"]["auroc"]["value"] <= 1
     assert metrics["conformal"]["miscoverage"] == 0.1
