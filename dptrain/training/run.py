@@ -97,11 +97,8 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
             remedy="Raise training.chunk, or lower privacy.max_records_per_patient or privacy.views.",
         )
     identity = facts["id"] if (facts := resumed and resumed.facts) else uuid.uuid4().hex[:16]
-    if resumed is None and status.locked:
-        # refused before an image is read; a cohort that was unlocked this moment goes on below
-        ledger.reserve(plan, status.name, run=f"{identity}-asked", fingerprint=status.fingerprint).close(
-            "interrupted", 0
-        )
+    if resumed is None:
+        ledger.require_open(status.name)  # refused before an image is read
     say(f"reading and hashing {settings.data.name}")
     cohort = data.scan(settings.data, keys)
 
@@ -453,15 +450,12 @@ def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str
         raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
     store, keys, status = open_status(settings)
     cohort = data.scan(settings.data, keys)
-    grant = store.admit(status.name, purpose="evaluate", run=run.facts["id"], fingerprint=cohort.fingerprint)
-    try:
+    with store.admit(status.name, purpose="evaluate", run=run.facts["id"], fingerprint=cohort.fingerprint) as grant:
         network = build_network(settings)
         load_trained(network, run.folder)
         calibration = Calibration(**run.facts["calibration"]) if run.facts.get("calibration") else None
         device = device_of(settings.training.device)
         metrics, predictions = score(settings, cohort, grant, network, device, calibration, split)
-    finally:
-        grant.close("complete", steps_run=0)
     target = run.folder.metrics if split == "test" else run.folder.metrics.with_name(f"metrics-{split}.json")
     write_json(target, metrics)
     save_predictions(run.folder, predictions)
