@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import os
 import re
 import shutil
 import tempfile
@@ -97,9 +99,12 @@ class Postgres:
     """A PostgreSQL server of one's own in a temporary folder, from the pgserver wheel."""
 
     def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="dptrain-pg-"))
+        if "XDG_RUNTIME_DIR" not in os.environ:  # where pgserver keeps its locks
+            (self.folder / "runtime").mkdir(mode=0o700)
+            os.environ["XDG_RUNTIME_DIR"] = str(self.folder / "runtime")
         import pgserver
 
-        self.folder = Path(tempfile.mkdtemp(prefix="dptrain-pg-"))
         self.server = pgserver.get_server(self.folder / "data", cleanup_mode=None)
         self.uri = str(self.server.get_uri())
 
@@ -152,9 +157,4 @@ def postgres() -> Iterator[Postgres]:
 
 def have_postgres() -> bool:
     """Whether a server can be started here."""
-    try:
-        import pgserver  # noqa: F401
-        import psycopg  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return all(importlib.util.find_spec(name) is not None for name in ("pgserver", "psycopg"))
