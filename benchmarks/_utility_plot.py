@@ -8,7 +8,7 @@ from typing import Any
 
 LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0, "inf")
 #: Okabe & Ito's palette: told apart with any colour vision; markers differ as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#777777")
 MARKERS = "osD^vPX*"
 TITLES = {
     "chest_xray_pneumonia": "Pneumonia on chest X-ray",
@@ -66,6 +66,11 @@ def _axes(count: int) -> tuple[Any, list[Any]]:
     return figure, flat
 
 
+def _title(figure: Any, what: str, how: str) -> None:
+    narrow = figure.get_size_inches()[0] < 9
+    figure.suptitle(f"{what}\n{how}" if narrow else f"{what}: {how}", fontsize=9 if narrow else 11)
+
+
 def _save(figure: Any, folder: Path, name: str) -> None:
     import matplotlib.pyplot as plt
 
@@ -95,9 +100,8 @@ def _curves(rows: Sequence[dict[str, Any]], recipes: Sequence[str], folder: Path
         axis.set_title(TITLES[recipe], fontsize=11)
         axis.set_ylabel("Dice" if metric == "dice" else "AUROC")
         axis.legend(fontsize=8, frameon=False, loc="lower right")
-    figure.suptitle(
-        "Utility against ε on test patients: mean of seeds, range of seeds (band), 95 % patient bootstrap (bars)",
-        fontsize=11,
+    _title(
+        figure, "Utility against ε on test patients", "mean and range (band) of seeds, 95 % patient bootstrap (bars)"
     )
     _save(figure, folder, "utility")
 
@@ -136,6 +140,6 @@ def _groups(rows: Sequence[dict[str, Any]], recipes: Sequence[str], folder: Path
             )
         axis.set_title(f"{TITLES[recipe]}: by {column}", fontsize=10)
         axis.set_ylabel("AUROC")
-        axis.legend(fontsize=7, frameon=False, ncols=2)
-    figure.suptitle("AUROC of groups against ε (mean of seeds; groups too small to score are left out)", fontsize=11)
+        axis.legend(fontsize=7, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    _title(figure, "AUROC of groups against ε", "mean of seeds; groups too small to score are left out")
     _save(figure, folder, "utility_groups")
