@@ -398,6 +398,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--listed", action="store_true", help="only the networks of the goal")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results go")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the folder already holds")
+    parser.add_argument("--renew", action="store_true", help="with --resume: measure the chosen modes again")
     parser.add_argument("--here", action="store_true", help="no process of its own for each row (for debugging)")
     options = parser.parse_args(argv)
     modes = [mode.strip() for mode in options.modes.split(",")]
@@ -424,6 +425,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     if options.resume and (options.folder / "coverage.json").is_file():
         rows = json.loads((options.folder / "coverage.json").read_text())["rows"]
+        rows = [row for row in rows if not (options.renew and row["mode"] in modes)]
     order = {(entry.network, entry.dims): place for place, entry in enumerate(entries())}
     done = {(row["network"], row["dims"], row["mode"]) for row in rows}
     start = time.perf_counter()
