@@ -90,6 +90,7 @@ def simple_layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
             [
                 (nn.Linear(c, draw(st.integers(1, 7)), bias=bias), (*between, c)),
                 (nn.GroupNorm(2, c, affine=affine), (c, *space)),
+                (nn.GroupNorm(2, c, affine=affine), (c, 4, *space[1:], 5)),
                 (instance(c, affine=affine), (c, *space)),
                 (frozen.eval(), (c, *space)),
                 (nn.LayerNorm(c, bias=bias), (*between, c)),
