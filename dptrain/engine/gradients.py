@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dptrain.engine.coverage import coverage, refuse_mixing
 from dptrain.engine.layout import Layout
-from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise
+from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, squared_norms
 from dptrain.engine.views import Recorder, Seen, ordinary
 from dptrain.errors import CheckRefused
 
@@ -437,7 +437,7 @@ class PatientGradients:
             parts = [t.reshape(layout.records, -1, *t.shape[1:])[rows].flatten(0, 1) for t in kept.kept]
             alone = Layout(torch.zeros(len(rows), dtype=torch.int64, device=layout.device), 1)
             formed = kept.use.patient_gradients(kept.slot, alone, parts)
-            norms.append(torch.linalg.vector_norm(formed).double().square())
+            norms.append(squared_norms(formed.reshape(-1)))
         return torch.stack(norms)
 
     def _silence(self, tape: Tape, layout: Layout, bad: Tensor) -> None:
