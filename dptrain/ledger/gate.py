@@ -53,12 +53,14 @@ def lineage(state: State, cohort: str) -> set[str]:
 
 def spent(state: State, budget: Budget) -> int:
     """Units at the budget's order that the cohort and its lineage have spent or hold reserved. Public."""
-    members = lineage(state, budget.cohort)
-    return sum(
-        run.units(budget.order_index)
-        for run in state.runs.values()
-        if run.cohort in members and counts(state, run.budget, budget)
-    )
+    if budget.id not in state.sums:
+        members = lineage(state, budget.cohort)
+        state.sums[budget.id] = sum(
+            run.units(budget.order_index)
+            for run in state.runs.values()
+            if run.cohort in members and counts(state, run.budget, budget)
+        )
+    return state.sums[budget.id]
 
 
 def remaining(state: State, budget: Budget) -> int:

@@ -9,6 +9,7 @@ it. Whatever fails, the transaction is rolled back: an entry is there whole, or 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import sqlite3
@@ -856,7 +857,8 @@ class Ledger(Book):
         }
 
 
-def _pld(mechanisms: Sequence[Mechanism], delta: float) -> float | None:
+@functools.lru_cache(maxsize=256)
+def _pld(mechanisms: tuple[Mechanism, ...], delta: float) -> float | None:
     """Joint PLD epsilon of a run alone; 0 for nothing, None where it is infinite."""
     if not mechanisms:
         return 0.0

@@ -200,6 +200,7 @@ class State:
     records_digest: int = 0
     links: int = 0
     releases: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[int, int] = field(default_factory=dict)  # what budgets have spent; forgotten at each entry
 
     def version_of(self, run: RunState | Admission) -> Version:
         """The cohort version that a grant is about."""
@@ -225,7 +226,8 @@ class State:
         """JSON text of everything."""
         plain: dict[str, Any] = {"state_version": STATE_VERSION}
         for name in self.__dataclass_fields__:
-            plain[name] = _plain(getattr(self, name))
+            if name != "sums":
+                plain[name] = _plain(getattr(self, name))
         plain["patients_digest"] = f"{self.patients_digest:064x}"
         plain["records_digest"] = f"{self.records_digest:064x}"
         return write_json(plain)
@@ -291,6 +293,7 @@ def apply(state: State, entry: Entry) -> None:
         ) from None
     state.seq = entry.seq
     state.hash = entry.hash.hex()
+    state.sums.clear()
 
 
 def keys_for(state: State, entry: Entry) -> tuple[str, tuple[str, ...]]:
