@@ -3,6 +3,7 @@
     python -m benchmarks.audit                       everything that fits into 35 minutes on two cores
     python -m benchmarks.audit --minutes 5 --only ecg_beats --models 32
     python -m benchmarks.audit --speed-only
+    python -m benchmarks.audit --resume              keep the rows that are there, run those that are missing
 
 Rows are written as they come, in order of importance; what was not run is listed as not run. Only public data
 sets are used: their rows train without privacy (epsilon infinite) too.
@@ -14,6 +15,7 @@ import argparse
 import csv
 import dataclasses
 import gzip
+import json
 import math
 import os
 import sys
@@ -462,7 +464,8 @@ NOTES = """
 reference models train on random halves with the plan's rate, clip, noise and steps. `best_record_mean_auc` is
 the baseline that grows with the number of records; it is no risk. `largest_gap` is the widest difference between
 two groups of one column in the adjusted share of exposed units. `accuracy` is that of the reference models on
-records they did not train on. Speed rows: models a minute relative to the first row, measured in one process.
+records they did not train on. Speed rows: models a minute relative to the first row, measured in one process;
+`load` in the JSON is the machine's load average then (above 2, other work shared the two cores).
 Inputs are small (28 to 32 pixels, vectors) and the networks are sized for two cores: what larger networks on full
 images leak is not shown here.
 """
@@ -476,6 +479,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=None, help="at most so many units a data set")
     parser.add_argument("--diabetes-patients", type=int, default=20000)
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run")
     parser.add_argument("--speed-only", action="store_true")
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--speed-models", type=int, default=64)
@@ -487,7 +491,11 @@ def main() -> None:
     begun = time.monotonic()
     rows: list[dict[str, Any]] = []
     left = [] if arguments.speed_only else planned(arguments.only)
-    if not arguments.no_speed:
+    if arguments.resume:
+        rows = earlier(arguments.folder)
+        done = {(row["dataset"], row["model"], str(row["epsilon"])) for row in rows if row["what"] == "exposure"}
+        left = [row for row in left if _key(*row) not in done]
+    if not arguments.no_speed and not any(row["what"] == "speed" for row in rows):
         rows += speed(arguments.speed_models, arguments.speed_alone, arguments.speed_steps)
         save(rows, left, arguments.folder)
     while left:
@@ -505,6 +513,19 @@ def main() -> None:
             }
             print(told, flush=True)
         save(rows, left, arguments.folder)
+
+
+def earlier(folder: Path) -> list[dict[str, Any]]:
+    """The rows that an earlier run finished."""
+    path = folder / "audit.json"
+    if not path.exists():
+        return []
+    return [row for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if row["status"] == "run"]
+
+
+def _key(name: str, size: int, epsilon: float) -> tuple[str, str, str]:
+    sizes = SIZE_NAMES[name]
+    return name, sizes[size] if size < len(sizes) else "", str(epsilon if math.isfinite(epsilon) else "inf")
 
 
 def save(rows: list[dict[str, Any]], left: list[tuple[str, int, float]], folder: Path) -> None:
@@ -545,6 +566,7 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     exposure = [row for row in rows if row["what"] == "exposure"]
     names = [name for name in SETS if any(row["dataset"] == name for row in exposure)]
@@ -566,6 +588,7 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> None:
             error = np.abs(np.array([[row["low"] for row in some], [row["high"] for row in some]]) - y)
             axis.errorbar(x, 100 * y, 100 * error, color=colour, marker=marker, label=label, capsize=3)
         axis.set(title=name, xlabel="parameters", xscale="log", ylim=(-3, 103))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0][0].set_ylabel("exposed, % of units")
     axes[0][0].legend(frameon=False)
     last = axes[0][-1]
@@ -580,7 +603,8 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> None:
         last.plot(shown, [held[b]["pooled"] for b in shown], "o-", color="#009E73", label="pooled")
         last.axhline(row["auc_ceiling"], color="black", linewidth=0.8, linestyle=":", label="ceiling")
     last.set(title="kermany, ε = 1", xlabel="records of a patient", ylabel="mean AUC")
-    last.legend(frameon=False)
+    last.legend(frameon=False, loc="upper left", fontsize=8)
+    last.set_ylim(top=last.get_ylim()[1] + 0.03)
     figure.tight_layout()
     figure.savefig(folder / "audit.png", dpi=150)
     figure.savefig(folder / "audit.svg")

@@ -198,7 +198,8 @@ def wilson(successes: float, trials: float, level: float = LEVEL) -> tuple[float
     middle = share + z * z / (2 * trials)
     half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     below = 1 + z * z / trials
-    return max(0.0, (middle - half) / below), min(1.0, (middle + half) / below)
+    low = 0.0 if successes == 0 else max(0.0, (middle - half) / below)  # exactly, not by 1e-19
+    return low, 1.0 if successes == trials else min(1.0, (middle + half) / below)
 
 
 @dataclass(frozen=True)
