@@ -201,6 +201,17 @@ def native_gradients(x: Tensor, g: Tensor, geo: Geometry) -> Formed:
     return Formed(out.view(1, len(x), -1), lambda flat: flat.reshape(geo.weight))
 
 
+def folded_gradients(x: Tensor, g: Tensor, geo: Geometry) -> Formed:
+    """By torch's kernel for all patients at once, each patient's channels a group of their own; for many groups."""
+    m = len(x)
+    wide = replace(geo, weight=(m * geo.weight[0], *geo.weight[1:]), groups=m * geo.groups)
+
+    def fold(maps: Tensor) -> Tensor:
+        return maps.transpose(0, 1).reshape(maps.shape[1], -1, *maps.shape[3:])
+
+    return Formed(wide.weight_gradient(fold(x), fold(g)).view(1, m, -1), lambda flat: flat.reshape(geo.weight))
+
+
 def gram_norms(big: Tensor, small: Tensor, geo: Geometry) -> tuple[Tensor, Tensor]:
     """Squared norms [m] of the gradients, and the bound of :meth:`Use.norms`, through T×T products.
 
@@ -313,6 +324,8 @@ def _measured(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, t: int, p: in
 
     if not candidates or formed < max(1 << 25, 4 * kept):
         names = ["unfolded"] if geo.pointwise else ["native", "shifted"]
+        if geo.groups > 1:
+            names = ["native", "folded", "shifted"]
         if not geo.pointwise and layout.patients * t * d * geo.groups * element < 1 << 28:
             names.append("unfolded")
         if not geo.pointwise and set(geo.stride) == {1} and p < geo.weight[1]:
@@ -340,6 +353,7 @@ def _pair(geo: Geometry, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     return (g, x) if geo.transposed else (x, g)
 
 
+_NATIVE = {"native": native_gradients, "folded": folded_gradients}
 _WAYS = {"shifted": shifted_gradients, "unfolded": unfolded_gradients, "turned": turned_gradients}
 
 
@@ -347,7 +361,10 @@ def patient_gradients(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, way: 
     """The patients' gradients the named way; x and g have N·k rows."""
     out: Formed | None = None
     for members, (xs, gs) in layout.groups(x, g):
-        part = native_gradients(xs, gs, geo) if way == "native" else _WAYS[way](*_pair(geo, xs, gs), geo)
+        if way in _NATIVE:
+            part = _NATIVE[way](xs, gs, geo)
+        else:
+            part = _WAYS[way](*_pair(geo, xs, gs), geo)
         if isinstance(members, slice):
             return part
         if out is None:
