@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dptrain.audit.config import AuditConfig
@@ -368,7 +369,7 @@ def locate(target: str, allowed: Sequence[str] = PREFIXES) -> Callable[..., Any]
 
     Raises:
         ConfigError: a name outside the allow-list, one that leads outside it through a module's own imports
-            (`torch.nn.modules.os.system`), or one that does not exist.
+            (`torch.nn.functional.torch.load`), or one that does not exist.
     """
     if not any(target.startswith(prefix) for prefix in allowed):
         raise ConfigError(
@@ -383,12 +384,14 @@ def locate(target: str, allowed: Sequence[str] = PREFIXES) -> Callable[..., Any]
         except ImportError:
             continue
         for part in parts[end:]:
+            if isinstance(found, ModuleType) and not f"{found.__name__}.".startswith(tuple(allowed)):
+                raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
             found = getattr(found, part, None)
         break
     if found is None:
         raise ConfigError(f"_target_ '{target}' does not exist.", remedy="Check the spelling of module and class.")
     home = f"{getattr(found, '__module__', '') or ''}."
-    if not callable(found) or not any(home.startswith(prefix.split(".")[0] + ".") for prefix in allowed):
+    if not callable(found) or not home.startswith(tuple(allowed)):
         raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
     return found
 

@@ -100,3 +100,17 @@ def test_a_recipe_is_a_folder_and_needs_no_code(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("DPTRAIN_RECIPES", str(tmp_path))
     settings = config.load(["recipe=spine"])
     assert (settings.name, settings.privacy.steps) == ("spine", 7)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.nn.functional.torch.load",
+        "torch.nn.functional.torch.hub.load",
+        "dptrain.models.weights.torch.load",
+        "monai.networks.nets.densenet.load_state_dict_from_url",
+    ],
+)
+def test_no_way_leads_through_a_module_s_own_imports(target: str) -> None:
+    with pytest.raises(ConfigError):
+        config.locate(target)

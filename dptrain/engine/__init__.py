@@ -1,8 +1,17 @@
 """Patient gradients: norms, clipping and noise, on Opacus's extension points."""
 
 from dptrain.engine.coverage import ModuleRule, coverage
-from dptrain.engine.gradients import MARGIN, ClippedSum, PatientGradients
+from dptrain.engine.gradients import MARGIN, ClippedSum, Entangled, PatientGradients
 from dptrain.engine.noise import NoiseSource
 from dptrain.engine.optimizer import PatientOptimizer
 
-__all__ = ["MARGIN", "ClippedSum", "ModuleRule", "NoiseSource", "PatientGradients", "PatientOptimizer", "coverage"]
+__all__ = [
+    "MARGIN",
+    "ClippedSum",
+    "Entangled",
+    "ModuleRule",
+    "NoiseSource",
+    "PatientGradients",
+    "PatientOptimizer",
+    "coverage",
+]

@@ -17,6 +17,15 @@ from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, squ
 from dptrain.engine.views import Recorder, Seen, ordinary
 from dptrain.errors import CheckRefused
 
+
+class Entangled(CheckRefused):
+    """This chunk must be given one patient at a time.
+
+    Where a parameter has no fast rule, all patients share one backward graph, and zero times a patient's NaN is
+    NaN for everyone: one patient more could silence all others. Alone, that patient alone becomes zero.
+    """
+
+
 MARGIN = 1e-3
 """η: gradients are clipped to C(1−η), so that rounding in norms, factors and products cannot pass C."""
 
@@ -247,7 +256,7 @@ class PatientGradients:
                 remedy=f"Give rules={{'{unexpected[0].name}': 'one-by-one'}}.",
             )
         if unexpected:
-            self._warn(unexpected, layout.patients)
+            self._warn(unexpected)
             self._slow.update({source.name: source for source in unexpected})
         self._explored.add(training)
         tape.mode = "off"
@@ -294,11 +303,11 @@ class PatientGradients:
                 if part is not None:
                     tape.add(root, precise(part))
 
-    def _warn(self, sources: list[Source], patients: int) -> None:
+    def _warn(self, sources: list[Source]) -> None:
         names = ", ".join(sorted({source.name.rpartition(".")[0] or source.name for source in sources}))
         warnings.warn(
             f"no fast rule for how {names} uses its parameters: their gradients are formed one patient at a time, "
-            f"exactly, at the cost of one more backward pass for each of the chunk's patients ({patients} now).",
+            "exactly, at the cost of one more backward pass for each of the chunk's patients.",
             stacklevel=4,
         )
 
@@ -318,6 +327,11 @@ class PatientGradients:
             for whole, part in zip(formed, parts, strict=True):
                 if part is not None:
                     whole[i] = part
+        if layout.patients > 1 and not all(bool(torch.isfinite(whole).all()) for whole in formed):
+            raise Entangled(
+                "a patient's gradient is not finite, and a module without a fast rule carries that to the others",
+                remedy="Give clipped_sum one patient at a time here (dptrain.training.fit does).",
+            )
         for source, whole in zip(slow, formed, strict=True):
             tape.add(source, whole)
 

@@ -106,9 +106,11 @@ def save_weights(network: nn.Module, path: Path) -> None:
 
 
 def _inference_settings(settings: Settings) -> Settings:
-    """The settings that inference needs: no ledger, no paths of the training site."""
+    """The settings that inference needs: no ledger, no paths, no filters and no split of the training site."""
     kept = Settings()
-    kept.name, kept.model, kept.data = settings.name, settings.model, settings.data
+    kept.name, kept.model = settings.name, settings.model
+    for name in ("name", "format", "task", "classes", "image_shape", "transforms", "table", "unit"):
+        setattr(kept.data, name, getattr(settings.data, name))
     kept.training.seed = settings.training.seed
     return kept
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from dptrain.config import OptimizerConfig
-from dptrain.engine import NoiseSource, PatientGradients, PatientOptimizer
+from dptrain.engine import ClippedSum, Entangled, NoiseSource, PatientGradients, PatientOptimizer
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.plan import Plan
 from dptrain.training.runfolder import whole_or_nothing
 
 if TYPE_CHECKING:
-    from dptrain.data import PatientLoader
+    from dptrain.data import PatientBatch, PatientLoader
     from dptrain.ledger import Grant
 
 
@@ -98,6 +98,17 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.lr
 
 
+def one_by_one(batch: PatientBatch) -> list[PatientBatch]:
+    """The same rows, a chunk for each patient."""
+    from dptrain.data import PatientBatch
+
+    chunks = []
+    for number in batch.patient.unique().tolist():
+        rows = batch.patient == number
+        chunks.append(PatientBatch(batch.image[rows], batch.label[rows], torch.zeros_like(batch.patient[rows]), 1))
+    return chunks
+
+
 def fit(
     model: nn.Module,
     loader: PatientLoader,
@@ -165,6 +176,25 @@ def fit(
     )
     log: list[StepLog] = []
 
+    def one_sum(batch: PatientBatch) -> tuple[ClippedSum, Tensor]:
+        image = batch.image.to(device, non_blocking=True)
+        label = batch.label.to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            output = model(image)
+        values = loss(output, label)
+        if values.shape != (len(image),):
+            raise CheckRefused(
+                f"the loss has {values.dim()} dimensions; it must give one value a record, [N].",
+                remedy="Use reduction='none' and average over pixels and classes only, never over records.",
+            )
+        return gradients.clipped_sum(values, batch.patient.to(device), batch.patients), values
+
+    def sums(batch: PatientBatch) -> list[tuple[ClippedSum, Tensor]]:
+        try:
+            return [one_sum(batch)]
+        except Entangled:
+            return [one_sum(alone) for alone in one_by_one(batch)]
+
     def snapshot(at: int) -> State:
         weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         kept = None if average is None else {name: value.cpu().clone() for name, value in average.items()}
@@ -190,21 +220,11 @@ def fit(
             private.zero_grad()
             total, records, nonfinite = 0.0, 0, 0
             for batch in logical.chunks():
-                image = batch.image.to(device, non_blocking=True)
-                label = batch.label.to(device, non_blocking=True)
-                with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-                    output = model(image)
-                values = loss(output, label)
-                if values.shape != (len(image),):
-                    raise CheckRefused(
-                        f"the loss has shape {tuple(values.shape)}; it must give one value a record, [{len(image)}].",
-                        remedy="Use reduction='none' and average over pixels and classes only, never over records.",
-                    )
-                chunk = gradients.clipped_sum(values, batch.patient.to(device), batch.patients)
-                private.accumulate(chunk)
-                total += float(values.detach().sum())
-                records += len(image)
-                nonfinite += chunk.nonfinite
+                for chunk, values in sums(batch):
+                    private.accumulate(chunk)
+                    total += float(values.detach().sum())
+                    records += len(values)
+                    nonfinite += chunk.nonfinite
             private.step()
             step += 1
             ran += 1

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dptrain import accounting, data
 from dptrain.config import Settings, to_yaml
 from dptrain.data import Cohort, PatientLoader
-from dptrain.errors import ConfigError
+from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import Grant
 from dptrain.plan import Plan
 from dptrain.progress import progress
@@ -102,6 +102,10 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
     say(f"reading and hashing {settings.data.name}")
     cohort = data.scan(settings.data, keys)
 
+    if settings.training.evaluate and not cohort.split("test"):
+        raise ConfigError(
+            "the test split holds no patient.", remedy="Set data.split so that it does, or evaluate=false."
+        )
     if resumed is None:
         folder = RunFolder(settings.training.run or _run_name(settings))
         if folder.facts.exists():
@@ -123,6 +127,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
     else:
         folder, facts = resumed.folder, resumed.facts
         grant = ledger.resume(identity)
+        _same_weights(ledger.run(identity).weights, network)
         start = _resume_state(folder, grant, plan, network, settings, say)
         facts["resume"] = {"crashes": start.crashes, "steps_lost": start.steps_lost}
         facts["status"] = "running"
@@ -136,9 +141,11 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         result = _fit(settings, network, loader, plan, grant, folder, device, start, stop)
     calibration = None
     if not result.interrupted and plan.calibration_noise_multiplier is not None:
-        calibration = _calibrate(settings, cohort, grant, plan, network, device)
+        if ledger.run(identity).attempt != grant.attempt:
+            raise LedgerRefused("This run was resumed elsewhere; this process must stop.")
+        calibration = _calibrate_once(folder, settings, cohort, grant, plan, network, device)
     metrics = None
-    if settings.training.evaluate and not result.interrupted:
+    if settings.training.evaluate and not result.interrupted and cohort.split("test", excluded=grant.excluded):
         metrics, predictions = score(settings, cohort, grant, network, device, calibration)
         write_json(folder.metrics, metrics)
         save_predictions(folder, predictions)
@@ -177,6 +184,16 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
     folder.write_facts(facts)
     del source, prepared
     return Outcome(folder, facts, result.interrupted)
+
+
+def _same_weights(reserved: dict[str, Any] | None, network: Network) -> None:
+    """Refuse to go on from other starting weights than those that were reserved."""
+    now_ = None if network.weights is None else {"sha256": network.weights.sha256, "run": network.weights.run}
+    if now_ != reserved:
+        raise LedgerRefused(
+            "The starting weights are not those that this run was granted for: the file changed since.",
+            remedy="Put the earlier file back, or start a new run.",
+        )
 
 
 def _run_name(settings: Settings) -> str:
@@ -344,6 +361,29 @@ def _of_split(cohort: Cohort, split: str, excluded: frozenset[bytes]) -> tuple[N
     pairs = [(r, p) for p in cohort.split(split, excluded=excluded) for r in cohort.patients[p].records]
     array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
+
+
+def _calibrate_once(
+    folder: RunFolder,
+    settings: Settings,
+    cohort: Cohort,
+    grant: Grant,
+    plan: Plan,
+    network: Network,
+    device: torch.device,
+) -> Calibration | None:
+    """The calibration's one release. It is paid for once, so a resumed run never draws its noise again.
+
+    The file is there before the release begins; what a crash left without a result is paid and lost.
+    """
+    kept = folder.restricted / "calibration.json"
+    if kept.exists():
+        earlier = json.loads(kept.read_text(encoding="utf-8"))
+        return None if earlier is None else Calibration(**earlier)
+    write_json(kept, None)
+    found = _calibrate(settings, cohort, grant, plan, network, device)
+    write_json(kept, None if found is None else found.to_dict())
+    return found
 
 
 def _calibrate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,19 +111,49 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
 
 def build_network(settings: Settings) -> Network:
     """Build, load starting weights, make fit for private training, and split off what stays frozen."""
+    _no_hidden_weights(settings.model.network)
     torch.manual_seed(settings.training.seed)
     network = models.build(settings.model)
+    brought = {str(sha): part for part in network.modules() if (sha := getattr(part, "weights_sha256", None))}
+    if len(brought) > 1 or (brought and settings.model.weights is not None):
+        raise ConfigError(
+            "the network brings weights from more than one place.", remedy="Start from one declared file."
+        )
     source: WeightsSource | None = None
     kind, note = "random", "random weights"
     if settings.model.weights is not None:
         source, note = _starting_weights(network, Path(settings.model.weights))
         kind = "ledger" if source.run else "public"
-    elif (package := getattr(network, "weights_sha256", None)) is not None:
-        source = WeightsSource(sha256=str(package))
-        kind, note = "package", str(getattr(network, "weights_note", "weights of an installed package"))
+    elif brought:
+        sha, part = next(iter(brought.items()))
+        source = WeightsSource(sha256=sha)
+        kind, note = "package", str(getattr(part, "weights_note", "weights of an installed package"))
     network, changes = models.make_private(network, batchnorm=settings.model.batchnorm)  # type: ignore[arg-type]
     frozen, trainable = models.split_frozen(network, train=settings.model.train)  # type: ignore[arg-type]
     return Network(network, frozen, trainable, changes, source, kind, note)
+
+
+_WEIGHTS = re.compile(r"pretrained|weights|checkpoint|state_dict|_(path|dir|file)$")
+
+
+def _no_hidden_weights(node: Any) -> None:
+    """Refuse arguments by which a network would load weights that the ledger never sees (contract 10).
+
+    Our own networks declare what they bring; all others start at random or from model.weights.
+    """
+    if isinstance(node, list | tuple):
+        for item in node:
+            _no_hidden_weights(item)
+    if not isinstance(node, dict):
+        return
+    ours = str(node.get("_target_", "")).startswith("dptrain.models.")
+    for name, value in node.items():
+        if not ours and value and _WEIGHTS.search(str(name)):
+            raise ConfigError(
+                f"model.network: '{name}' would load weights that nobody declared.",
+                remedy="Leave it out and name the file in model.weights=…, after `dptrain ledger weights`.",
+            )
+        _no_hidden_weights(value)
 
 
 def _starting_weights(network: nn.Module, path: Path) -> tuple[WeightsSource, str]:

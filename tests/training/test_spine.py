@@ -343,3 +343,58 @@ def test_public_files_carry_no_time_of_a_step(make_site: Callable[..., Site]) ->
     for tag in tags:
         assert all(event.wall_time == event.step for event in events.Scalars(tag))
     assert oct(os.stat(folder.restricted_tensorboard).st_mode)[-3:] == "700"
+
+
+def test_a_network_cannot_bring_weights_that_the_ledger_never_sees(make_site: Callable[..., Site]) -> None:
+    from dptrain.training.session import build_network
+
+    site = make_site(None)
+    for word in ("+model.network.pretrained=true", "+model.network.weights_path=/w.pt"):
+        with pytest.raises(ConfigError, match="nobody declared"):
+            build_network(site.settings("model=densenet121", word))
+
+
+def test_the_calibration_is_released_once(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    from dptrain.training import run as module
+
+    site = make_site()
+    real, drawn = module._calibrate, []
+
+    def counted(*arguments: object) -> object:
+        drawn.append(1)
+        return real(*arguments)
+
+    def torn(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(module, "_calibrate", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_bundle", torn)
+        with pytest.raises(OSError):
+            run(site, "run", "privacy.calibration_noise_multiplier=10")
+    outcome = train(site.settings(f"training.resume={site.folder / 'run'}"), say=quiet)
+    assert outcome.facts["status"] == "complete"
+    assert outcome.facts["calibration"] is not None
+    assert len(drawn) == 1
+
+
+def test_a_resumed_run_starts_from_the_weights_it_was_granted_for(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dptrain.ledger import WeightsSource
+    from dptrain.training import run as module
+
+    site = make_site()
+    monkeypatch.setattr(module, "fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(site, "run")
+    real = module.build_network
+
+    def other(settings: object) -> object:
+        network = real(settings)
+        network.weights = WeightsSource(sha256="0" * 64)
+        return network
+
+    monkeypatch.setattr(module, "build_network", other)
+    with pytest.raises(LedgerRefused, match="starting weights"):
+        train(site.settings(f"training.resume={site.folder / 'run'}"), say=quiet)
