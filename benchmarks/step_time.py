@@ -234,9 +234,15 @@ def _resident(peak: bool) -> int:
 
 def measure_memory(row: Row, records: int, mode: str, device: str, precision: str, noise: str) -> dict[str, Any]:
     """In a fresh process: warm up, clear the mark, take a step, read the peak above the empty process."""
+    import monai.networks.nets
+    import opacus
     import torch
 
-    empty = _resident(False)
+    import dptrain.engine
+    import dptrain.models
+
+    loaded = monai.networks.nets, opacus, dptrain.engine, dptrain.models  # every mode starts with all libraries
+    empty = _resident(False) if loaded else 0
     stepper = Stepper(row, records, mode, device, precision, noise)
     for _ in range(2 if mode in ("plain", "ours") else 1):
         stepper.step()
@@ -313,7 +319,11 @@ def _child(task: dict[str, Any]) -> None:
 
 
 def _run(task: dict[str, Any], limit: float) -> tuple[list[dict[str, Any]], str]:
-    threads = {"OMP_NUM_THREADS": str(task["threads"]), "MKL_NUM_THREADS": str(task["threads"])}
+    threads = {
+        "OMP_NUM_THREADS": str(task["threads"]),
+        "MKL_NUM_THREADS": str(task["threads"]),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.step_time", "child", json.dumps(task)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=os.environ | threads)
