@@ -33,8 +33,9 @@ def roomy(place: str, home: Home) -> Iterator[Site]:
 def test_killed_at_random_moments(roomy: Site, rng: random.Random) -> None:
     counts = kill_rounds(roomy, 120, rng)
     assert counts["kills"] == 120
-    assert counts["released"] > 10
-    assert counts["resumed"] > 5
+    assert min(counts["in_reserve"], counts["in_commit"], counts["in_close"]) > 3
+    assert counts["released"] > 50
+    assert counts["resumed"] > 20
 
 
 def test_sixteen_race_for_the_last_budget(site: Site, rng: random.Random) -> None:
