@@ -197,6 +197,9 @@ class Racers:
                 self.answers.put((name, "granted"))
             except LedgerRefused as error:
                 self.answers.put((name, error.message.split("\n")[0]))
+            except BaseException as error:
+                self.answers.put((name, f"died: {error!r}"))
+                raise
 
     def race(self, cohort: str) -> list[str]:
         """One race; returns the names of the winners. Raises Violation for a refusal of another kind."""
