@@ -29,8 +29,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 EXAMPLES = """\
 examples:
   dptrain plan public_size=2215 privacy.expected_batch_size=600 privacy.target_epsilon=3
-  dptrain ledger register recipe=chest_xray_pneumonia public_size=2180 owner="Radiology"
-  dptrain ledger budget cohort=chest_xray_pneumonia epsilon=8 recipe=chest_xray_pneumonia
+  dptrain ledger register recipe=chest_xray_pneumonia public_size=2215 owner="Radiology"
+  dptrain ledger budget cohort=chest_xray_pneumonia epsilon=8 recipe=chest_xray_pneumonia reason="study"
   dptrain train recipe=chest_xray_pneumonia privacy.target_epsilon=8
   dptrain train -m recipe=chest_xray_pneumonia privacy.target_epsilon=1,2,4
   dptrain audit run=runs/demo

@@ -97,7 +97,9 @@ class PrivacyConfig:
                 remedy="Usual values lie between 0.5 (strict) and 8 (loose); inf on public cohorts only.",
             )
         if self.steps is not None and self.epochs is not None:
-            raise ConfigError("privacy.steps and privacy.epochs are both set.", remedy="Set one of them to null.")
+            raise ConfigError(
+                "privacy.steps and privacy.epochs are both set.", remedy="Add privacy.steps=null (or epochs=null)."
+            )
         if self.steps is None and self.epochs is None:
             raise ConfigError("Neither privacy.steps nor privacy.epochs is set.", remedy="Set one of them.")
         if self.epochs is not None:
@@ -144,7 +146,6 @@ class TrainingConfig:
     lease: int | None = None
     checkpoint_steps: int = 50
     cache_features: bool = True
-    workers: int = 0
     evaluate: bool = True
 
     def __post_init__(self) -> None:

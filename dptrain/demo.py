@@ -68,7 +68,7 @@ def demo_main(argv: list[str]) -> int:
     )
     _step(
         "The steward declares the ImageNet weights public, by their hash.",
-        ["ledger", "weights", *_weights(recipe), *places],
+        ["ledger", "weights", f"recipe={RECIPE}", *places],
     )
     _step(
         "The controller signs a budget.",
@@ -106,17 +106,6 @@ def _fresh(run: Path) -> Path:
     site.mkdir(parents=True, mode=0o700)
     (site / MARK).touch()
     return site
-
-
-def _weights(recipe: list[str]) -> list[str]:
-    """The words that declare the recipe's packaged weights."""
-    from dptrain.config import load
-    from dptrain.training.session import build_network
-
-    network = build_network(load(recipe))
-    if network.weights is None:
-        raise ConfigError("this recipe starts from random weights: there is nothing to declare.")
-    return [f"sha256={network.weights.sha256}", f"source={network.weights_note}", "licence=Apache-2.0"]
 
 
 def _step(what: str, words: list[str], *, expect: int = EXIT_DONE) -> None:

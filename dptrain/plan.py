@@ -22,7 +22,9 @@ Generator = Literal["cryptographic", "fast"]
 
 
 def default_delta(public_size: int) -> float:
-    """min(1e-5, 1/(10 N)) for N patients declared public (design section 4.1)."""
+    """min(1e-5, 1/(10 N)) for N patients declared public (docs/guarantee.md). Raises ConfigError for N < 1."""
+    if public_size < 1:
+        raise ConfigError(f"public_size={public_size} is no number of patients.", remedy="Give at least 1.")
     return min(1e-5, 1.0 / (10 * public_size))
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 def ledger_main(argv: list[str]) -> int:
     """`dptrain ledger`."""
+    if argv[:1] == ["weights"] and any(word.startswith("recipe=") for word in argv):
+        argv = ["weights", *weights(argv[1:])]
     return commands.main(argv, scan=scan, forecast=forecast)
 
 
@@ -50,3 +52,20 @@ def forecast(words: Sequence[str], public_size: int, epsilon: float, delta: floa
         [*words, f"privacy.target_epsilon={epsilon}", f"privacy.delta={'null' if delta is None else delta}"]
     )
     return make_plan(settings.privacy, public_size=public_size).mechanisms
+
+
+def weights(words: Sequence[str]) -> list[str]:
+    """The words that declare the weights which a recipe's network brings: hash, source and licence.
+
+    Words of the ledger (`ledger.…`, flags) are passed on. Raises ConfigError for a recipe that starts at random.
+    """
+    from dptrain.config import load
+    from dptrain.errors import ConfigError
+    from dptrain.training.session import build_network
+
+    ours = [word for word in words if word.startswith(("ledger.", "-", "licence="))]
+    network = build_network(load([word for word in words if word not in ours]))
+    if network.weights is None:
+        raise ConfigError("this recipe starts from random weights: there is nothing to declare.")
+    licence = [] if any(word.startswith("licence=") for word in ours) else ["licence=Apache-2.0"]
+    return [f"sha256={network.weights.sha256}", f"source={network.weights_note}", *licence, *ours]

@@ -51,8 +51,10 @@ def parse_words(words: Sequence[str], spec: Mapping[str, Word]) -> dict[str, Any
         try:
             values[name] = spec[name].parse(text)
         except ValueError as error:
+            kinds: dict[Any, str] = {int: "it must be a whole number", float: "it must be a number"}
+            why = kinds.get(spec[name].parse, str(error))
             raise ConfigError(
-                f"{name}={text} is not accepted: {error}.", remedy=f"{name}: {spec[name].help}"
+                f"{name}={text} is not accepted: {why.rstrip('.')}.", remedy=f"{name}: {spec[name].help}"
             ) from None
     for name, word_spec in spec.items():
         if name not in values:

@@ -59,9 +59,10 @@ def check_weights(state: State, weights: WeightsSource | None) -> list[str]:
     run = None if name is None else state.runs.get(name)
     if run is None or run.model != weights.sha256:
         raise LedgerRefused(
-            f"The starting weights {weights.sha256[:12]}… are neither declared public nor the model of a run in "
+            f"The starting weights {weights.sha256} are neither declared public nor the model of a run in "
             "this ledger: what they know about patients is unknown.",
-            remedy="Let the controller declare them: `dptrain ledger weights file=… source=… licence=…`.",
+            remedy="Let the controller declare them: `dptrain ledger weights recipe=…` for a recipe's own, or "
+            "file=… source=… licence=….",
         )
     return [*run.inherited, run.id]
 

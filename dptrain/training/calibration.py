@@ -21,7 +21,7 @@ from scipy.optimize import minimize_scalar
 
 from dptrain.engine import NoiseSource
 
-EDGES = np.concatenate([np.linspace(-8, 8, 33)])
+EDGES = np.linspace(-8, 8, 33)
 CENTRES = np.concatenate([[-9.0], (EDGES[1:] + EDGES[:-1]) / 2, [9.0]])
 MISCOVERAGE = 0.1
 

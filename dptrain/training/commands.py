@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dptrain.config import Settings, explain, load, recipe_folders, search_path_override, settings_of, shipped
+from dptrain.config import GROUPS, Settings, explain, load, search_path_override, settings_of, shipped
 from dptrain.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -80,7 +81,7 @@ def plan_main(argv: list[str]) -> int:
         return EXIT_DONE
     as_json = "--json" in argv
     words = [word for word in argv if word != "--json"]
-    mine = [word for word in words if word.startswith("public_size=")]
+    mine = [word for word in words if _is_plan_word(word)]
     spec = {"public_size": Word(int, "the number of training patients declared public, e.g. public_size=2215")}
     size = parse_words(mine, spec)["public_size"]
     settings = load([word for word in words if word not in mine])
@@ -92,6 +93,12 @@ def plan_main(argv: list[str]) -> int:
     else:
         _print_plan(result)
     return EXIT_DONE
+
+
+def _is_plan_word(word: str) -> bool:
+    """Whether a word is this command's own (or a typo of it), and not a group or a dotted setting."""
+    name = word.partition("=")[0]
+    return name not in (*GROUPS, "name") and "." not in name and name[:1] not in "+~-"
 
 
 def _print_plan(result: dict[str, Any]) -> None:
@@ -119,7 +126,7 @@ def _print_plan(result: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(result["advice"])
-    ceiling = Table(title="What an attacker could at most do (planned budget)", title_justify="left")
+    ceiling = Table(title="What an attacker could at most do, with the planned budget's noise", title_justify="left")
     ceiling.add_column("reading")
     ceiling.add_column("ceiling", justify="right")
     promised = result["promise"]
@@ -133,7 +140,7 @@ def _print_plan(result: dict[str, Any]) -> None:
     ceiling.add_row("reconstruction from a 1 % prior guess", f"{100 * promised['reconstruction']['0.01']:.1f} %")
     ceiling.add_row("epsilon of two patients together", _number(promised["group_epsilon"]["2"]))
     console.print(ceiling)
-    over = Table(title="epsilon over the steps (PLD)", title_justify="left")
+    over = Table(title="epsilon by PLD", title_justify="left")
     over.add_column("step", justify="right")
     over.add_column("epsilon", justify="right")
     points = result["epsilon_over_steps"]
@@ -180,7 +187,7 @@ def train_main(argv: list[str]) -> int:
     outcomes = Path(f".dptrain-sweep-{os.getpid()}.jsonl")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ["DPTRAIN_SWEEP"] = str(outcomes.resolve()) if sweep else ""
-    os.environ["DPTRAIN_COMMAND"] = "dptrain train " + " ".join(argv)
+    os.environ["DPTRAIN_COMMAND"] = shlex.join(["dptrain", "train", *argv])
     before = sys.argv
     sys.argv = ["dptrain", *words]
     decorate = hydra.main(version_base="1.3", config_path=str(shipped("conf").resolve()), config_name="train")
@@ -195,22 +202,26 @@ def train_main(argv: list[str]) -> int:
 
     try:
         decorate(run_job if sweep else job)()
-        if sweep:
-            return _end_sweep(outcomes)
-        for end in ended:
-            if isinstance(end, BaseException):
-                raise end
-            return end
-        return EXIT_DONE
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from None
+    except ValueError as error:  # Hydra's own, for flags that do not go together; a job keeps its errors to itself
+        raise ConfigError(f"{error}".rstrip(".") + ".", remedy="See `dptrain train --help`.") from None
     except SystemExit as error:  # Hydra's argument parser ends the program for a word that it does not know
         if error.code in (0, None):
             return EXIT_DONE
         raise ConfigError("the words of this command cannot be read.", remedy="See `dptrain train --help`.") from None
     finally:
         sys.argv = before
+    try:
+        if sweep:
+            return _end_sweep(outcomes)
+    finally:
         outcomes.unlink(missing_ok=True)
+    for end in ended:
+        if isinstance(end, BaseException):
+            raise end
+        return end
+    return EXIT_DONE
 
 
 def run_job(config: Any) -> int:
@@ -334,8 +345,3 @@ def _split(text: str) -> str:
     if text not in allowed:
         raise ValueError(suggest(text, allowed))
     return text
-
-
-def list_recipes() -> list[str]:
-    """Names of the recipes that can be found."""
-    return sorted(recipe_folders())

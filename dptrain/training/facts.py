@@ -78,7 +78,7 @@ NOT_COVERED = (
 
 
 def not_covered(plan: Plan, weights_kind: str, weights_note: str) -> list[dict[str, str]]:
-    """Everything that touched private data beside the training steps, with what became of it (contract 10)."""
+    """Everything that touched private data beside the training steps, with what became of it (docs/guarantee.md)."""
     rows = [{"what": what, "status": status, "note": note} for what, status, note in NOT_COVERED]
     if plan.calibration_noise_multiplier is not None:
         rows.append(
@@ -94,7 +94,8 @@ def not_covered(plan: Plan, weights_kind: str, weights_note: str) -> list[dict[s
 
 
 def checks(plan: Plan, *, separable: bool, witness: bool) -> list[dict[str, Any]]:
-    """Assumptions with a tick for each that the program checked and an open box for each that a person must."""
+    """Assumptions: a tick for each that the program holds by construction or refused to go on without (a run that
+    fails one of these has no facts), an open box for each that a person must check."""
 
     def row(identity: str, name: str, done: bool | None, by: str, note: str = "") -> dict[str, Any]:
         status = "not_checked" if done is None else "passed" if done else "failed"

@@ -134,7 +134,9 @@ def forecast(privacy: PrivacyConfig, *, public_size: int) -> dict[str, Any]:
     """
     plan = make_plan(privacy, public_size=public_size)
     if not plan.private:
-        raise ConfigError("without privacy there is nothing to plan: epsilon is infinite.")
+        raise ConfigError(
+            "without privacy there is nothing to plan: epsilon is infinite.", remedy="Give a finite target_epsilon."
+        )
     target = privacy.target_epsilon
     if privacy.noise_multiplier is not None:
         target = accounting.pld_epsilon(plan.mechanisms, plan.delta)
@@ -172,7 +174,7 @@ def forecast(privacy: PrivacyConfig, *, public_size: int) -> dict[str, Any]:
         "budgets": budgets,
         "advice": advice,
         "promise": promise(plan.mechanisms, plan.delta),
-        "epsilon_over_steps": accounting.epsilon_over_steps(plan.mechanisms, plan.delta),
+        "epsilon_over_steps": accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta),
     }
 
 

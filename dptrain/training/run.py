@@ -28,13 +28,12 @@ from dptrain.progress import progress
 from dptrain.training import facts as make
 from dptrain.training import losses
 from dptrain.training.bundle import write_bundle
-from dptrain.training.calibration import Calibration, fit_calibration
+from dptrain.training.calibration import Calibration, fit_calibration, margins, true_margins
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
 from dptrain.training.loop import FitResult, State, StepLog, fit
 from dptrain.training.runfolder import RunFolder, now, whole_or_nothing, write_json
 from dptrain.training.session import (
     Network,
-    Prepared,
     build_network,
     check,
     device_of,
@@ -96,7 +95,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
             f"{plan.max_records_per_patient} times {plan.views} views makes {largest}.",
             remedy="Raise training.chunk, or lower privacy.max_records_per_patient or privacy.views.",
         )
-    identity = facts["id"] if (facts := resumed and resumed.facts) else uuid.uuid4().hex[:16]
+    identity = uuid.uuid4().hex[:16] if resumed is None else str(resumed.facts["id"])
     if resumed is None:
         ledger.require_open(status.name)  # refused before an image is read
     say(f"reading and hashing {settings.data.name}")
@@ -137,7 +136,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
     say(_plan_line(plan, status.kind))
 
     with _interruptible(say) as stop:
-        source, loader, prepared = _loader(settings, cohort, grant, plan, network, device, start)
+        loader = _loader(settings, cohort, grant, plan, network, device, start)
         result = _fit(settings, network, loader, plan, grant, folder, device, start, stop)
     calibration = None
     if not result.interrupted and plan.calibration_noise_multiplier is not None:
@@ -170,7 +169,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
             inherited=[make.inherited(ledger.run(name)) for name in grant.inherited],
         ),
         gate=make.gate(receipt.gate, status, spent_before=facts["gate"]["spent_before"]),
-        ledger=make.ledger(grant, receipt.head, settings.ledger.witness is not None),
+        ledger=make.ledger(grant, receipt.head, status.witness),
         weights={
             "source": network.weights_kind,
             "sha256": network.weights.sha256 if network.weights else None,
@@ -179,10 +178,9 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         model=model,
         calibration=calibration.to_dict() if calibration else None,
         not_covered=make.not_covered(plan, network.weights_kind, network.weights_note),
-        checks=make.checks(plan, separable=True, witness=settings.ledger.witness is not None),
+        checks=make.checks(plan, separable=True, witness=status.witness),
     )
     folder.write_facts(facts)
-    del source, prepared
     return Outcome(folder, facts, result.interrupted)
 
 
@@ -245,15 +243,13 @@ def _loader(
     network: Network,
     device: torch.device,
     start: State | None,
-) -> tuple[object, PatientLoader, Prepared | None]:
+) -> PatientLoader:
     first = 0 if start is None else start.step
     if in_memory(settings, network):
         prepared = prepare(settings, cohort, grant, splits=("train",), network=network, device=device)
-        source = prepared.tensors()
-        return source, PatientLoader(source, plan, grant, chunk=settings.training.chunk, start=first), prepared
+        return PatientLoader(prepared.tensors(), plan, grant, chunk=settings.training.chunk, start=first)
     augment = settings.data.augment
-    loader = PatientLoader(cohort, plan, grant, augment=augment, chunk=settings.training.chunk, start=first)
-    return cohort, loader, None
+    return PatientLoader(cohort, plan, grant, augment=augment, chunk=settings.training.chunk, start=first)
 
 
 def _fit(
@@ -445,8 +441,6 @@ def conformal_report(
     scaled: NDArray[np.float64], label: NDArray[Any], task: str, calibration: Calibration
 ) -> dict[str, float]:
     """How often the sets hold the truth on these records, and how large they are."""
-    from dptrain.training.calibration import margins, true_margins
-
     inside = margins(scaled, task) >= calibration.threshold
     covered = true_margins(scaled, label, task) >= calibration.threshold
     return {
@@ -472,10 +466,11 @@ def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
     return torch.stack(columns, 1).double().numpy()
 
 
-def save_predictions(folder: RunFolder, predictions: dict[str, NDArray[Any]]) -> None:
-    """`restricted/predictions.npz`: pseudonym, record, label and score of each test record."""
+def save_predictions(folder: RunFolder, predictions: dict[str, NDArray[Any]], split: str = "test") -> None:
+    """`restricted/predictions.npz` (another split: `predictions-<split>.npz`): pseudonym, record, label, score."""
     arrays: dict[str, Any] = predictions
-    with whole_or_nothing(folder.predictions, "wb") as file:
+    target = folder.predictions if split == "test" else folder.predictions.with_name(f"predictions-{split}.npz")
+    with whole_or_nothing(target, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
@@ -498,7 +493,7 @@ def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str
         metrics, predictions = score(settings, cohort, grant, network, device, calibration, split)
     target = run.folder.metrics if split == "test" else run.folder.metrics.with_name(f"metrics-{split}.json")
     write_json(target, metrics)
-    save_predictions(run.folder, predictions)
+    save_predictions(run.folder, predictions, split)
     run.folder.note_access(f"evaluate {split}")
     return target
 

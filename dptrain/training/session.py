@@ -1,11 +1,10 @@
-"""One run from settings to a finished run folder: plan, check, scan, reserve, train, calibrate, evaluate, keep."""
+"""What training, audit and inference share: the network in its parts, the check, a cohort's records as tensors."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,6 @@ from dptrain.training.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -80,15 +77,6 @@ class Run:
     facts: dict[str, Any]
     settings: Settings
     plan: Plan
-
-
-@dataclass
-class Outcome:
-    """What `train` did: the run folder and its public facts."""
-
-    folder: RunFolder
-    facts: dict[str, Any]
-    interrupted: bool
 
 
 def device_of(name: str) -> torch.device:
@@ -167,7 +155,7 @@ def _starting_weights(network: nn.Module, path: Path) -> tuple[WeightsSource, st
     return WeightsSource(sha256=sha), f"file {path.name}"
 
 
-def check(settings: Settings, network: Network | None = None, *, say: Say = lambda _: None) -> list[models.Finding]:
+def check(settings: Settings, network: Network | None = None) -> list[models.Finding]:
     """The pre-flight check: network, loss, pipeline and gradient rules, on made-up data only.
 
     Returns every finding; :func:`refuse` raises for the refused ones.
