@@ -266,8 +266,7 @@ class PReLU(Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        slope = w.reshape(-1, *[1] * (x.dim() - 2)) if x.dim() > 1 else w
-        gx, gw = torch.ops.aten._prelu_kernel_backward(g, x, slope.expand_as(x) if x.dim() == 1 else slope)
+        gx, gw = torch.ops.aten._prelu_kernel_backward(g, x, w.reshape(-1, *[1] * (x.dim() - 2)))
         ctx.use.tape.receive(ctx.use, gw)
         return None, gx, None, None
 

@@ -41,7 +41,6 @@ class Recorder:
         self.token = torch.zeros((), requires_grad=True)
         self.measure = measure
         self.decisions: dict[tuple[Any, ...], bool] = {}
-        self.slow: set[str] = set()
 
     def is_batch(self, source: Source, function: Any, tensor: Tensor, *, exact: bool = False) -> bool:
         """Whether the rows of `tensor` are the batch's: it depends on parameters, or its rows are N·k (`exact`: N).
@@ -193,7 +192,7 @@ def _usable(recorder: Recorder, func: Any, x: Any, *weights: Any) -> bool:
 
 @_rule(F.linear)
 def _linear(recorder: Recorder, func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
-    if not _usable(recorder, func, input, weight, bias) or input.dim() < 2:
+    if not _usable(recorder, func, input, weight, bias) or input.dim() < 2 or weight.dim() != 2:
         return NotImplemented
     assert recorder.tape is not None
     use = fn.LinearUse(recorder.tape, weight=_source(weight), bias=_source(bias))
@@ -268,7 +267,7 @@ def _group_norm(
     bias: Any = None,
     eps: float = 1e-5,
 ) -> Any:
-    if not _usable(recorder, func, input, weight, bias) or len(input) != _records(recorder, input):
+    if not _usable(recorder, func, input, weight, bias):
         return NotImplemented
     use = fn.ScaleUse(_tape(recorder), weight=_source(weight), bias=_source(bias))
     x, w, b = _cast(input, _value(weight), _value(bias), full=True)
@@ -611,10 +610,6 @@ def _spread(recorder: Recorder, value: Any, rows: int) -> Tensor:
         return plain.expand(rows, *plain.shape)
     use = fn.SpreadUse(_tape(recorder), weight=source)
     return fn.Spread.apply(recorder.token, _value(value), rows, use)
-
-
-def _records(recorder: Recorder, x: Tensor) -> int:
-    return len(x)
 
 
 def _tape(recorder: Recorder) -> Tape:
