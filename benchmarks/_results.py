@@ -69,17 +69,19 @@ def write(
         "",
         f"{head['date']} · commit {head['commit']} · {head['machine']} · `{head['command']}`",
         "",
-        "| " + " | ".join(table_columns) + " |",
-        "|" + " --- |" * len(table_columns),
-        *(
-            "| " + " | ".join(_cell(row.get(key)) for key in table_columns) + " |"
-            for row in (rows if table_rows is None else table_rows)
-        ),
+        table(rows if table_rows is None else table_rows, table_columns),
     ]
     if notes:
         lines += ["", notes.strip()]
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
     return path
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """A Markdown table; a missing value shows as an empty cell."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(key)) for key in columns) + " |" for row in rows]
+    return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:

@@ -102,6 +102,7 @@ def summarise(
         "mean": _number(np.nanmean(area.auc)),
         "median": _number(np.nanmedian(area.auc)),
         "max": _number(np.nanmax(area.auc)),
+        "max_by_chance": _number(statistics.largest_by_chance(area)),
         "low": _number(mean_low),
         "high": _number(mean_high),
         "ceiling": auc_ceiling,
@@ -185,10 +186,8 @@ def _withhold(audit: dict[str, Any], what: str, have: int, need: int) -> None:
 
 def _null_auc(area: statistics.Area, generator: np.random.Generator) -> Array:
     """AUCs that as many patients without any trace would show by chance (normal approximation)."""
-    m, n = area.inside, area.outside
-    variance = np.sum(m * n * (m + n + 1) / 12, axis=0) / np.maximum(area.pairs, 1) ** 2
+    spread = statistics.null_spread(area)
     repeats = max(1, 20000 // max(area.auc.size, 1))
-    spread = np.sqrt(variance * area.inflation)
     return np.asarray(np.clip(0.5 + generator.normal(size=(repeats, area.auc.size)) * spread, 0, 1).ravel())
 
 

@@ -145,6 +145,30 @@ def auc_p_values(area: Area) -> Array:
     return result
 
 
+def null_spread(area: Area) -> Array:
+    """Standard deviation [P] of the AUC of a patient without a trace, over the draw of membership."""
+    m, n = area.inside, area.outside
+    variance = np.sum(m * n * (m + n + 1) / 12, axis=0) / np.maximum(area.pairs, 1) ** 2
+    return np.asarray(np.sqrt(variance * area.inflation))
+
+
+def largest_by_chance(area: Area, level: float = LEVEL) -> float:
+    """What the largest AUC of as many patients without any trace stays below in `level` of all audits.
+
+    Normal approximation, patients independent. The largest measured AUC is to be held against this, never
+    against the ceiling of one patient.
+    """
+    spread = null_spread(area)[~np.isnan(area.auc)]
+    if spread.size == 0:
+        return math.nan
+    low, high = 0.5, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        below = np.sum(norm.logcdf((middle - 0.5) / np.maximum(spread, 1e-12)))
+        low, high = (middle, high) if below < math.log(level) else (low, middle)
+    return high
+
+
 def smallest_p_value(area: Area) -> float:
     """The smallest p-value that the typical patient could get with these models."""
     m, n = np.median(area.inside, axis=1), np.median(area.outside, axis=1)

@@ -205,3 +205,16 @@ def test_pooled_roc_is_a_curve() -> None:
     assert (fpr[0], fpr[-1], tpr[-1]) == (0.0, 1.0, 1.0)
     assert (np.diff(tpr) >= 0).all()
     np.testing.assert_allclose(tpr, norm.cdf(norm.ppf(fpr) + 1), atol=0.03)
+
+
+@pytest.mark.parametrize("records", [1, 4])
+def test_the_largest_auc_by_chance_is_passed_in_one_audit_of_twenty(records: int) -> None:
+    rng = np.random.default_rng(22)
+    passed = 0
+    for _ in range(80):
+        scores, member, patient = gaussian_scores(rng, 64, 50, 0.0, records=records)
+        evidence, fold = patients.crossfit(scores, member, patient)
+        factor = patients.inflation(scores, member, patient, rng)
+        area = dataclasses.replace(statistics.stratified_auc(evidence, member, fold), inflation=factor)
+        passed += np.max(area.auc) > statistics.largest_by_chance(area)
+    assert passed <= 10  # 5 % of 80 is 4; 11 or more happen twice in a thousand
