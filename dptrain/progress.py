@@ -1,4 +1,9 @@
-"""Progress of long work, with the time left: a bar on a terminal, sparse lines elsewhere."""
+"""Progress of long work, with the time left: a bar on a terminal, sparse lines elsewhere.
+
+Shown are shares, never counts: how many records a cohort has is nobody's business but the steward's, and bars end up
+in screenshots and job logs. The bar moves at most every two seconds, so that it does not time single steps
+(how long a step takes follows the number of patients drawn for it).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from contextlib import contextmanager
 
 QUIET_SECONDS = 5.0
 LINE_SECONDS = 30.0
+BAR_SECONDS = 2.0
 
 
 class Progress:
@@ -49,9 +55,9 @@ class _Lines(Progress):
 
     def _line(self, seconds: float) -> str:
         if not self.total:
-            return f"{self.label}: {self.done:,} after {clock(seconds)}"
+            return f"{self.label}: {clock(seconds)} so far"
         left = seconds / max(1, self.done) * max(0, self.total - self.done)
-        return f"{self.label}: {self.done:,} of {self.total:,}, {clock(left)} left"
+        return f"{self.label}: {min(1.0, self.done / self.total):.0%}, {clock(left)} left"
 
     def finish(self) -> None:
         if self.shown:
@@ -103,20 +109,25 @@ def _bar(total: int | None, label: str, unit: str) -> Iterator[Progress]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
-        MofNCompleteColumn,
+        TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
     from rich.progress import Progress as RichProgress
 
-    amount = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+    amount = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [TaskProgressColumn()]
     columns = [TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn()]
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as rich:
         task = rich.add_task(label, total=total)
 
         class Bar(Progress):
+            last = -BAR_SECONDS
+
             def _show(self) -> None:
-                rich.update(task, completed=self.done)
+                now = time.monotonic()
+                if now - self.last >= BAR_SECONDS:
+                    self.last = now
+                    rich.update(task, completed=self.done)
 
         yield Bar(total, label)

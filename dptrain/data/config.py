@@ -133,7 +133,8 @@ class DataConfig:
         image_shape: [C, …] after the deterministic transforms; for tables left empty.
         transforms: deterministic MONAI dictionary transforms (`_target_: monai.transforms.…d`), run once.
         augment: random ones, run for each view of a record; multi-crop transforms are views as well.
-        same_pixels: refuse, or merge the patients who share them into one unit.
+        same_pixels: refuse, or merge the patients who share them into one unit (transitively: the unit is the
+            group of all who are linked).
         sections: of a Decathlon JSON; empty for all.
         source, licence, cautions: carried into the ledger and the report.
     """

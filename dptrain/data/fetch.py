@@ -220,7 +220,7 @@ def kermany_config(root: Path, size: int = 224) -> DataConfig:
         name="kermany-chest-xray",
         root=str(root),
         folder=KERMANY_FOLDER,
-        issuer="Guangzhou Women and Children's Medical Center (Kermany 2018)",
+        issuer="Kermany 2018, Guangzhou Women and Children's Medical Center",  # as in the recipe: part of every key
         columns=ColumnsConfig(patient="patient_group", split="split", groups=["subtype"]),
         classes=["normal", "pneumonia"],
         label_values={"0": "normal", "1": "pneumonia"},

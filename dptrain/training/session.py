@@ -178,6 +178,11 @@ def check(settings: Settings, network: Network | None = None) -> list[models.Fin
                 )
     except CheckRefused as error:
         findings.append(models.Finding("gradient rules", "refused", error.message, error.remedy or ""))
+    if settings.data.same_pixels == "merge":
+        why = (
+            "ids that share a picture, directly or through others, are one unit: epsilon is that of the linked group"
+        )
+        findings.append(models.Finding("unit of privacy", "changed", why, "Drop pictures that many ids have."))
     for change in network.changes:
         findings.append(models.Finding(str(change), "changed", "made fit for private training", ""))
     return findings
@@ -220,7 +225,12 @@ def load_inputs(
     label: str = "reading images",
     batch: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """Images [R, C, …] of these records, or what the frozen part makes of them, and their labels, on the CPU."""
+    """Images [R, C, …] of these records, or what the frozen part makes of them, and their labels, on the CPU.
+
+    The frozen part sees `batch` rows every time, the last ones made up with zeros: kernels may choose another
+    order of sums for another number of rows, and a patient's features must not tell, in their last bits, how many
+    other records there are.
+    """
     images: list[Tensor] = []
     labels: list[Tensor] = []
     if frozen is not None:
@@ -229,7 +239,9 @@ def load_inputs(
         for start in range(0, len(records), batch):
             part, truth = data.load_tensors(cohort, records[start : start + batch].tolist(), grant)
             if frozen is not None:
-                part = frozen(part.to(device)).float().cpu()
+                rows = len(part)
+                whole = torch.cat([part, part.new_zeros(batch - rows, *part.shape[1:])]) if rows < batch else part
+                part = frozen(whole.to(device)).float().cpu()[:rows]
             images.append(part)
             labels.append(truth)
             bar.advance(len(part))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dptrain.config import load
 from dptrain.data import FetchFailed, download, find_demo_data, load_tensors, phantom, scan
-from dptrain.data.fetch import KERMANY_FILE, KERMANY_FOLDER, who
+from dptrain.data.fetch import KERMANY_FILE, KERMANY_FOLDER, kermany_config, who
 from dptrain.errors import ConfigError, DataUnreadable
 from tests.data.shared import FakeGrant, FakeKeys, kermany
 
@@ -262,3 +262,8 @@ def test_the_prepared_settings_fit_the_shared_copy(shared_data):
         ours.columns.split,
         ours.drop,
     )
+
+
+def test_the_fetched_cohort_and_the_recipe_make_the_same_patient_keys():
+    recipe = load(["recipe=chest_xray_pneumonia"]).data
+    assert kermany_config(Path(".")).issuer == recipe.issuer
