@@ -7,10 +7,12 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +109,8 @@ class Postgres:
 
         self.server = pgserver.get_server(self.folder / "data", cleanup_mode=None)
         self.uri = str(self.server.get_uri())
+        self.server.psql("ALTER SYSTEM SET recovery_init_sync_method = 'syncfs';")  # else minutes on a slow disk
+        self.server.psql("SELECT pg_reload_conf();")
 
     def database(self) -> str:
         """URL of a fresh, empty database."""
@@ -120,23 +124,29 @@ class Postgres:
         if name:
             self.server.psql(f"DROP DATABASE IF EXISTS {name[1]} WITH (FORCE);")
 
-    @property
-    def postmaster(self) -> int:
-        """Process id of the server."""
-        return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
-
-    def backends(self) -> list[int]:
-        """Process ids of the server's connections to ledgers."""
-        found = []
+    def kill(self, *, whole: bool) -> None:
+        """SIGKILL its connections to ledgers, from which it recovers, or all of it at once."""
+        postmaster = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        children = []
         for folder in Path("/proc").iterdir():
             try:
                 command = (folder / "cmdline").read_bytes()
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, ValueError, IndexError):
                 continue
-            if parent == self.postmaster and b"postgres: postgres ledger_" in command:
-                found.append(int(folder.name))
-        return found
+            if parent == postmaster and (whole or b"postgres: postgres ledger_" in command):
+                children.append(int(folder.name))
+        killed = [postmaster, *children] if whole else children
+        for process in killed:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        end = time.monotonic() + 30
+        while any(Path(f"/proc/{process}").exists() for process in killed) and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def start(self) -> None:
+        """Start it again where it is dead."""
+        self.server.ensure_postgres_running()
 
     def stop(self) -> None:
         """Stop the server and remove its folder."""

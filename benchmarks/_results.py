@@ -16,15 +16,19 @@ RESULTS = Path(__file__).parent / "results"
 
 def meta(command: str) -> dict[str, str]:
     """Date, commit, machine and the command that made the rows."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    ).stdout.strip()
+    commit = _git("describe", "--always")
+    if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results"):  # results are no dirt
+        commit += "-dirty"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit or "unknown",
         "machine": _machine(),
         "command": command,
     }
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
 def _machine() -> str:

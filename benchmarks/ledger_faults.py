@@ -2,18 +2,22 @@
 
 After each fault: what was charged is at least what was released, the chain verifies, the next run works.
 
-- kills: SIGKILL at a random moment of a process that reserves, pays lease by lease and closes, over and over;
-- races: 16 processes ask at once for what only some of them can get;
-- disk: every single write, sync, truncation and deletion of every operation fails (full, I/O error, power loss
-  with a torn write);
-- server: a PostgreSQL server loses its backends to SIGKILL in mid-transaction, and recovers.
+- kill: SIGKILL at a random moment of a process that reserves, pays lease by lease and closes, over and over;
+- race: 16 processes ask at once for what only some of them can get;
+- clocks: two machines race whose clocks jump by years, back and forth, between any two entries;
+- disk: every single write, sync, truncation and deletion of an operation fails (full, I/O error, power loss with a
+  torn write);
+- server: a PostgreSQL server dies while its client is in mid-transaction (its backends, or all of it at once), and
+  recovers.
 
+Most of the time is waiting for syncs, so several batches run side by side (`workers=…`), each on a ledger of its own.
 Counts are kept in the results file after every batch; with `resume=yes` a later call goes on where this one ended,
 so that a partial count is an honest one.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,7 +29,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +46,11 @@ from benchmarks._ledger_site import (
     have_postgres,
     make_site,
     people,
+    postgres,
     small_plan,
 )
 from dptrain.errors import LedgerRefused
-from dptrain.ledger import Keys, Ledger
+from dptrain.ledger import Keys, Ledger, chain
 from dptrain.ledger.charges import charge_of
 from dptrain.words import Word, parse_words
 
@@ -174,10 +181,13 @@ def _check_events(site: Site, ledger: Ledger, events: list[tuple[bytes, str, int
 
 
 class Racers:
-    """Processes that wait for the start and then all reserve at once. Forked; use before any thread starts."""
+    """Processes that wait for the start and then all reserve at once. Forked; use before any thread starts.
 
-    def __init__(self, site: Site, count: int = 16) -> None:
-        self.site, self.count = site, count
+    clocks: each has a clock of its own, which is never right and jumps before every entry.
+    """
+
+    def __init__(self, site: Site, count: int = 16, *, clocks: bool = False) -> None:
+        self.site, self.count, self.clocks = site, count, clocks
         context = multiprocessing.get_context("fork")
         self.gate = context.Barrier(count + 1)
         self.orders = [context.SimpleQueue() for _ in range(count)]
@@ -187,13 +197,19 @@ class Racers:
             worker.start()
 
     def _race(self, number: int) -> None:
+        if self.clocks:
+            moments = random.Random(os.urandom(8))
+            chain.now = lambda: f"{moments.randrange(1970, 2100)}-{moments.randrange(1, 13):02}-01T00:00:00Z"
         ledger = self.site.again()
         while (order := self.orders[number].get()) is not None:
             cohort, name = order
             self.gate.wait()
             try:
                 grant = ledger.reserve(self.site.plan, cohort, run=name, fingerprint=self.site.fingerprint)
+                grant.commit(self.site.plan.steps // 2)
                 grant.commit(self.site.plan.steps)
+                if self.clocks:
+                    grant.close()
                 self.answers.put((name, "granted"))
             except LedgerRefused as error:
                 self.answers.put((name, error.message.split("\n")[0]))
@@ -220,10 +236,12 @@ class Racers:
             worker.join(timeout=20)
 
 
-def race_rounds(site: Site, rounds: int, rng: random.Random, *, count: int = 16) -> dict[str, int]:
+def race_rounds(
+    site: Site, rounds: int, rng: random.Random, *, count: int = 16, clocks: bool = False
+) -> dict[str, int]:
     """Races for budgets that hold 1 to 5 runs; as many must win as fit, never more. Raises Violation."""
     counts = {"races": 0, "winners": 0}
-    racers = Racers(site, count)
+    racers = Racers(site, count, clocks=clocks)
     patients = people(site.keys, 0, 20)
     ledger = site.again()
     try:
@@ -243,14 +261,21 @@ def race_rounds(site: Site, rounds: int, rng: random.Random, *, count: int = 16)
             )
             cost = charge_of(site.plan.mechanisms).at(budget.order_index, site.plan.steps)
             winners = racers.race(name)
-            if len(winners) != min(count, budget.units // cost):
-                raise Violation(f"{len(winners)} of {count} won where {budget.units // cost} fit")
-            if ledger.status(name).spent_epsilon > budget.epsilon:
+            fit = budget.units // cost
+            if len(winners) != min(count, fit):
+                raise Violation(f"{len(winners)} of {count} won where {fit} fit")
+            status = ledger.status(name)
+            if status.spent_epsilon > budget.epsilon:
                 raise Violation("more was spent than granted")
+            if sorted(run.run for run in status.runs) != sorted(winners):
+                raise Violation("the ledger's runs are not those that won")
             counts["races"] += 1
             counts["winners"] += len(winners)
     finally:
         racers.stop()
+    if clocks:
+        times = [entry.time for entry in ledger.entries()]
+        counts["set_back"] = sum(later < earlier for earlier, later in itertools.pairwise(times))
     faults = site.again().verify()
     if faults:
         raise Violation(f"the chain does not verify: {faults[0]}")
@@ -260,79 +285,86 @@ def race_rounds(site: Site, rounds: int, rng: random.Random, *, count: int = 16)
 # -- failing disks ------------------------------------------------------------------------------------------------
 
 
-def disk_rounds(folder: Path, keys: Keys, *, modes: Sequence[str] = MODES, thin: int = 1) -> dict[str, int]:
-    """Fail each disk operation of each ledger operation once, in each mode; returns counts. Raises Violation.
+def disk_round(folder: Path, keys: Keys, operation: str, mode: str, *, thin: int = 1) -> dict[str, int]:
+    """Fail each (or every `thin`-th) disk operation of one of :data:`OPERATIONS` once; returns counts.
 
-    Args:
-        thin: try only every so many-th disk operation.
+    Raises Violation.
     """
     counts = {"faults": 0, "refused": 0, "went_through": 0}
-    controller = keys.controller(PASSPHRASE)
-    original = folder / "original.sqlite"
-    site = make_site(str(original), keys, controller, runs=50)
+    original, copy = folder / "original.sqlite", folder / "copy.sqlite"
+    site = make_site(str(original), keys, keys.controller(PASSPHRASE), runs=50)
     before = site.ledger.reserve(site.plan, COHORT, run="before", fingerprint=site.fingerprint)
     before.commit(3)
+    base = 0 if operation == "create" else site.ledger.head().entries
     site.ledger.close()
-    copy = folder / "copy.sqlite"
-    for name, act in _acts(site).items():
-        for mode in modes:
-            number = 1
-            while True:
-                shutil.copyfile(original, copy)
-                Path(f"{copy}-journal").unlink(missing_ok=True)
-                refused, failed, entries = False, False, 0
-                with faulty_disk(number, mode) as disk:
-                    ledger = Ledger(copy, keys, witness=None, wait=5.0)
-                    try:
-                        act(ledger)
-                    except LedgerRefused as error:
-                        refused = True
-                        if "\n" in error.message:
-                            raise Violation(f"{name}: more than a sentence: {error.message}") from None
-                    failed = disk.failed
-                    ledger.close()
-                after = Ledger.open(copy, keys)
-                entries = after.head().entries
-                base = 5
-                if not refused and entries != base + 1:
-                    raise Violation(f"{name}, {mode} at {number}: it succeeded and is not in the ledger")
-                if entries not in (base, base + 1):
-                    raise Violation(f"{name}, {mode} at {number}: {entries} entries")
-                if faults := after.verify():
-                    raise Violation(f"{name}, {mode} at {number}: {faults[0]}")
-                grant = after.reserve(site.plan, COHORT, run="next", fingerprint=site.fingerprint)
-                grant.commit(site.plan.steps)
-                grant.close("complete", site.plan.steps)
-                after.close()
-                if not failed:
-                    break
-                counts["faults"] += 1
-                counts["refused"] += refused
-                counts["went_through"] += not refused
-                number += thin
-    return counts
+    number = 1
+    while True:
+        for name in (copy, Path(f"{copy}-journal")):
+            name.unlink(missing_ok=True)
+        if base:
+            shutil.copyfile(original, copy)
+        refused = False
+        with faulty_disk(number, mode) as disk:
+            ledger = Ledger(copy, keys, witness=None, wait=5.0)
+            try:
+                OPERATIONS[operation](ledger, site)
+            except LedgerRefused as error:
+                refused = True
+                if "\n" in error.message:
+                    raise Violation(f"{operation}: more than a sentence: {error.message}") from None
+            failed = disk.failed
+            ledger.close()
+        _check_disk(copy, site, refused, base, f"{operation}, {mode} at {number}")
+        if not failed:
+            return counts
+        counts["faults"] += 1
+        counts["refused"] += refused
+        counts["went_through"] += not refused
+        number += thin
 
 
-def _acts(site: Site) -> dict[str, Callable[[Ledger], object]]:
-    def commit(ledger: Ledger) -> None:
-        _held(ledger).commit(6)
+def _check_disk(copy: Path, site: Site, refused: bool, base: int, where: str) -> None:
+    """The entry is there whole or not at all, the chain verifies, the next run works."""
+    try:
+        after = Ledger.open(copy, site.keys)
+    except LedgerRefused:
+        if base or not refused:
+            raise
+        Ledger.create(copy, site.keys).close()  # a foundation that died is simply done again
+        return
+    entries = after.head().entries
+    if entries not in (base, base + 1):
+        raise Violation(f"{where}: {entries} entries")
+    if not refused and entries != base + 1:
+        raise Violation(f"{where}: it succeeded and is not in the ledger")
+    if faults := after.verify():
+        raise Violation(f"{where}: {faults[0]}")
+    if base:
+        grant = after.reserve(site.plan, COHORT, run="next", fingerprint=site.fingerprint)
+        grant.commit(site.plan.steps)
+        grant.close("complete", site.plan.steps)
+    after.close()
 
-    def close(ledger: Ledger) -> None:
-        _held(ledger).close("complete", 3)
 
-    return {
-        "reserve": lambda ledger: ledger.reserve(site.plan, COHORT, run="new", fingerprint=site.fingerprint),
-        "commit": commit,
-        "close": close,
-        "resume": lambda ledger: ledger.resume("before"),
-        "register": lambda ledger: ledger.register(
-            "other", unit="patient", issuer="clinic", public_size=9, patients=people(site.keys, 10, 400), owner="R"
-        ),
-        "budget": lambda ledger: ledger.budget(
-            COHORT, epsilon=9.0, delta=1e-3, forecast=(), reason="more", controller=site.controller
-        ),
-        "withdraw": lambda ledger: ledger.withdraw(site.keys.patient_key("clinic", "3")),
-    }
+#: What a steward, a controller or a training does to a ledger, by name.
+OPERATIONS: dict[str, Callable[[Ledger, Site], object]] = {
+    "create": lambda ledger, site: Ledger.create(ledger.store.name, site.keys).close(),
+    "reserve": lambda ledger, site: ledger.reserve(site.plan, COHORT, run="new", fingerprint=site.fingerprint),
+    "commit": lambda ledger, site: _held(ledger).commit(6),
+    "close": lambda ledger, site: _held(ledger).close("complete", 3),
+    "resume": lambda ledger, site: ledger.resume("before"),
+    "admit": lambda ledger, site: ledger.admit(
+        COHORT, purpose="evaluate", run="before", fingerprint=site.fingerprint
+    ),
+    "register": lambda ledger, site: ledger.register(
+        "other", unit="patient", issuer="clinic", public_size=9, patients=people(site.keys, 10, 400), owner="R"
+    ),
+    "budget": lambda ledger, site: ledger.budget(
+        COHORT, epsilon=9.0, delta=1e-3, forecast=(), reason="more", controller=site.controller
+    ),
+    "permit": lambda ledger, site: ledger.permit("audit", COHORT, site.controller, reason="yearly"),
+    "withdraw": lambda ledger, site: ledger.withdraw(site.keys.patient_key("clinic", "3")),
+}
 
 
 def _held(ledger: Ledger) -> Any:
@@ -363,31 +395,34 @@ def _held(ledger: Ledger) -> Any:
 
 
 def server_rounds(server: Postgres, site: Site, rounds: int, rng: random.Random) -> dict[str, int]:
-    """Kill the server's backends under a working client; returns counts. Raises Violation."""
-    counts = {"kills": 0, "errors": 0, "released": 0}
-    for _ in range(rounds):
+    """Kill the server under a working client, mostly in mid-transaction; returns counts. Raises Violation.
+
+    Odd rounds kill its backends, so that it recovers by itself; even ones the whole server, which is then started.
+    """
+    counts = {"servers": 0, "in_transaction": 0, "errors": 0, "released": 0}
+    for number in range(rounds):
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(reader)
             _work_through_crashes(site, writer)
         os.close(writer)
-        time.sleep(rng.uniform(0.1, 0.3))
-        for backend in server.backends():
-            try:
-                os.kill(backend, signal.SIGKILL)
-                counts["kills"] += 1
-            except ProcessLookupError:
-                continue
-        time.sleep(rng.uniform(0.0, 0.3))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        with os.fdopen(reader, "rb") as pipe:
-            events = _events(pipe.read())
-        counts["errors"] += sum(kind == b"e" for kind, _, _ in events)
+        with os.fdopen(reader, "rb", buffering=0) as pipe:
+            data = b"".join(_exactly(pipe, EVENT.size) for _ in range(1 + rng.randrange(20)))
+            time.sleep(rng.uniform(0, 1.2 * PAUSE))
+            server.kill(whole=number % 2 == 1)
+            counts["servers"] += 1
+            time.sleep(rng.uniform(0, 0.2))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            events = _events(data + pipe.read())
+        server.start()
+        kinds = b"".join(kind for kind, _, _ in events)
+        counts["in_transaction"] += kinds.count(b"me") + kinds.endswith(b"m")
+        counts["errors"] += kinds.count(b"e")
         ledger = _patiently(site)
         checked = {"released": 0, "closed": 0, "resumed": 0}
-        _check_events(site, ledger, [event for event in events if event[0] != b"e"], checked)
+        _check_events(site, ledger, [event for event in events if event[0] in b"rcx"], checked)
         counts["released"] += checked["released"]
         ledger.close()
     ledger = _patiently(site)
@@ -396,11 +431,27 @@ def server_rounds(server: Postgres, site: Site, rounds: int, rng: random.Random)
     return counts
 
 
+PAUSE = 0.03  # seconds between an entry's writing and its commit
+
+
+class _Paused(Ledger):
+    """A ledger that tells when an entry is written and not yet committed, and waits there."""
+
+    writer = -1
+
+    def append(self, *args: Any, **more: Any) -> Any:
+        entry = super().append(*args, **more)
+        _tell(self.writer, b"m", "", 0)
+        time.sleep(PAUSE)
+        return entry
+
+
 def _work_through_crashes(site: Site, writer: int) -> None:
     """The child: as :func:`_work`, opening the ledger again after each error. Never returns."""
     while True:
         try:
-            ledger = Ledger(site.place, site.keys, witness=None, wait=5.0)
+            ledger = _Paused(site.place, site.keys, witness=None, wait=5.0)
+            ledger.writer = writer
             while True:
                 _one_run(site, ledger, lambda *event: _tell(writer, *event))
         except LedgerRefused:
@@ -427,7 +478,7 @@ def _patiently(site: Site, seconds: float = 30.0) -> Ledger:
 
 
 @contextmanager
-def place_of(store: str, server: Postgres | None) -> Iterator[tuple[str, Path]]:
+def place_of(server: Postgres | None) -> Iterator[tuple[str, Path]]:
     """A fresh place for a ledger, and a folder beside it."""
     with tempfile.TemporaryDirectory(prefix="dptrain-ledger-") as name:
         if server is None:
@@ -440,6 +491,96 @@ def place_of(store: str, server: Postgres | None) -> Iterator[tuple[str, Path]]:
             server.drop(url)
 
 
+@dataclass(frozen=True)
+class Job:
+    """One batch, for a worker."""
+
+    fault: str
+    store: str
+    rounds: int
+    operation: str = ""
+    mode: str = ""
+
+
+ROUNDS: dict[str, Callable[..., dict[str, int]]] = {
+    "kill": kill_rounds,
+    "race": race_rounds,
+    "clocks": lambda site, rounds, rng: race_rounds(site, rounds, rng, count=2, clocks=True),
+}
+
+
+@dataclass
+class Worker:
+    """What every worker has from its fork: keys cannot be sent."""
+
+    keys: Keys
+    server: Postgres | None
+    thin: int
+
+
+_worker: Worker | None = None
+
+
+def _begin(worker: Worker) -> None:
+    global _worker
+    _worker = worker
+
+
+def work(job: Job) -> tuple[dict[str, int], str | None, float]:
+    """Do one batch on a fresh ledger; returns counts, the violation, and seconds."""
+    assert _worker is not None
+    keys, server = _worker.keys, _worker.server
+    begun = time.monotonic()
+    rng = random.Random(os.urandom(16))
+    try:
+        with ExitStack() as stack:
+            if job.fault == "server":  # it dies, so it is nobody else's
+                server = stack.enter_context(postgres())
+            own = server if job.store == "PostgreSQL" else None
+            place, folder = stack.enter_context(place_of(own))
+            if job.mode:
+                counts = disk_round(folder, keys, job.operation, job.mode, thin=_worker.thin)
+            else:
+                roomy = job.fault in ("kill", "server")
+                plan = small_plan(noise_multiplier=4000.0) if roomy else None
+                site = make_site(
+                    place, keys, keys.controller(PASSPHRASE), runs=MANY_RUNS if roomy else 3.5, plan=plan
+                )
+                site.ledger.close()
+                if job.fault == "server":
+                    assert server is not None
+                    counts = server_rounds(server, site, job.rounds, rng)
+                else:
+                    counts = ROUNDS[job.fault](site, job.rounds, rng)
+        return counts, None, time.monotonic() - begun
+    except Violation as violation:
+        return {}, str(violation), time.monotonic() - begun
+
+
+def jobs_of(goals: dict[tuple[str, str], int], rows: dict[tuple[str, str], dict[str, Any]], batch: int) -> list[Job]:
+    """What is still to be done, in batches; those that take longest a round in smaller ones, and first."""
+    jobs = []
+    for (fault, store), goal in goals.items():
+        row = rows.setdefault((fault, store), _new_row(fault, store))
+        row["goal"] = goal
+        if fault in DISK:
+            todo = list(OPERATIONS) if row["rounds"] < goal else []
+            if todo:
+                rows[fault, store] = {**_new_row(fault, store), "goal": goal}  # these rounds are not alike: all again
+            jobs += [Job(fault, store, 1, operation, DISK[fault]) for operation in todo]
+            continue
+        size = {"kill": batch, "server": max(1, batch // 10)}.get(fault, max(1, batch // 2))
+        left = goal - row["rounds"]
+        while left > 0:
+            jobs.append(Job(fault, store, min(size, left)))
+            left -= size
+    return jobs
+
+
+DISK = {"disk full": "full", "disk I/O error": "error", "power cut, torn write": "power"}
+assert tuple(DISK.values()) == MODES
+
+
 def main(argv: Sequence[str]) -> int:
     """Count; returns 1 where anything was violated."""
     values = parse_words(
@@ -448,79 +589,52 @@ def main(argv: Sequence[str]) -> int:
             "kills": Word(int, "SIGKILLs on SQLite", 10_000),
             "kills_pg": Word(int, "SIGKILLs on PostgreSQL", 2_000),
             "races": Word(int, "races on each store", 1_000),
-            "server": Word(int, "rounds of a PostgreSQL server whose backends are killed", 50),
+            "clocks": Word(int, "races of two machines with clocks apart, on each store", 200),
+            "server": Word(int, "deaths of a PostgreSQL server in mid-transaction", 100),
             "disk": Word(int, "1: fail every disk operation; n: every n-th; 0: skip", 1),
-            "batch": Word(int, "rounds on one ledger", 200),
-            "seed": Word(int, "of the moments, not of anything secret", 0),
+            "batch": Word(int, "kills on one ledger", 100),
+            "workers": Word(int, "batches at a time (they wait for syncs most of the time)", 4),
             "resume": Word(lambda text: text == "yes", "yes: go on with the counts of the results file", False),
             "folder": Word(Path, "where the results go", _results.RESULTS),
         },
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped again
     rows = _earlier(values["folder"]) if values["resume"] else {}
+    whole = rows.pop(("all", ""), {}).get("seconds", 0.0)
     command = " ".join(["python -m benchmarks.ledger_faults", *argv])
-    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="dptrain-keys-") as folder:
+    goals = {("server", "PostgreSQL"): values["server"], ("kill", "PostgreSQL"): values["kills_pg"]}
+    goals |= {(fault, store): values[word] for store in ("SQLite", "PostgreSQL") for fault, word in RACES.items()}
+    goals[("kill", "SQLite")] = values["kills"]
+    if values["disk"] and AVAILABLE:
+        goals |= {(fault, "SQLite"): len(OPERATIONS) for fault in DISK}
+    goals = {key: goal for key, goal in goals.items() if goal and (key[1] == "SQLite" or have_postgres())}
+    jobs = jobs_of(goals, rows, values["batch"])
+    random.Random(0).shuffle(jobs)  # what waits for syncs and what computes run side by side
+    begun = time.monotonic()
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dptrain-keys-"))
         keys = Keys.create(Path(folder) / "keys", PASSPHRASE)
-        controller = keys.controller(PASSPHRASE)
-        server = None
-        if have_postgres() and (values["kills_pg"] or values["races"] or values["server"]):
-            server = Postgres()
-            stack.callback(server.stop)
-        jobs: list[tuple[str, str, int]] = []
-        if values["disk"] and AVAILABLE:
-            jobs.append(("disk", "SQLite", 1))
-        jobs += [("kill", "SQLite", values["kills"]), ("race", "SQLite", values["races"])]
-        if server is not None:
-            jobs += [("kill", "PostgreSQL", values["kills_pg"]), ("race", "PostgreSQL", values["races"])]
-            jobs += [("server", "PostgreSQL", values["server"])]
-        for fault, store, goal in jobs:
-            row = rows.setdefault((fault, store), _new_row(fault, store))
-            row["goal"] = goal
-            while row["rounds"] < goal:
-                todo = min(values["batch"], goal - row["rounds"])
-                rng = random.Random(f"{values['seed']} {fault} {store} {row['rounds']}")
-                begun = time.monotonic()
-                with place_of(store, server if store == "PostgreSQL" else None) as (place, folder_now):
-                    try:
-                        counts, done = _batch(
-                            fault, place, folder_now, keys, controller, server, todo, rng, values["disk"]
-                        )
-                    except Violation as violation:
-                        counts, done = {}, todo
-                        row["violations"] += 1
-                        row["first_violation"] = row["first_violation"] or str(violation)
-                row["rounds"] += done
-                row["seconds"] = round(row["seconds"] + time.monotonic() - begun, 1)
-                for name, count in counts.items():
-                    row["events"][name] = row["events"].get(name, 0) + count
-                _write(list(rows.values()), command, values["folder"])
-                print(f"{fault} {store}: {row['rounds']} of {goal}, {row['violations']} violations", flush=True)
+        server = stack.enter_context(postgres()) if any(job.store == "PostgreSQL" for job in jobs) else None
+        forked = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(
+            values["workers"], forked, initializer=_begin, initargs=(Worker(keys, server, values["disk"]),)
+        )
+        stack.callback(pool.shutdown, cancel_futures=True)
+        running = {pool.submit(work, job): job for job in jobs}
+        for done, future in enumerate(as_completed(running), 1):
+            job, (counts, violation, seconds) = running[future], future.result()
+            row = rows[job.fault, job.store]
+            row["rounds"] += job.rounds
+            row["seconds"] = round(row["seconds"] + seconds, 1)
+            row["violations"] += violation is not None
+            row["first_violation"] = row["first_violation"] or violation
+            for name, count in counts.items():
+                row["events"][name] = row["events"].get(name, 0) + count
+            _write(list(rows.values()), whole + time.monotonic() - begun, command, values["folder"])
+            print(f"{done}/{len(jobs)} {job.fault} {job.store}: {row['rounds']} of {row['goal']}", flush=True)
     return 1 if any(row["violations"] for row in rows.values()) else 0
 
 
-def _batch(
-    fault: str,
-    place: str,
-    folder: Path,
-    keys: Keys,
-    controller: Any,
-    server: Postgres | None,
-    todo: int,
-    rng: random.Random,
-    thin: int,
-) -> tuple[dict[str, int], int]:
-    if fault == "disk":
-        return disk_rounds(folder, keys, thin=thin), todo
-    if fault == "race":
-        site = make_site(place, keys, controller)
-        site.ledger.close()
-        return race_rounds(site, todo, rng), todo
-    site = make_site(place, keys, controller, runs=MANY_RUNS, plan=small_plan(noise_multiplier=4000.0))
-    if fault == "kill":
-        return kill_rounds(site, todo, rng), todo
-    assert server is not None
-    site.ledger.close()
-    return server_rounds(server, site, todo, rng), todo
+RACES = {"race": "races", "clocks": "clocks"}  # fault -> word
 
 
 def _new_row(fault: str, store: str) -> dict[str, Any]:
@@ -549,9 +663,14 @@ def _earlier(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return rows
 
 
-def _write(rows: list[dict[str, Any]], command: str, folder: Path) -> None:
+def _write(rows: list[dict[str, Any]], whole: float, command: str, folder: Path) -> None:
+    total = {
+        **_new_row("all", ""),
+        **{name: sum(row[name] for row in rows) for name in ("rounds", "goal", "violations")},
+        "seconds": round(whole, 1),
+    }
     flat = []
-    for row in rows:
+    for row in (*sorted(rows, key=lambda row: (row["store"] == "PostgreSQL", row["fault"])), total):
         events = row["events"]
         detail = ", ".join(f"{count} {name}" for name, count in events.items())
         plain = {name: value for name, value in row.items() if name != "events"}
@@ -565,9 +684,10 @@ def _write(rows: list[dict[str, Any]], command: str, folder: Path) -> None:
         table_columns=["fault", "store", "rounds", "goal", "violations", "seconds", "detail"],
         notes=(
             "After each fault: charged ≥ released, the chain verifies, the next run works. A row whose rounds are "
-            "below its goal was stopped early. `disk` is one round: every disk operation of reserve, commit, close, "
-            "resume, register, budget and withdraw fails once in each of three ways (full, I/O error, power loss "
-            "with a torn write)."
+            "below its goal was stopped early. `seconds` are of the worker that did the row, waiting included; "
+            "workers run side by side, and the last row is the time by the clock on the wall. A round of the three "
+            f"rows about disks is one operation ({', '.join(OPERATIONS)}) of which every write, sync, truncation and "
+            "deletion fails once."
         ),
     )
 
