@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -663,6 +663,17 @@ def _earlier(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return rows
 
 
+def file_system() -> str:
+    """The kind of file system that temporary files are on (TMPDIR chooses another)."""
+    folder, best = Path(tempfile.gettempdir()).resolve(), ("", "an unknown file system")
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/mounts").read_text().splitlines():
+            _, point, kind, *_ = line.split()
+            if folder.is_relative_to(point):
+                best = max(best, (point, kind))
+    return best[1]
+
+
 def _write(rows: list[dict[str, Any]], whole: float, command: str, folder: Path) -> None:
     total = {
         **_new_row("all", ""),
@@ -685,7 +696,8 @@ def _write(rows: list[dict[str, Any]], whole: float, command: str, folder: Path)
         notes=(
             "After each fault: charged ≥ released, the chain verifies, the next run works. A row whose rounds are "
             "below its goal was stopped early. `seconds` are of the worker that did the row, waiting included; "
-            "workers run side by side, and the last row is the time by the clock on the wall. A round of the three "
+            "workers run side by side, and the last row is the time by the clock on the wall. The ledgers lay on "
+            f"{file_system()}; load average at the end {os.getloadavg()[1]:.0f}. A round of the three "
             f"rows about disks is one operation ({', '.join(OPERATIONS)}) of which every write, sync, truncation and "
             "deletion fails once."
         ),
