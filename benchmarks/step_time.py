@@ -6,10 +6,11 @@
     python -m benchmarks.step_time device=cuda precision=bf16
 
 Every mode computes one logical step of `chunks` chunks: gradients, clipping, noise, update. The modes of a row
-take turns, step by step, in one process, so that whatever else the machine does falls on all of them; the
-ratio is the median of the ratios of neighbouring steps; `cpu_ratio` is the same of processor time (all threads,
-the noise's included), which a busy machine disturbs less. Peak memory is taken apart, one fresh process a mode:
-the highest resident memory above what was resident before the first step (CUDA: the allocator's peak).
+take turns, step by step, in one process, so that whatever else the machine does falls on all of them; a step's
+noise is drawn within that step's time, beside its network, never in another mode's. The ratio is the median of
+the ratios of neighbouring steps; `cpu_ratio` is the same of processor time (all threads, the noise's included),
+which a busy machine disturbs less. Peak memory is taken apart, one fresh process a mode: the highest resident
+memory above what was resident before the first step (CUDA: the allocator's peak).
 
 Batch norm is group norm for all modes. Opacus cannot run in-place additions under its hooks, so that stock
 Opacus fails on most MONAI networks; to have its times at all, its modes run with in-place operations turned
@@ -136,9 +137,11 @@ class Stepper:
             from dptrain.engine import NoiseSource, PatientGradients, PatientOptimizer
 
             self.engine = PatientGradients(self.network, max_grad_norm=1.0)
+            self.noise = NoiseSource(noise, ahead=False)
+            self.count = sum(p.numel() for p in self.network.parameters())
             self.optimizer = PatientOptimizer(
                 base, noise_multiplier=0.0 if mode == "ours-quiet" else 1.0, max_grad_norm=1.0,
-                expected_batch_size=expected, noise=NoiseSource(noise),
+                expected_batch_size=expected, noise=self.noise,
             )  # fmt: skip
         else:
             self._opacus(base, expected * records)
@@ -187,6 +190,9 @@ class Stepper:
                 (self.losses(output, self.label).sum() / (chunks * len(self.image))).backward()
             self.optimizer.step()
         elif self.mode in ("ours", "ours-quiet"):
+            self.optimizer.zero_grad()
+            if self.mode == "ours":
+                self.noise.prepare(self.count)  # in training this begins at the end of the step before
             for _ in range(chunks):
                 with self._context():
                     output = self.network(self.image)

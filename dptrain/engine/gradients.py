@@ -234,6 +234,7 @@ class PatientGradients:
         finally:
             self._remove()
             self._recorder.tape = None
+            tape.close()
 
     def _sum(self, tape: Tape, layout: Layout, losses: Tensor) -> ClippedSum:
         weights = layout.record_weight.to(losses.dtype)

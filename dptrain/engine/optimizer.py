@@ -65,6 +65,10 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         if noise_multiplier > 0:
             noise.prepare(sum(p.numel() for p in self.params))
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients and unspent sums, and free their memory (as torch does, and Opacus does not)."""
+        super().zero_grad(set_to_none)
+
     def accumulate(self, chunk: ClippedSum | None = None) -> None:
         """Add a chunk's clipped sums. Without a chunk (Opacus's call inside step): complete an empty draw."""
         if chunk is None:

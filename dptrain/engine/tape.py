@@ -167,6 +167,13 @@ class Tape:
         else:
             self.gradients[source] = gradients
 
+    def close(self) -> None:
+        """Let go of everything: tape and uses hold each other, and tensors must not wait for a collector."""
+        for held in (self.uses, self.gradients, self.formed, self.deferred, self.truth, self.arrangements):
+            held.clear()
+        self.derived.clear()
+        self._blocks = None
+
     def blocks(self, layout: Layout) -> list[Block]:
         """The formed gradients of parameters as matrices; to be asked for when all have come."""
         if self._blocks is None:

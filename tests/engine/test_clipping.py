@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -542,3 +544,39 @@ def test_a_kept_pair_is_recomputed_alone() -> None:
     assert seen
     truth = oracle.norms(oracle.patient_gradients(model, x, y, patient, 3))
     torch.testing.assert_close(result.norms, truth, rtol=1e-9, atol=0)
+
+
+def test_a_chunk_leaves_nothing_behind() -> None:
+    """Activations and patient gradients go with the sum, without waiting for the garbage collector."""
+    x, y, patient = batch(RECORDS)
+    model = small()
+    engine = PatientGradients(model, max_grad_norm=1.0)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):  # the first chunk also verifies
+            losses = oracle.squares(model(x), y)
+            tape = weakref.ref(engine._recorder.tape)
+            engine.clipped_sum(losses, patient, 3)
+            del losses
+            left = tape()
+            assert left is None or not (left.deferred or left.formed or left.gradients or left._blocks)
+    finally:
+        gc.enable()
+        engine.detach()
+
+
+def test_zero_grad_frees_the_memory() -> None:
+    x, y, patient = batch(RECORDS)
+    model = small()
+    engine = PatientGradients(model, max_grad_norm=1.0)
+    with NoiseSource() as noise:
+        optimizer = PatientOptimizer(
+            torch.optim.SGD(model.parameters(), 0.1), noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=3,
+            noise=noise,
+        )  # fmt: skip
+        optimizer.accumulate(engine.clipped_sum(oracle.squares(model(x), y), patient, 3))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(p.grad is None and p.summed_grad is None for p in optimizer.params)
+    engine.detach()
