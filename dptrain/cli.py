@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 
-from dptrain.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, DptrainError
+from dptrain.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, DptrainError, quiet
 from dptrain.words import suggest
 
 # command -> (module, function, one line for --help). Modules are imported only when their command runs.
@@ -91,24 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         print(internal(words[0], error), file=sys.stderr)
         return EXIT_INTERNAL
-
-
-def quiet() -> None:
-    """Keep the warnings and logs of other libraries off the terminal: they may print pixels, labels or ids.
-
-    Our own warnings are shown, as one line each.
-    """
-    if os.environ.get("DPTRAIN_TRACEBACK") == "1":
-        return
-    ours = os.path.dirname(os.path.abspath(__file__)) + os.sep
-
-    def show(message: Warning | str, _category: object, filename: str, *_: object, **__: object) -> None:
-        if os.path.abspath(filename).startswith(ours):
-            print(f"note: {message}", file=sys.stderr)
-
-    warnings.showwarning = show  # type: ignore[assignment]
-    logging.getLogger().addFilter(lambda record: record.name.startswith("dptrain"))
-    logging.lastResort = None
 
 
 def internal(command: str, error: Exception) -> str:

@@ -6,6 +6,11 @@ remedy without a traceback and ends with its exit code. Messages never hold pixe
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+import warnings
+
 EXIT_DONE = 0
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
@@ -77,3 +82,21 @@ class GuaranteeBroken(DptrainError):
     """An audit's lower bound on epsilon passes the promised epsilon (exit code 6)."""
 
     exit_code = EXIT_GUARANTEE_BROKEN
+
+
+def quiet() -> None:
+    """Keep the warnings and logs of other libraries off the terminal: they may print pixels, labels or ids.
+
+    Our own warnings are shown, as one line each.
+    """
+    if os.environ.get("DPTRAIN_TRACEBACK") == "1":
+        return
+    ours = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+    def show(message: Warning | str, _category: object, filename: str, *_: object, **__: object) -> None:
+        if os.path.abspath(filename).startswith(ours):
+            print(f"note: {message}", file=sys.stderr)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    logging.getLogger().addFilter(lambda record: record.name.startswith("dptrain"))
+    logging.lastResort = None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError, DptrainError
+from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError, DptrainError, quiet
 
 HELP = """\
 usage: dptrain audit run=FOLDER [audit.…=… ledger.…=… data.root=…]
@@ -36,13 +35,15 @@ def main(argv: list[str]) -> int:
     if any(word in ("-h", "--help") for word in argv):
         print(HELP)
         return EXIT_DONE
+    from dptrain.sweep import is_sweep
+
     runs = [word.removeprefix("run=") for word in argv if word.startswith("run=")]
     words = [word for word in argv if not word.startswith("run=")]
     if len(runs) > 1:
         raise ConfigError("'run' is given twice.", remedy="Give it once.")
     if not runs and not any(word.startswith(("recipe=", "data.", "name=")) for word in words):
         raise ConfigError("There is nothing to audit.", remedy="Give run=<folder of a run> or recipe=<task>.")
-    if any(word in ("-m", "--multirun") for word in words):
+    if is_sweep(words):
         if runs:
             raise ConfigError("A sweep audits recipes, not runs.", remedy="Leave run=… out, or -m.")
         return sweep(words)
@@ -62,66 +63,45 @@ def main(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-OUTCOMES = "DPTRAIN_AUDIT_SWEEP"
-
-
 def sweep(words: list[str]) -> int:
     """Audits of several settings through Hydra, on one machine or many (hydra/launcher=joblib, submitit_slurm)."""
-    import hydra
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from dptrain.sweep import compose_and_run
 
-    from dptrain.config import Settings, explain, search_path_override, shipped
-
-    ConfigStore.instance().store(name="schema", node=Settings)
-    outcomes = Path(f".dptrain-audit-sweep-{os.getpid()}.jsonl").resolve()
-    os.environ[OUTCOMES] = str(outcomes)
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    before, sys.argv = sys.argv, ["dptrain", *words, search_path_override()]
-    decorate = hydra.main(version_base="1.3", config_path=str(shipped("conf").resolve()), config_name="train")
-    try:
-        decorate(sweep_job)()
-        rows = [json.loads(line) for line in outcomes.read_text(encoding="utf-8").splitlines()]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error) from None
-    except SystemExit as error:  # Hydra's argument parser ends the program for a word that it does not know
-        if error.code in (0, None):
-            return EXIT_DONE
-        raise ConfigError("the words of this command cannot be read.", remedy="See `dptrain audit --help`.") from None
-    finally:
-        sys.argv = before
-        outcomes.unlink(missing_ok=True)
-        os.environ.pop(OUTCOMES, None)
+    rows = compose_and_run("audit", words, sweep_job)
     for row in rows:
-        print(f"{row['trial']}: {row['message']}")
+        print(f"\n{row['trial']}: {row['message']}")
+        if row["audit"] is not None:
+            tell(json.loads(Path(row["audit"]).read_text(encoding="utf-8")))
     codes = [row["code"] for row in rows]
     return EXIT_GUARANTEE_BROKEN if EXIT_GUARANTEE_BROKEN in codes else max(codes, default=EXIT_DONE)
 
 
 def sweep_job(config: Any) -> int:
-    """One audit of a sweep; one that is refused is written down, and the others go on."""
+    """One audit of a sweep; one that is refused is written down, and the others go on.
+
+    It prints nothing that it measured: launchers keep what a job prints in files of their own.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     from dptrain.audit.run import audit_settings
     from dptrain.config import settings_of
+    from dptrain.sweep import write_outcome
 
+    quiet()
     hydra_config = HydraConfig.get()
-    code, message = EXIT_DONE, ""
+    row: dict[str, Any] = {"trial": " ".join(hydra_config.overrides.task), "code": EXIT_DONE, "audit": None}
     try:
         settings = settings_of(config)
         if settings.training.run is None:
             settings.training.run = str(Path(hydra_config.sweep.dir) / str(hydra_config.job.num))
         result = audit_settings(settings)
-        tell(result.audit)
-        message = result.broken or str(result.folder.audit)
-        code = EXIT_DONE if result.broken is None else EXIT_GUARANTEE_BROKEN
+        row["audit"] = str(result.folder.audit / "audit.json")
+        row["message"] = result.broken or str(result.folder.audit)
+        row["code"] = EXIT_DONE if result.broken is None else EXIT_GUARANTEE_BROKEN
     except DptrainError as error:
-        code, message = error.exit_code, str(error)
-    with open(os.environ[OUTCOMES], "a", encoding="utf-8") as file:
-        trial = " ".join(hydra_config.overrides.task)
-        file.write(json.dumps({"trial": trial, "code": code, "message": message}) + "\n")
-    return code
+        row.update(code=error.exit_code, message=str(error))
+    write_outcome(row)
+    return int(row["code"])
 
 
 def tell(audit: dict[str, Any]) -> None:

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dptrain.config import GROUPS, Settings, explain, load, search_path_override, settings_of, shipped
+from dptrain.config import GROUPS, load, settings_of
 from dptrain.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_REFUSED_BY_CHECK,
-    ConfigError,
     DptrainError,
     LedgerRefused,
 )
@@ -172,25 +171,11 @@ def train_main(argv: list[str]) -> int:
     """`dptrain train`: Hydra composes, sweeps (`-m`) and prints (`--cfg job`); each trial is one run."""
     if _help(argv, TRAIN_HELP):
         return EXIT_DONE
-    import hydra
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from dptrain.sweep import compose_and_run, is_sweep
 
-    ConfigStore.instance().store(name="schema", node=Settings)
-    words = list(argv)
-    if not any(word.startswith("hydra.searchpath") for word in words):
-        # beside the first override: Hydra's parser takes all overrides in one run
-        first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), 0)
-        words.insert(first, search_path_override())
-    sweep = any(word in ("-m", "--multirun") for word in words)
-    outcomes = Path(f".dptrain-sweep-{os.getpid()}.jsonl")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    os.environ["DPTRAIN_SWEEP"] = str(outcomes.resolve()) if sweep else ""
     os.environ["DPTRAIN_COMMAND"] = shlex.join(["dptrain", "train", *argv])
-    before = sys.argv
-    sys.argv = ["dptrain", *words]
-    decorate = hydra.main(version_base="1.3", config_path=str(shipped("conf").resolve()), config_name="train")
+    if is_sweep(argv):
+        return _end_sweep(compose_and_run("train", argv, sweep_job))
     ended: list[int | BaseException] = []
 
     def job(config: Any) -> None:
@@ -200,23 +185,7 @@ def train_main(argv: list[str]) -> int:
         except Exception as error:
             ended.append(error)
 
-    try:
-        decorate(run_job if sweep else job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error) from None
-    except ValueError as error:  # Hydra's own, for flags that do not go together; a job keeps its errors to itself
-        raise ConfigError(f"{error}".rstrip(".") + ".", remedy="See `dptrain train --help`.") from None
-    except SystemExit as error:  # Hydra's argument parser ends the program for a word that it does not know
-        if error.code in (0, None):
-            return EXIT_DONE
-        raise ConfigError("the words of this command cannot be read.", remedy="See `dptrain train --help`.") from None
-    finally:
-        sys.argv = before
-    try:
-        if sweep:
-            return _end_sweep(outcomes)
-    finally:
-        outcomes.unlink(missing_ok=True)
+    compose_and_run("train", argv, job)
     for end in ended:
         if isinstance(end, BaseException):
             raise end
@@ -225,49 +194,51 @@ def train_main(argv: list[str]) -> int:
 
 
 def run_job(config: Any) -> int:
-    """One trial. In a sweep a refused trial is written down and the others go on."""
-    sweep = os.environ.get("DPTRAIN_SWEEP", "")
+    """One training."""
+    from dptrain.training.run import train
+
+    outcome = train(settings_of(config), command=os.environ.get("DPTRAIN_COMMAND", "dptrain train"))
+    _print_outcome(outcome)
+    return EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
+
+
+def sweep_job(config: Any) -> int:
+    """One trial of a sweep: one that is refused is written down, and the others go on."""
     from hydra.core.hydra_config import HydraConfig
 
-    command = os.environ.get("DPTRAIN_COMMAND", "dptrain train")
-    words = " ".join(HydraConfig.get().overrides.task)
+    from dptrain.errors import quiet
+    from dptrain.sweep import write_outcome
+
+    quiet()
+    hydra_config = HydraConfig.get()
+    words = " ".join(hydra_config.overrides.task)
     try:
         settings = settings_of(config)
-        if sweep and settings.training.run is None:
-            settings.training.run = str(Path(HydraConfig.get().sweep.dir) / str(HydraConfig.get().job.num))
+        if settings.training.run is None:
+            settings.training.run = str(Path(hydra_config.sweep.dir) / str(hydra_config.job.num))
         from dptrain.training.run import train
 
-        outcome = train(settings, command=command)
+        outcome = train(settings, command=os.environ.get("DPTRAIN_COMMAND", "dptrain train"))
     except DptrainError as error:
-        if not sweep:
-            raise
-        _write_outcome(sweep, {"trial": words, "code": error.exit_code, "message": error.message, "run": None})
+        write_outcome({"trial": words, "code": error.exit_code, "message": error.message, "run": None})
         print(f"trial {words}: {error}", file=sys.stderr)
         return error.exit_code
     _print_outcome(outcome)
-    code = EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
-    if sweep:
-        if outcome.interrupted:
-            raise KeyboardInterrupt
-        _write_outcome(sweep, {"trial": words, "code": code, "message": "", "run": str(outcome.folder.path)})
-    return code
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    write_outcome({"trial": words, "code": EXIT_DONE, "message": "", "run": str(outcome.folder.path)})
+    return EXIT_DONE
 
 
-def _write_outcome(path: str, row: dict[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def _end_sweep(outcomes: Path) -> int:
+def _end_sweep(rows: list[dict[str, Any]]) -> int:
     """A table of the trials, what they cost together, and 3 where the ledger refused one."""
     from rich.console import Console
     from rich.table import Table
 
     from dptrain.training.runfolder import RunFolder
 
-    if not outcomes.exists():
+    if not rows:
         return EXIT_DONE
-    rows = [json.loads(line) for line in outcomes.read_text(encoding="utf-8").splitlines()]
     table = Table(title="The trials of this sweep", title_justify="left")
     for name in ("trial", "epsilon (PLD)", "spent after (gate)", "ended"):
         table.add_column(name, justify="left" if name in ("trial", "ended") else "right")

@@ -1,0 +1,88 @@
+"""Hydra's command line for `train` and `audit`: one job, or with `-m` many, on one machine or several.
+
+Which launcher runs the jobs of a sweep is configuration alone (`hydra/launcher=joblib`, `submitit_slurm`, …): a job
+is a function of a module, finds its way by `hydra.job.env_set`, and writes how it ended into a file of its own. The
+folder of these files lies in the working directory, which several machines must therefore share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dptrain.config import Settings, explain, search_path_override, shipped
+from dptrain.errors import ConfigError
+
+OUTCOMES = "DPTRAIN_SWEEP"
+
+
+def is_sweep(words: Sequence[str]) -> bool:
+    """Whether a command asks for several jobs."""
+    return any(word in ("-m", "--multirun") for word in words)
+
+
+def flags_first(words: Sequence[str]) -> list[str]:
+    """The same words with flags (and what belongs to them) before all overrides: Hydra's parser takes overrides in
+    one run only, a person writes them in any order."""
+    overrides = [word for word in words if word[:1] != "-" and ("=" in word or word[:1] == "~")]
+    return [word for word in words if word not in overrides] + overrides
+
+
+def compose_and_run(command: str, words: Sequence[str], job: Callable[[Any], Any]) -> list[dict[str, Any]]:
+    """Let Hydra read the words of `dptrain <command>` and call `job` with each composed configuration.
+
+    Args:
+        job: a function of a module (launchers send it to other processes by name) in a sweep, else any.
+
+    Returns:
+        What the jobs of a sweep handed to :func:`write_outcome`, in their order; nothing without `-m`.
+
+    Raises:
+        ConfigError: words that cannot be read.
+    """
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store(name="schema", node=Settings)
+    extra = []
+    if not any(word.startswith("hydra.searchpath") for word in words):
+        extra.append(search_path_override())
+    folder = Path(f".dptrain-sweep-{os.getpid()}").resolve()
+    if is_sweep(words):
+        folder.mkdir(mode=0o700)
+        extra.append(f"+hydra.job.env_set.{OUTCOMES}='{folder}'")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    before, sys.argv = sys.argv, ["dptrain", *flags_first([*words, *extra])]
+    decorate = hydra.main(version_base="1.3", config_path=str(shipped("conf").resolve()), config_name="train")
+    remedy = f"See `dptrain {command} --help`."
+    try:
+        decorate(job)()
+        return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from None
+    except ValueError as error:  # Hydra's own, for flags that do not go together; a job keeps its errors to itself
+        raise ConfigError(f"{error}".rstrip(".") + ".", remedy=remedy) from None
+    except SystemExit as error:  # Hydra's argument parser ends the program for a word that it does not know
+        if error.code in (0, None):
+            return []
+        raise ConfigError("the words of this command cannot be read.", remedy=remedy) from None
+    finally:
+        sys.argv = before
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_outcome(row: dict[str, Any]) -> None:
+    """Hand how this job of a sweep ended to the command that started it (readable by this account only)."""
+    from hydra.core.hydra_config import HydraConfig
+
+    path = Path(os.environ[OUTCOMES]) / f"{int(HydraConfig.get().job.num):06d}.json"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(row, file)
