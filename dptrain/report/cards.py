@@ -6,6 +6,7 @@ character, so hostile text in a name stays text.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -16,14 +17,14 @@ from dptrain.report.language import Language
 
 
 def markdown(text: str) -> str:
-    """Text that Markdown, HTML and LaTeX inside Markdown leave as it is."""
-    escaped = "".join(f"\\{c}" if c in "\\`*_[]|$~#!>" else c for c in text).replace("&", "&amp;")
-    escaped = escaped.replace("<", "&lt;")
+    """Text that Markdown, HTML and LaTeX inside Markdown leave as it is (an underscore inside a word is no mark)."""
+    escaped = re.sub(r"[\\`*\[\]|$~#!>]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", text)
+    escaped = escaped.replace("&", "&amp;").replace("<", "&lt;")
     lead = escaped[:1]
     if lead in ("-", "+", "=", ":"):
         return f"\\{escaped}"
     digits = len(escaped) - len(escaped.lstrip("0123456789"))
-    if digits and escaped[digits : digits + 1] in (".", ")"):
+    if digits and escaped[digits : digits + 1] in (".", ")") and not escaped[digits + 1 : digits + 2].strip():
         return f"{escaped[:digits]}\\{escaped[digits:]}"
     return escaped
 

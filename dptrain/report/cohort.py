@@ -151,7 +151,7 @@ def document(facts: Facts, t: Language) -> dict[str, Any]:
                 (t("term.patient"), t.known("unit", cohort["unit"])),
                 (t("budget.kind"), t.known("kind", budget["kind"]) if budget["kind"] else ""),
                 (t("budget.delta"), t.power(budget["delta"]) if budget["delta"] else ""),
-                (t("budget.order"), t.shortest(budget["order"], 2) if budget["order"] else ""),
+                (t("budget.order"), t.shortest(budget["order"]) if budget["order"] else ""),
                 (t("cohort.overlaps"), ", ".join(cohort["overlaps"])),
                 (t("cohort.cautions"), " · ".join(t.quote(text) for text in cohort["cautions"])),
             ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import EXIT_DATA_UNREADABLE, EXIT_DONE, EXIT_USAGE, ConfigError, LedgerRefused
 from dptrain.report.language import LANGUAGES
@@ -24,6 +24,7 @@ every report below a run folder with the run and says what no longer matches (ex
 The public edition is written by `dptrain release`.
 
 further settings of all three: ledger.url=… ledger.keys=… ledger.witness=…
+What is left out is taken from the run's own configuration (report.lang, ledger.…), then from the environment.
 
 examples:
   dptrain report run=runs/demo lang=de
@@ -44,7 +45,7 @@ LEDGER_WORDS = {
     "ledger.keys": Word(str, "folder of the ledger's keys", None),
     "ledger.witness": Word(str, "file or URL of a head kept elsewhere", None),
 }
-LANG = Word(language, "de or en", "en")
+LANG = Word(language, "de or en", None)
 
 
 def main(argv: list[str]) -> int:
@@ -59,12 +60,34 @@ def main(argv: list[str]) -> int:
     return run_main(argv)
 
 
-def reach(words: dict[str, str | None]) -> Ledger | None:
+def with_run(words: dict[str, Any], folder: str | Path) -> dict[str, Any]:
+    """The words, with what they leave out taken from the run's `config.yaml` where that can be read."""
+    import yaml
+
+    from dptrain.training.runfolder import RunFolder
+
+    try:
+        config = yaml.safe_load(RunFolder(folder).config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        config = None
+    found = {}
+    for name in ("report.lang", *LEDGER_WORDS):
+        part, key = name.split(".")
+        group = config.get(part) if isinstance(config, dict) else None
+        value = group.get(key) if isinstance(group, dict) else None
+        found[name] = value if isinstance(value, str) else None
+    lang = found.pop("report.lang")
+    filled = {name: words[name] or value for name, value in found.items()}
+    return {**words, **filled, "lang": words.get("lang") or (lang if lang in LANGUAGES else LANGUAGES[0])}
+
+
+def reach(words: dict[str, Any], folder: str | Path) -> Ledger | None:
     """The ledger; None where it cannot be opened and none was asked for by name."""
     from dptrain.ledger import open_ledger
 
+    places = with_run(words, folder)
     try:
-        return open_ledger(words["ledger.url"], words["ledger.keys"], words["ledger.witness"])[0]
+        return open_ledger(*(places[name] for name in LEDGER_WORDS))[0]
     except LedgerRefused:
         if any(words[name] for name in LEDGER_WORDS):
             raise
@@ -90,7 +113,8 @@ def run_main(argv: list[str]) -> int:
     from dptrain.report.build import build
 
     words = parse_words(argv, {"run": Word(str, "folder of the run"), "lang": LANG, **LEDGER_WORDS})
-    target = build(words["run"], words["lang"], ledger=standing(reach(words), words["run"]))
+    folder = words["run"]
+    target = build(folder, with_run(words, folder)["lang"], ledger=standing(reach(words, folder), folder))
     print(f"controller's edition (confidential): {target}")
     print(f"  PDF   {target / 'report.pdf'}\n  HTML  {target / 'report.html'}")
     _say_missing(target)
@@ -119,10 +143,10 @@ def ledger_main(argv: list[str]) -> int:
         **LEDGER_WORDS,
     }
     words = parse_words(argv, spec)
-    ledger, _ = open_ledger(words["ledger.url"], words["ledger.keys"], words["ledger.witness"])
+    ledger, _ = open_ledger(*(words[name] for name in LEDGER_WORDS))
     status = ledger.status(words["cohort"])
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in status.name)
-    target = cohort.write(status, words["lang"], Path(words["out"] or f"reports/{safe}"))
+    target = cohort.write(status, words["lang"] or LANGUAGES[0], Path(words["out"] or f"reports/{safe}"))
     print(f"report on the cohort: {target}\n  PDF   {target / 'report.pdf'}\n  HTML  {target / 'report.html'}")
     return EXIT_DONE
 
@@ -135,7 +159,7 @@ def verify_main(argv: list[str]) -> int:
     if len(folders) != 1:
         raise ConfigError("verify takes one run folder.", remedy="dptrain report verify runs/demo")
     words = parse_words([word for word in argv if word not in folders], LEDGER_WORDS)
-    ties = verify(folders[0], ledger=reach(words))
+    ties = verify(folders[0], ledger=reach(words, folders[0]))
     for tie in ties:
         state = {True: "ok      ", False: "DIFFERS ", None: "unknown "}[tie.ok]
         print(f"{state} {tie.what}" + (f" ({tie.why})" if tie.why else ""))

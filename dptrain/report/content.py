@@ -369,15 +369,7 @@ def promise(facts: Facts, t: Language) -> Section:
         ),
     ]
     if len(privacy["epsilon_over_steps"]) > 1:
-        steps, _ = privacy["epsilon_over_steps"][-1]
-        blocks.append(
-            figure(
-                "epsilon_over_steps",
-                t,
-                steps=t.integer(steps),
-                epsilon=t.epsilon(privacy["epsilon_over_steps"][-1][1]),
-            )
-        )
+        blocks.append(figure("epsilon_over_steps", t, epsilon=t.epsilon(privacy["epsilon_over_steps"][-1][1])))
     blocks += [heading(t("promise.not")), bullets([t(f"promise.not.{n}") for n in (1, 2, 3)])]
     return section("promise", t, blocks)
 
@@ -419,7 +411,7 @@ def budget(facts: Facts, t: Language) -> Section:
             [
                 (t("budget.kind"), t.known("kind", spent["kind"]) if spent["kind"] else ""),
                 (t("budget.delta"), t.power(spent["delta"]) if spent["delta"] else ""),
-                (t("budget.order"), t.shortest(spent["order"], 2) if spent["order"] else ""),
+                (t("budget.order"), t.shortest(spent["order"]) if spent["order"] else ""),
                 (t("budget.minimum"), t.shortest(spent["minimum_charge"], 3) if spent["minimum_charge"] else ""),
                 (t("budget.owner"), cohort["owner"] or ""),
             ]
@@ -894,6 +886,9 @@ TERMS = (
     "auroc",
     "interval",
     "ledger",
+    "gate",
+    "noise",
+    "mu",
     "reference",
 )
 

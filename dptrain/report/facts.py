@@ -15,6 +15,7 @@ import copy
 import hashlib
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ AUDIT_SCHEMA = "dptrain.audit/1"
 ITEMS = ("model", "metrics", "groups", "audit")
 LONGEST_TEXT = 600
 CHANCE_OF_100 = 50
+SMALL_CELL = 10  # bins of fewer records tell of single test patients
 # The program's own words for how much a patient is promised: right guesses of 100, where 50 need no model.
 STRENGTHS = ((60, "strong"), (75, "moderate"), (90, "limited"), (100, "weak"))
 
@@ -499,7 +501,7 @@ def _utility(metrics: _Piece) -> Facts:
             }
             rest = {key: inner for key, inner in cell.items() if key not in counts}
             groups[column][clean(str(value))] = {**counts, "metrics": _estimates(rest.get("metrics", rest))}
-    groups = {column: table for column, table in groups.items() if table}
+    groups = {column: _in_order(table) for column, table in groups.items() if table}
     overall = _estimates(metrics.raw("overall"))
     by_class = {name: _estimates(table) for name, table in metrics.mapping("by_class").items()}
     main = next((name for name in ("auroc", "dice") if name in overall), next(iter(overall), None))
@@ -520,6 +522,7 @@ def _utility(metrics: _Piece) -> Facts:
             {name: number(row.get(name)) for name in ("low", "high", "confidence", "observed", "count")}
             for row in metrics.rows("reliability")
             if None not in (number(row.get("confidence")), number(row.get("observed")))
+            and (number(row.get("count")) or 0) >= SMALL_CELL
         ],
         "temperature": metrics.number("temperature"),
         "conformal": {name: number(conformal.get(name)) for name in ("alpha", "threshold", "coverage", "set_size")}
@@ -530,6 +533,16 @@ def _utility(metrics: _Piece) -> Facts:
             "level": metrics.number("bootstrap", "level"),
         },
     }
+
+
+def _in_order(table: dict[str, Facts]) -> dict[str, Facts]:
+    """Groups as people count them: 'below 18' first, '2' before '10', words by the alphabet after the numbers."""
+
+    def place(name: str) -> tuple[bool, float, bool, str]:
+        found = re.match(r"(below )?(-?\d+(?:\.\d+)?)", name)
+        return (True, 0.0, True, name) if found is None else (False, float(found[2]), found[1] is None, name)
+
+    return dict(sorted(table.items(), key=lambda item: place(item[0])))
 
 
 def _gaps(groups: dict[str, dict[str, Facts]], main: str | None) -> list[Facts]:
@@ -598,7 +611,7 @@ def _audit(audit: _Piece) -> Facts:
             for rate, cell in audit.mapping("tpr_at").items()
             if isinstance(cell, dict) and number(_float(rate)) is not None
         },
-        "groups": {column: table for column, table in groups.items() if table},
+        "groups": {column: _in_order(table) for column, table in groups.items() if table},
         "suppressed": _suppressed(audit),
         "new_scan": {name: audit.number("new_scan", name) for name in ("auc", "low", "high")}
         if audit.mapping("new_scan")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dptrain.errors import EXIT_DONE, EXIT_USAGE, ConfigError, GuaranteeBroken, LedgerRefused
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, build
-from dptrain.report.commands import LANG, LEDGER_WORDS, standing
+from dptrain.report.commands import LANG, LEDGER_WORDS, standing, with_run
 from dptrain.report.facts import ITEMS
 from dptrain.training.runfolder import RunFolder, now, write_json
 from dptrain.words import Word, parse_words, suggest
@@ -74,7 +74,8 @@ def release_main(argv: list[str]) -> int:
     from dptrain.ledger import open_ledger
 
     words = parse_words(argv, WORDS)
-    ledger, keys = open_ledger(words["ledger.url"], words["ledger.keys"], words["ledger.witness"])
+    words = with_run(words, words["run"])
+    ledger, keys = open_ledger(*(words[name] for name in LEDGER_WORDS))
     passphrase = os.environ.get("DPTRAIN_PASSPHRASE")
     if passphrase is None:
         if not sys.stdin.isatty():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,26 @@ def test_report_of_a_run_has_the_history(world, capsys):
     assert [row["this"] for row in facts["budget"]["history"]] == [True]
     page = html_text((world.folder / "restricted/report/report.html").read_text())
     assert Language("de")("budget.history") in page
+
+
+def test_language_and_ledger_come_from_the_run_where_nobody_says_otherwise(world, monkeypatch, tmp_path, capsys):
+    """`report=german` and the ledger of the training are written into the run; nobody has to repeat them."""
+    for name in ("DPTRAIN_LEDGER", "DPTRAIN_KEYS"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    (world.folder / "config.yaml").write_text(
+        f"report: {{lang: de}}\nledger: {{url: {world.site.place}, keys: {world.words[1].partition('=')[2]}}}\n"
+    )
+    values = json.loads((world.folder / "run.json").read_text())
+    values["config_sha256"] = hashlib.sha256((world.folder / "config.yaml").read_bytes()).hexdigest()
+    (world.folder / "run.json").write_text(json.dumps(values))
+    assert main([f"run={world.folder}"]) == 0
+    facts = json.loads((world.folder / "restricted/report/facts.json").read_text())
+    assert facts["budget"]["history"]
+    assert 'lang="de"' in (world.folder / "restricted/report/report.html").read_text()
+    assert release_main([f"run={world.folder}", "items=model", "recipient=x", "lang=en"]) == 0
+    assert 'lang="en"' in (world.folder / "report/report.html").read_text()
+    (world.folder / "config.yaml").write_text("[torn: {")
+    assert main([f"run={world.folder}"]) == 0
 
 
 def test_release_records_publishes_and_still_verifies(world, capsys):

@@ -157,6 +157,14 @@ def test_pages_and_fonts_of_the_pdf(faces, edition, lang, tmp_path):
     )
 
 
+def test_what_is_copied_from_the_pdf_is_what_was_set(faces):
+    """A ledger head with invisible characters in it would match nothing."""
+    facts, made = faces("controller", "en")
+    text = pdf_text(made["report.pdf"])
+    assert "\u200b" not in text
+    assert facts["ledger"]["head"]["hash"] in "".join(text.split())
+
+
 def test_signature_block_is_in_the_controllers_edition(faces):
     t = Language("de")
     assert t("signature.sign") in pdf_text(faces("controller", "de")[1]["report.pdf"])

@@ -9,7 +9,7 @@ import pytest
 
 from dptrain.errors import ConfigError
 from dptrain.report import facts as facts_module
-from tests.report.made import PLANTED, PLANTED_EXPOSED, audit, run_facts
+from tests.report.made import PLANTED, PLANTED_EXPOSED, audit, metrics, run_facts
 
 jsonschema = pytest.importorskip("jsonschema")
 SCHEMA = json.loads(files("dptrain.report").joinpath("schema", "facts-1.json").read_text(encoding="utf-8"))
@@ -140,6 +140,26 @@ def test_infinite_and_not_a_number_in_json_are_unknown(edited):
     facts = valid(facts_module.read(folder))
     assert {"piece": "run", "why": "field", "detail": "privacy.epsilon"} in facts["missing"]
     assert facts["verdict"] == "incomplete"
+
+
+def test_a_bin_of_a_few_records_is_nobodys_business(edited):
+    """Released calibration must not show probability and label of one test patient's image."""
+    found = metrics()
+    found["reliability"][0].update(count=1, confidence=0.04321, observed=1.0)
+    folder = edited(lambda v: v.update(released={"items": ["metrics"], "recipient": "x"}), with_metrics=found)
+    facts = valid(facts_module.public(facts_module.read(folder)))
+    assert "0.04321" not in json.dumps(facts)
+    assert len(facts["utility"]["reliability"]) == len(found["reliability"]) - 1
+
+
+def test_groups_stand_as_people_count_them(edited):
+    found = metrics()
+    cell = found["groups"]["sex"]["F"]
+    names = ["18 to 39", "65 and above", "below 18", "40 to 64"]
+    found["groups"] = {"age": dict.fromkeys(names, cell), "records": dict.fromkeys(["10", "2", "unknown"], cell)}
+    groups = facts_module.read(edited(with_metrics=found))["utility"]["groups"]
+    assert list(groups["age"]) == ["below 18", "18 to 39", "40 to 64", "65 and above"]
+    assert list(groups["records"]) == ["2", "10", "unknown"]
 
 
 def test_an_empty_folder_is_no_run(tmp_path):

@@ -82,4 +82,5 @@ def test_markdown_escapes():
     assert markdown("*a* <b> [c](d) `e` $f$ | #") == "\\*a\\* &lt;b\\> \\[c\\](d) \\`e\\` \\$f\\$ \\| \\#"
     assert markdown("- item") == "\\- item"
     assert markdown("1. item") == "1\\. item"
-    assert markdown("2.0 of 8") == "2\\.0 of 8"
+    assert markdown("2.0 of 8") == "2.0 of 8"  # no list item: no space behind the point
+    assert markdown("chest_xray _i_") == "chest_xray \\_i\\_"
