@@ -74,11 +74,14 @@ MOST_IMAGES = 19  # of one patient group among them
 LONGER = {
     "chest_xray_pneumonia": ("privacy.steps=600", "privacy.max_grad_norm=inf", "optimizer.lr=0.02"),
     "readmission": ("privacy.steps=600", "privacy.max_grad_norm=inf", "optimizer.lr=1.0"),
-    "chest_xray_findings": ("optimizer.lr=3.0",),
+    "chest_xray_findings": ("model.network.projection=null", "optimizer.lr=5.0"),
 }
 
 #: Learning rates by ε where the recipe's own (for its default ε) is too large for more noise; from the recipe's page.
-RATES = {"chest_xray_pneumonia": {0.5: 0.4, 1.0: 0.5, 2.0: 0.8, 4.0: 1.4}}
+RATES = {
+    "chest_xray_pneumonia": {0.5: 0.4, 1.0: 0.5, 2.0: 0.8, 4.0: 1.4},
+    "chest_xray_findings": {0.5: 0.1, 1.0: 0.2, 2.0: 0.3, 4.0: 0.5},
+}
 
 #: Noise of the calibration histogram by ε: about a twentieth of what a patient may pay.
 CALIBRATION = {0.5: 36.0, 1.0: 19.0, 2.0: 10.0, 4.0: 5.5, 8.0: 4.0}
@@ -189,6 +192,7 @@ def trials(*, quick: bool, wanted: Sequence[str]) -> list[Trial]:
             (cxr, TUNED, (math.inf,), seeds, LONGER[cxr], None, "dptrain"),
             ("readmission", TUNED, (math.inf,), seeds, LONGER["readmission"], None, "dptrain"),
             ("chest_xray_findings", TUNED, (math.inf,), seeds, LONGER["chest_xray_findings"], None, "dptrain"),
+            ("chest_xray_findings", "no projection", few, seeds, ("model.network.projection=null",), None, "dptrain"),
         ]
     result = []
     for recipe, variant, levels, repeats, words, unit_word, runner in plans:
@@ -783,7 +787,14 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
         site, site_name = None, None
         for number, trial in enumerate(todo, 1):
             settings = settings_of(trial)
-            name = (trial.recipe, trial.unit, tuple(settings.data.image_shape), trial.words if trial.unit else ())
+            network = tuple(word for word in trial.words if word.startswith("model."))
+            name = (
+                trial.recipe,
+                trial.unit,
+                tuple(settings.data.image_shape),
+                network,
+                trial.words if trial.unit else (),
+            )
             if name != site_name:
                 size = IMAGES if trial.unit == "image" else PUBLIC_SIZE[trial.recipe]
                 site, site_name = open_site(settings, size, place / str(number)), name

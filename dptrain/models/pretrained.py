@@ -7,10 +7,12 @@ can say what a run started from. BatchNorm is frozen with its ImageNet statistic
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,46 @@ class RootFeatures(nn.Module):
         return functional.layer_norm(x.clamp(min=1e-6).sqrt(), x.shape[1:])
 
 
+class Projection(nn.Module):
+    """Features [N, F] to [N, K]: minus the mean of public images, on the directions in which public images differ.
+
+    A fixed function of one record. Noise on a head grows with the number of its inputs and with their length, and
+    most of the length of ImageNet features is what all radiographs share; directions from *public* images of the
+    same kind keep what tells them apart (compare the public subspaces of Zhou et al. 2021, arXiv 2007.03813).
+    Made by `python -m benchmarks.projection`; names of the packaged ones: :data:`PROJECTIONS`.
+    """
+
+    mean: Tensor
+    basis: Tensor
+
+    def __init__(self, mean: Tensor, basis: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("basis", basis.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) @ self.basis
+
+
+PROJECTIONS = Path(__file__).parent / "projections"
+
+
+def read_projection(name: str) -> tuple[Projection, str, str]:
+    """A packaged projection with the SHA-256 of its file and a line on what it was made from.
+
+    Raises ConfigError for a name that is not packaged, with the names that are.
+    """
+    from safetensors import safe_open
+
+    known = {path.stem: path for path in sorted(PROJECTIONS.glob("*.safetensors"))}
+    if name not in known:
+        raise ConfigError(f"projection={name} is unknown.", remedy=f"Projections: {', '.join(known) or 'none'}.")
+    with safe_open(known[name], framework="pt") as file:
+        source = (file.metadata() or {}).get("source", "public images")
+        made = Projection(file.get_tensor("mean"), file.get_tensor("basis"))
+    return made, file_sha256(known[name]), f"projection {name} from {source}"
+
+
 def _plain(conv: nn.Conv2d) -> list[nn.Module]:
     """A plain convolution in place of the package's subclasses, with its padding as a module before it."""
     kernel, stride = conv.kernel_size[0], conv.stride[0]
@@ -135,6 +177,7 @@ def pretrained_efficientnet_lite(
     last_blocks: int = 3,
     pretrained: bool = True,
     root_features: bool = False,
+    projection: str | None = None,
     prior: float = 0.5,
 ) -> BodyAndHead:
     """EfficientNet-Lite with ImageNet weights and a fresh head whose weights start at zero.
@@ -145,13 +188,16 @@ def pretrained_efficientnet_lite(
         num_classes: logits, [N, num_classes].
         last_blocks: stages that `train="last_blocks"` trains (of 16 blocks and the final convolution).
         root_features: put :class:`RootFeatures` between the pooled features and the head.
+        projection: name of a packaged :class:`Projection` put after the roots (it needs `root_features`): fewer
+            inputs of the head, chosen by public images. It counts as starting weights: the hash covers it.
         prior: probability of every class that the head starts from. A public guess (0.1 for findings that are
             mostly absent) spares the gradients from learning it; never the frequency in the private data.
         pretrained: False for random weights of the same layout (its normalisation is then a no-op).
 
     Returns:
-        A network whose `body` gives pooled features [N, 1280]. Attributes `weights_sha256` (of the weight
-        file) and `weights_note` say what it starts from; both None for random weights.
+        A network whose `body` gives pooled features [N, 1280], or [N, K] projected. Attributes `weights_sha256`
+        (of the weight file; with a projection, of the two files' hashes joined) and `weights_note` say what it
+        starts from; both None for random weights.
 
     Raises:
         ConfigError: unknown variant, other channels, or a package that is not installed.
@@ -186,8 +232,17 @@ def pretrained_efficientnet_lite(
         stages.append(InvertedResidual(layers, residual=residual))
     top = _unit(net._conv_head, net._bn1)
     top += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *([RootFeatures()] if root_features else [])]
+    width = net._conv_head.out_channels
+    if projection is not None:
+        if not root_features:
+            raise ConfigError("a projection is made for root features.", remedy="Set root_features: true.")
+        made, made_sha, made_note = read_projection(projection)
+        top.append(made)
+        width = made.basis.shape[1]
+        sha = hashlib.sha256(f"{sha or 'random'}+{made_sha}".encode()).hexdigest()
+        note = f"{note or 'random weights'}; {made_note}"
     stages.append(nn.Sequential(*top))
-    head = nn.Linear(net._conv_head.out_channels, num_classes)
+    head = nn.Linear(width, num_classes)
     nn.init.zeros_(head.weight)
     nn.init.constant_(head.bias, math.log(prior / (1 - prior)))
     network = BodyAndHead(nn.Sequential(*stages), head, last_blocks=last_blocks)
