@@ -3,39 +3,23 @@
 `conf/` holds a group for each noun (data, model, privacy, optimizer, training, audit, ledger, report) and
 `recipes/<task>/recipe/<task>.yaml` overrides what differs. Both are found in a checkout and in an installed
 wheel alike; further recipes are found below `./recipes` and the folders named in `DPTRAIN_RECIPES`.
-
-Configuration is code, so only names below :data:`PREFIXES` are ever instantiated.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from dptrain.audit.config import AuditConfig
 from dptrain.data.config import DataConfig
 from dptrain.errors import ConfigError
-from dptrain.report.config import ReportConfig
 from dptrain.words import suggest
 
-PREFIXES = (
-    "monai.networks.",
-    "monai.transforms.",
-    "monai.losses.",
-    "torch.nn.",
-    "dptrain.models.",
-    "dptrain.data.",
-    "dptrain.training.losses.",
-    "efficientnet_lite_pytorch.",
-)
 CONFIG_NAME = "train"
 
 
@@ -171,6 +155,16 @@ class LedgerConfig:
     keys: str | None = None
     witness: str | None = None
     cohort: str | None = None
+
+
+@dataclass
+class ReportConfig:
+    """lang: the language of a run's report where the command names none, en or de."""
+
+    lang: str = "en"
+
+    def __post_init__(self) -> None:
+        _choice("report.lang", self.lang, ("en", "de"))
 
 
 @dataclass
@@ -363,58 +357,3 @@ def setting_names() -> list[str]:
         return names
 
     return sorted({*walk(OmegaConf.structured(Settings), ""), *GROUPS})
-
-
-def locate(target: str, allowed: Sequence[str] = PREFIXES) -> Callable[..., Any]:
-    """The class or function that an allow-listed dotted name means.
-
-    Raises:
-        ConfigError: a name outside the allow-list, one that leads outside it through a module's own imports
-            (`torch.nn.functional.torch.load`), or one that does not exist.
-    """
-    if not any(target.startswith(prefix) for prefix in allowed):
-        raise ConfigError(
-            f"_target_ '{target}' is not on the list of what a configuration may call.",
-            remedy=f"Allowed are names that begin with {', '.join(allowed)}.",
-        )
-    parts = target.split(".")
-    found: Any = None
-    for end in range(len(parts) - 1, 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:end]))
-        except ImportError:
-            continue
-        for part in parts[end:]:
-            if isinstance(found, ModuleType) and not f"{found.__name__}.".startswith(tuple(allowed)):
-                raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
-            found = getattr(found, part, None)
-        break
-    if found is None:
-        raise ConfigError(f"_target_ '{target}' does not exist.", remedy="Check the spelling of module and class.")
-    home = f"{getattr(found, '__module__', '') or ''}."
-    if not callable(found) or not home.startswith(tuple(allowed)):
-        raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
-    return found
-
-
-def instantiate(node: Any, allowed: Sequence[str] = PREFIXES, **overrides: Any) -> Any:
-    """Build what `_target_` names, arguments first; lists and plain values come back as they are.
-
-    `_partial_: true` gives a partial instead of a call. Raises ConfigError as :func:`locate` does, and for
-    arguments that the target does not take.
-    """
-    if isinstance(node, list | tuple):
-        return [instantiate(item, allowed) for item in node]
-    if not isinstance(node, dict):
-        return node
-    values = {key: instantiate(value, allowed) for key, value in node.items() if key not in ("_target_", "_partial_")}
-    if "_target_" not in node:
-        return values
-    found = locate(str(node["_target_"]), allowed)
-    values.update(overrides)
-    if node.get("_partial_"):
-        return partial(found, **values)
-    try:
-        return found(**values)
-    except TypeError as error:
-        raise ConfigError(f"{node['_target_']} does not take these arguments: {error}.") from None

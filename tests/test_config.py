@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dptrain import config
+from dptrain import config, targets
 from dptrain.errors import ConfigError
 
 
@@ -78,19 +78,19 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
 )
 def test_what_is_not_on_the_list_is_not_called(target: str) -> None:
     with pytest.raises(ConfigError):
-        config.instantiate({"_target_": target})
+        targets.instantiate({"_target_": target})
 
 
 def test_nested_targets_are_checked_too() -> None:
     with pytest.raises(ConfigError):
-        config.instantiate({"_target_": "torch.nn.Sequential", "modules": [{"_target_": "os.getcwd"}]})
+        targets.instantiate({"_target_": "torch.nn.Sequential", "modules": [{"_target_": "os.getcwd"}]})
 
 
 def test_instantiate_builds_nested_arguments() -> None:
-    built = config.instantiate({"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2})
+    built = targets.instantiate({"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2})
     assert tuple(built.weight.shape) == (2, 3)
     with pytest.raises(ConfigError):
-        config.instantiate({"_target_": "torch.nn.Linear", "in_feature": 3})
+        targets.instantiate({"_target_": "torch.nn.Linear", "in_feature": 3})
 
 
 def test_a_recipe_is_a_folder_and_needs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,4 +113,4 @@ def test_a_recipe_is_a_folder_and_needs_no_code(tmp_path: Path, monkeypatch: pyt
 )
 def test_no_way_leads_through_a_module_s_own_imports(target: str) -> None:
     with pytest.raises(ConfigError):
-        config.locate(target)
+        targets.locate(target)

@@ -6,11 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from dptrain.config import instantiate
 from dptrain.errors import ConfigError
-
-#: What a model configuration may name.
-ALLOWED = ("monai.networks.nets.", "torch.nn.", "dptrain.models.", "efficientnet_lite_pytorch.")
+from dptrain.targets import instantiate
 
 
 def build(model: Any) -> nn.Module:
@@ -34,7 +31,7 @@ def build(model: Any) -> nn.Module:
             "the model configuration names no network.",
             remedy="Choose one, e.g. model=small_cnn, or set model.network._target_=monai.networks.nets.resnet18.",
         )
-    network = instantiate(node, ALLOWED)
+    network = instantiate(node)
     if not isinstance(network, nn.Module):
         raise ConfigError(f"{node['_target_']} is no network.", remedy="Name a torch module or what builds one.")
     return network

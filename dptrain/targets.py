@@ -1,0 +1,71 @@
+"""What a configuration may call: names on one list, and nothing that can be reached through them.
+
+Configuration is code. Networks come from here (:func:`dptrain.models.build`); transforms have the stricter
+list of :mod:`dptrain.data.transforms`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from dptrain.errors import ConfigError
+
+ALLOWED = ("monai.networks.nets.", "torch.nn.", "dptrain.models.", "efficientnet_lite_pytorch.")
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """The class or function that an allow-listed dotted name means.
+
+    Raises:
+        ConfigError: a name outside the allow-list, one that leads outside it through a module's own imports
+            (`torch.nn.functional.torch.load`), or one that does not exist.
+    """
+    if not target.startswith(ALLOWED):
+        raise ConfigError(
+            f"_target_ '{target}' is not on the list of what a configuration may call.",
+            remedy=f"Allowed are names that begin with {', '.join(ALLOWED)}.",
+        )
+    parts = target.split(".")
+    found: Any = None
+    for end in range(len(parts) - 1, 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ImportError:
+            continue
+        for part in parts[end:]:
+            if isinstance(found, ModuleType) and not f"{found.__name__}.".startswith(ALLOWED):
+                raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
+            found = getattr(found, part, None)
+        break
+    if found is None:
+        raise ConfigError(f"_target_ '{target}' does not exist.", remedy="Check the spelling of module and class.")
+    home = f"{getattr(found, '__module__', '') or ''}."
+    if not callable(found) or not home.startswith(ALLOWED):
+        raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
+    return found
+
+
+def instantiate(node: Any) -> Any:
+    """Build what `_target_` names, arguments first; lists and plain values come back as they are.
+
+    `_partial_: true` gives a partial instead of a call. Raises ConfigError as :func:`locate` does, and for
+    arguments that the target does not take.
+    """
+    if isinstance(node, list | tuple):
+        return [instantiate(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    values = {key: instantiate(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return values
+    found = locate(str(node["_target_"]))
+    if node.get("_partial_"):
+        return partial(found, **values)
+    try:
+        return found(**values)
+    except TypeError as error:
+        raise ConfigError(f"{node['_target_']} does not take these arguments: {error}.") from None
