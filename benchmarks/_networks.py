@@ -92,11 +92,12 @@ def _listed() -> Iterator[Entry]:
         yield entry("SegResNet", d, side, lambda d=d: nets.SegResNet(d, 8, 1, 2, dropout_prob=0.1))
         yield entry("AttentionUnet", d, side, lambda d=d: nets.AttentionUnet(d, 1, 2, **stages, dropout=0.1))
         swin = {"drop_rate": 0.1, "attn_drop_rate": 0.1, "dropout_path_rate": 0.2, "window_size": 4}
-        yield entry(
+        yield Entry(
             "SwinUNETR",
             d,
-            64,
+            (1, 64, *(64 if d == 2 else 32,) * (d - 1)),  # instance norm needs two places where the maps are smallest
             lambda d=d, s=swin: nets.SwinUNETR(**small, feature_size=12, spatial_dims=d, **s),
+            True,
         )
         yield entry(
             "UNETR",
