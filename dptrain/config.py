@@ -260,10 +260,16 @@ def from_yaml(path: Path) -> Settings:
 
 
 def to_yaml(settings: Settings) -> str:
-    """YAML that :func:`from_yaml` reads back to equal settings."""
+    """YAML that :func:`from_yaml` reads back to equal settings, but for a database's password, which stays out."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+    return without_password(OmegaConf.to_yaml(OmegaConf.structured(settings)))
+
+
+def without_password(text: str) -> str:
+    """Text that may be shown: database URLs in it lose their password (PGPASSWORD or ~/.pgpass can hold it)."""
+    text = re.sub(r"(\w://[^\s:/@]*):[^\s/@]*@", r"\1@", text)
+    return re.sub(r"([?&]password=)[^\s&'\"]*", r"\1", text)
 
 
 class friendly_errors:  # noqa: N801 - a context manager, used like a function

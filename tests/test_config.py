@@ -63,6 +63,19 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     assert config.from_yaml(file) == settings
 
 
+def test_a_database_s_password_reaches_no_run_folder() -> None:
+    """config.yaml and the command in run.json are public; the report prints the command."""
+    url = "postgresql://steward:s3cret@db.clinic/dptrain"
+    settings = config.load([f"ledger.url='{url}'", "ledger.witness='https://w/h?a=1&password=s3cret'"])
+    for text in (
+        config.to_yaml(settings),
+        config.without_password(f"dptrain train 'ledger.url={url}?password=s3cret'"),
+    ):
+        assert "s3cret" not in text
+        assert "postgresql://steward@db.clinic/dptrain" in text
+    assert config.without_password("data.root=/a:b@c run=x") == "data.root=/a:b@c run=x"
+
+
 @pytest.mark.parametrize(
     "target",
     [

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from dptrain import __version__, accounting
-from dptrain.config import Settings
+from dptrain.config import Settings, without_password
 from dptrain.ledger.grants import charged
 from dptrain.plan import Mechanism, Plan
 from dptrain.training.planning import finite, promise
@@ -188,7 +188,7 @@ def base(
         "status": "running",
         "program": program(device),
         "recipe": settings.name,
-        "command": command,
+        "command": without_password(command),
         "task": settings.data.task,
         "classes": list(settings.data.classes),
         "plan": plan.to_dict(),
