@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from dptrain.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, DptrainError, quiet
+from dptrain.shipped import resolved, shipped
 from dptrain.words import suggest
 
 # command -> (module, function, one line for --help). Modules are imported only when their command runs.
@@ -51,6 +52,8 @@ def usage() -> str:
             *lines,
             "",
             EXAMPLES,
+            "",
+            f"documentation: {shipped('docs')}",
         ]
     )
 
@@ -78,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return find(words[0])(words[1:])
     except DptrainError as error:
-        print(f"dptrain {words[0]}: {error}", file=sys.stderr)
+        print(resolved(f"dptrain {words[0]}: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import Any
 from dptrain.audit.config import AuditConfig
 from dptrain.data.config import DataConfig
 from dptrain.errors import ConfigError
+from dptrain.shipped import shipped
 from dptrain.words import suggest
 
 CONFIG_NAME = "train"
@@ -180,15 +181,6 @@ class Settings:
     audit: AuditConfig = field(default_factory=AuditConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-
-
-def shipped(kind: str) -> Path:
-    """The folder `conf` or `recipes`, in a checkout or in an installed wheel."""
-    package = Path(__file__).parent
-    for folder in (package / "_shipped" / kind, package.parent / kind):
-        if folder.is_dir():
-            return folder
-    raise ConfigError(f"the folder '{kind}' is missing from this installation.", remedy="Install dptrain again.")
 
 
 def recipe_folders() -> dict[str, Path]:

@@ -13,7 +13,7 @@ HOUSE = [
     ["__init__"],
     ["errors"],
     ["words"],
-    ["plan", "targets", "progress"],
+    ["plan", "targets", "progress", "shipped"],
     ["accounting"],
     ["ledger"],
     ["data"],

@@ -38,6 +38,7 @@ def test_the_wheel_holds_what_it_needs(wheel: Path) -> None:
     assert "dptrain/_shipped/conf/train.yaml" in names
     assert any(name.startswith("dptrain/_shipped/recipes/") and name.endswith(".yaml") for name in names)
     assert any(name.startswith("dptrain/report/templates/") for name in names)
+    assert "dptrain/_shipped/docs/ledger.md" in names
     assert any("ledger/migrations" in name for name in names)
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
 
