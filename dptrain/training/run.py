@@ -433,21 +433,31 @@ def score(
     metrics = evaluate_classification(probability, truth, patient, groups, task=task, classes=classes, split=split)
     if calibration is not None:
         metrics["temperature"] = calibration.temperature
-        metrics["conformal"] = conformal_report(scaled.numpy(), truth, task, calibration)
+        metrics["conformal"] = conformal_report(scaled.numpy(), truth, patient, task, calibration)
     return metrics, {"patient": names, "record": record, "label": truth, "probability": probability}
 
 
 def conformal_report(
-    scaled: NDArray[np.float64], label: NDArray[Any], task: str, calibration: Calibration
+    scaled: NDArray[np.float64],
+    label: NDArray[Any],
+    patient: NDArray[np.int64],
+    task: str,
+    calibration: Calibration,
 ) -> dict[str, float]:
-    """How often the sets hold the truth on these records, and how large they are."""
-    inside = margins(scaled, task) >= calibration.threshold
-    covered = true_margins(scaled, label, task) >= calibration.threshold
+    """How often the sets hold the truth, and how large they are: means over patients of the mean over their records.
+
+    Each patient counts once, as in the histogram that the sets were fitted to: the promise is for a new patient's
+    record, not for a record of a cohort in which those who come often are also those who are hard to judge.
+    """
+    inside = (margins(scaled, task) >= calibration.threshold).sum(axis=-1).reshape(len(scaled), -1)
+    covered = (true_margins(scaled, label, task) >= calibration.threshold).reshape(len(scaled), -1)
+    position = np.unique(patient, return_inverse=True)[1]
+    weight = 1.0 / np.bincount(position)[position]
     return {
         "miscoverage": calibration.miscoverage,
         "threshold": calibration.threshold,
-        "coverage": float(covered.mean()),
-        "set_size": float(inside.sum(axis=-1).mean()),
+        "coverage": float(np.average(covered.mean(axis=1), weights=weight)),
+        "set_size": float(np.average(inside.mean(axis=1), weights=weight)),
     }
 
 

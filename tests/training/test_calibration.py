@@ -64,3 +64,15 @@ def test_nothing_but_noise_gives_a_usable_answer() -> None:
     found = cal.fit_calibration(np.zeros(0), np.zeros(0), np.zeros(0, dtype=int), "binary", noise_multiplier=5.0)
     assert np.isfinite(found.temperature)
     assert np.isfinite(found.threshold)
+
+
+def test_coverage_counts_each_patient_once() -> None:
+    from dptrain.training.run import conformal_report
+
+    # One patient comes nine times and is always judged wrongly, nine others come once and are judged rightly.
+    patient = np.array([0] * 9 + list(range(1, 10)))
+    logits = np.array([-3.0] * 9 + [3.0] * 9)
+    sets = cal.Calibration(temperature=1.0, threshold=0.0, miscoverage=0.1, noise_multiplier=0.0, patients=10.0)
+    found = conformal_report(logits, np.ones(18, dtype=np.int64), patient, "binary", sets)
+    assert found["coverage"] == pytest.approx(0.9)
+    assert found["set_size"] == pytest.approx(1.0)
