@@ -132,14 +132,15 @@ def _listed() -> Iterator[Entry]:
             lambda d=d: nets.AHNet((1, 1, 1, 1), d, 1, 2, psp_block_num=3 if d == 2 else 1),
             "4 of 16 blocks",
         )
-        yield entry(
+        yield Entry(
             "MedNeXt",
             d,
-            side,
+            (1, 32, *(side,) * (d - 1)),
             lambda d=d: nets.MedNeXt(
                 d, 8, 1, 2, kernel_size=3, deep_supervision=True, use_residual_connection=True,
                 blocks_down=(1, 1, 1, 1), blocks_bottleneck=1, blocks_up=(1, 1, 1, 1), global_resp_norm=True,
             ),
+            True,
             "9 blocks",
         )  # fmt: skip
         yield entry(
@@ -265,9 +266,9 @@ def _further() -> Iterator[Entry]:
         "MILModel",
         2,
         (3, 1, 32, 32),
-        lambda: nets.MILModel(3, "att_trans", False, _bag_encoder(resnet18), 512, trans_blocks=1, trans_dropout=0.1),
+        lambda: nets.MILModel(3, "att_trans", False, _bag_encoder(resnet18), 512, trans_blocks=1, trans_dropout=0),
         False,
-        "bags of 3 images",
+        "bags of 3 images, no dropout",
     )
 
 
