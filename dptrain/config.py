@@ -89,6 +89,8 @@ class PrivacyConfig:
             raise ConfigError("Neither privacy.steps nor privacy.epochs is set.", remedy="Set one of them.")
         if self.epochs is not None:
             _at_least("privacy.epochs", self.epochs, 0, strict=True)
+        if not self.unit.strip():
+            raise ConfigError("privacy.unit is empty.", remedy="Say who is protected, e.g. privacy.unit=patient.")
         _choice("privacy.generator", self.generator, ("cryptographic", "fast"))
 
 
@@ -217,10 +219,20 @@ def compose(overrides: Sequence[str]) -> Any:
 
     _register_schema()
     words = list(overrides)
+    refuse_flags(words)
     if not any(word.startswith("hydra.searchpath") for word in words):
         words.append(search_path_override())
     with friendly_errors(), initialize_config_dir(str(shipped("conf").resolve()), version_base="1.3"):
         return hydra_compose(CONFIG_NAME, overrides=words)
+
+
+def refuse_flags(words: Sequence[str], known: Sequence[str] = ()) -> None:
+    """ConfigError for a word that looks like an option and is none of `known`."""
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith("-") and name not in known:
+            near = suggest(name, known) if known else "Settings are words of the form name=value; see --help."
+            raise ConfigError(f"There is no option '{name}' here.", remedy=near)
 
 
 def load(overrides: Sequence[str]) -> Settings:

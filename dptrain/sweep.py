@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dptrain.config import Settings, explain, search_path_override, shipped
+from dptrain.config import Settings, explain, refuse_flags, search_path_override, shipped
 from dptrain.errors import ConfigError
 
 OUTCOMES = "DPTRAIN_SWEEP"
+# Hydra's options that make sense here; others would print its own usage.
+FLAGS = ("-m", "--multirun", "-c", "--cfg", "-r", "--resolve", "-p", "--package", "-i", "--info", "--hydra-help")
 
 
 def is_sweep(words: Sequence[str]) -> bool:
@@ -50,6 +52,7 @@ def compose_and_run(command: str, words: Sequence[str], job: Callable[[Any], Any
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    refuse_flags(words, FLAGS)
     ConfigStore.instance().store(name="schema", node=Settings)
     extra = []
     if not any(word.startswith("hydra.searchpath") for word in words):

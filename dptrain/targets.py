@@ -27,7 +27,7 @@ def locate(target: str) -> Callable[..., Any]:
     if not target.startswith(ALLOWED):
         raise ConfigError(
             f"_target_ '{target}' is not on the list of what a configuration may call.",
-            remedy=f"Allowed are names that begin with {', '.join(ALLOWED)}.",
+            remedy=f"Allowed are names that begin with one of: {', '.join(ALLOWED)}",
         )
     parts = target.split(".")
     found: Any = None

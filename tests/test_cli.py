@@ -100,3 +100,13 @@ def _seconds(*words: str) -> float:
     subprocess.run([sys.executable, "-m", "dptrain", *words], capture_output=True, check=True)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+@pytest.mark.parametrize("command", ["plan", "check", "train", "audit"])
+def test_an_unknown_option_is_named(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    extra = {"plan": ["public_size=100"], "audit": ["recipe=ecg_beats"]}.get(command, [])
+    assert cli.main([command, *extra, "--jsn"]) == 2
+    shown = capfd.readouterr().err
+    assert "'--jsn'" in shown
+    assert "Lexer" not in shown
+    assert "usage:" not in shown

@@ -43,6 +43,8 @@ def test_a_typo_gets_the_nearest_names(word: str, near: str) -> None:
         "training.precision=fp8",
         "optimizer.name=sgdd",
         "training.chunk=0",
+        "privacy.unit=",
+        "--jsn",
     ],
 )
 def test_a_wrong_word_is_a_configuration_error(word: str) -> None:
