@@ -12,7 +12,6 @@ noise, as :class:`dptrain.plan.Mechanism` describes them. A noise multiplier of 
 :mod:`.noise`     the least noise that meets a target
 :mod:`.attacks`   what an attacker can reach at most: trade-off curve and its readings
 :mod:`.trials`    choosing the best of a random number of trials
-:mod:`.outlook`   what a budget would cost and allow, for `dptrain plan` and the benchmark
 ================  ===========================================================================================
 
 Importing this package imports nothing heavy (the ledger's `show` starts in under half a second): a name loads
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from dptrain.accounting.losses import pld_delta as pld_delta
     from dptrain.accounting.losses import pld_epsilon as pld_epsilon
     from dptrain.accounting.noise import calibrate_noise as calibrate_noise
-    from dptrain.accounting.outlook import Forecast as Forecast
-    from dptrain.accounting.outlook import forecast as forecast
     from dptrain.accounting.renyi import ORDERS as ORDERS
     from dptrain.accounting.renyi import ORDERS_VERSION as ORDERS_VERSION
     from dptrain.accounting.renyi import best_order as best_order
@@ -58,7 +55,6 @@ _NAMES = {
     "gaussian": ("GaussianBudget", "gaussian_budget", "gaussian_charge"),
     "losses": ("epsilon_over_steps", "event", "group", "pld_delta", "pld_epsilon"),
     "noise": ("calibrate_noise",),
-    "outlook": ("Forecast", "forecast"),
     "renyi": ("ORDERS", "ORDERS_VERSION", "best_order", "rdp", "rdp_budget", "rdp_delta", "rdp_epsilon"),
     "trials": ("random_stopping_epsilon",),
     "units": ("INFINITE_UNITS", "UNIT_BITS", "budget_units", "charge_units", "from_units", "to_units"),

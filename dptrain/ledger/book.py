@@ -22,7 +22,7 @@ from dptrain.ledger import store
 from dptrain.ledger.chain import Entry, SignedHead, fault_of, make_entry, read_witness, signature_fault
 from dptrain.ledger.keys import Controller, Keys, signed_by
 from dptrain.ledger.state import State, apply, keys_for
-from dptrain.ledger.store import Store
+from dptrain.ledger.store import Store, chunks
 
 SNAPSHOT_EVERY = 64
 
@@ -38,6 +38,7 @@ class Book:
         self._snapshot_seq = 0
         self._seen = (0, "")
         self._lock = threading.RLock()
+        self._process = os.getpid()
 
     def __repr__(self) -> str:
         return f"Ledger({self.store.name})"
@@ -57,6 +58,12 @@ class Book:
     @contextmanager
     def _whole(self) -> Iterator[None]:
         """Forget the state where a block fails (the store may not hold what it did); remember the head otherwise."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            if self._lock.acquire(blocking=False):
+                self._lock.release()
+            else:  # a thread that did not come along through the fork holds it
+                self._lock, self._state = threading.RLock(), None
         with self._lock:
             try:
                 yield
@@ -116,6 +123,8 @@ class Book:
         ):
             return State()
         state = State.parse(row.state)
+        if not state.seq:
+            return state
         here = connection.execute(sa.select(store.entries.c.hash).where(store.entries.c.seq == state.seq)).scalar()
         if here is None or bytes(here).hex() != state.hash or state.seq != row.seq:
             return State()
@@ -176,10 +185,12 @@ class Book:
                 remedy="An older copy was restored, or this is another copy. Find the newest one (docs/ledger.md, "
                 "Recovery); until then nothing is granted.",
             )
-        rows = connection.execute(
-            sa.select(store.entries.c.seq, store.entries.c.hash).where(store.entries.c.seq.in_(list(wanted)))
-        )
-        here = {int(row.seq): bytes(row.hash).hex() for row in rows}
+        here = {}
+        for some in chunks(wanted, 5_000):
+            rows = connection.execute(
+                sa.select(store.entries.c.seq, store.entries.c.hash).where(store.entries.c.seq.in_(some))
+            )
+            here.update({int(row.seq): bytes(row.hash).hex() for row in rows})
         for number, digest in sorted(wanted.items()):
             if here.get(number) != digest:
                 raise LedgerRefused(

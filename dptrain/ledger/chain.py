@@ -20,7 +20,6 @@ from dptrain.errors import LedgerRefused
 from dptrain.ledger.keys import Controller, Keys, signed_by
 
 ENTRY_VERSION = 1
-GENESIS = bytes(32)
 COUNTERSIGNED = frozenset({"budget", "weights", "permit", "release", "unlock", "rotate"})
 
 
@@ -225,7 +224,7 @@ def read_witness(place: str, *, timeout: float = 10.0) -> list[SignedHead]:
         heads = [SignedHead.from_dict(value) for value in values]
         if not heads or not all(found.valid() for found in heads):
             raise ValueError
-    except ValueError:
+    except (ValueError, RecursionError):
         raise LedgerRefused(
             f"The witness {place} holds no valid signed head of a ledger.",
             remedy="Export one with `dptrain ledger heads to=FILE` while the ledger is known to be sound.",

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dptrain.accounting.units import INFINITE_UNITS, UNIT_BITS, to_units
+from dptrain.accounting.units import INFINITE_UNITS, to_units
 from dptrain.errors import LedgerRefused
 from dptrain.plan import Mechanism
 
 ORDERS_VERSIONS = (1,)
-UNITS = 1 << UNIT_BITS  # units in one nat
 
 
 def pack(values: Sequence[int]) -> str:

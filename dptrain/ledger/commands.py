@@ -47,10 +47,16 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _given(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty")
+    return text
+
+
 PLACES = {
-    "ledger.url": Word(str, "path of the ledger (SQLite), or postgresql://… (default: DPTRAIN_LEDGER)", None),
-    "ledger.keys": Word(str, "folder of the keys (default: DPTRAIN_KEYS, or `keys` beside the ledger)", None),
-    "ledger.witness": Word(str, "file or URL with signed heads that somebody else keeps (DPTRAIN_WITNESS)", None),
+    "ledger.url": Word(_given, "path of the ledger (SQLite), or postgresql://… (default: DPTRAIN_LEDGER)", None),
+    "ledger.keys": Word(_given, "folder of the keys (default: DPTRAIN_KEYS, or `keys` beside the ledger)", None),
+    "ledger.witness": Word(_given, "file or URL with signed heads that somebody else keeps (DPTRAIN_WITNESS)", None),
 }
 COHORT = Word(str, "name of a registered cohort")
 REASON = Word(str, "why, in a sentence; it is signed and shown")
@@ -174,6 +180,7 @@ HELP: dict[str, tuple[str, str]] = {
     "migrate": ("Bring an older ledger to this program's schema (back it up first).", "dptrain ledger migrate"),
 }
 SHOWN_RUNS = 30
+MOST_RUNS = 1000  # of a declaration
 FLAGS = {"show": ("--steward",)}
 
 
@@ -327,9 +334,14 @@ def _init(values: Mapping[str, Any], out: Output) -> int:
     from dptrain.ledger.places import keys_place, ledger_place
 
     folder, place = Path(keys_place(values["ledger.keys"], values["ledger.url"])), ledger_place(values["ledger.url"])
-    made = not folder.exists()
+    made = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     keys = Keys.create(folder, _passphrase(new=True)) if made else Keys.load(folder)
-    ledger = Ledger.create(place, keys)
+    try:
+        ledger = Ledger.create(place, keys)
+    except BaseException:
+        if made:
+            keys.forget()  # nobody has seen their recovery code
+        raise
     head = ledger.head()
     out.say(f"The ledger of site {keys.site[:8]}… is at {ledger.store.name}.")
     if made:
@@ -338,7 +350,8 @@ def _init(values: Mapping[str, Any], out: Output) -> int:
         "Next: register a cohort (dptrain ledger register --help); give the head to whoever shall be able to prove "
         "a rollback (dptrain ledger heads --help)."
     )
-    out.give({"ledger": ledger.store.name, "keys": str(folder), "site": keys.site, "head": head.to_dict()})
+    facts = {"ledger": ledger.store.name, "keys": str(folder), "site": keys.site, "head": head.to_dict()}
+    out.give({**facts, "recovery_code": keys.recovery_code})
     return EXIT_DONE
 
 
@@ -356,7 +369,8 @@ def _keygen(values: Mapping[str, Any], out: Output) -> int:
 
     keys = Keys.create(keys_place(values["ledger.keys"], values["ledger.url"]), _passphrase(new=True))
     _say_keys(keys, out)
-    out.give({"keys": str(keys.folder), "site": keys.site, "controller": keys.controller_public})
+    facts = {"keys": str(keys.folder), "site": keys.site, "controller": keys.controller_public}
+    out.give({**facts, "recovery_code": keys.recovery_code})
     return EXIT_DONE
 
 
@@ -393,7 +407,8 @@ def _register(values: Mapping[str, Any], settings: Sequence[str], scan: Scan | N
     if public is not None:
         out.say(f"It is public ({public.source}; {public.licence}): its charges are recorded and gate nothing.")
     elif ledger.status(name).kind is None:
-        out.say(f"Next: a budget (dptrain ledger budget cohort={name} epsilon=… reason=…).")
+        use = next((word for word in settings if word.startswith("recipe=")), "recipe=…")
+        out.say(f"Next: a budget (dptrain ledger budget cohort={name} epsilon=… {use} reason=…).")
     out.give(made)
     return EXIT_DONE
 
@@ -426,8 +441,8 @@ def _forecast(
 ) -> tuple[Mechanism, ...]:
     from dptrain.plan import Mechanism
 
-    if values["runs"] < 1:
-        raise ConfigError(f"runs={values['runs']} must be at least 1.")
+    if not 1 <= values["runs"] <= MOST_RUNS:
+        raise ConfigError(f"runs={values['runs']} must be at least 1, and at most {MOST_RUNS}.")
     batch, steps, noise = values["expected_batch_size"], values["steps"], values["noise_multiplier"]
     if batch is None and steps is None and noise is None:
         if settings and forecast is not None:
@@ -444,7 +459,7 @@ def _forecast(
         )
     if batch is None or steps is None or settings:
         raise ConfigError("a forecast is either recipe=… (and settings), or expected_batch_size=… and steps=….")
-    typical = Mechanism(batch / status.public_size, noise or 1.0, steps)
+    typical = Mechanism(batch / status.public_size, 1.0 if noise is None else noise, steps)
     if noise is None:
         typical = _with_noise(typical, values, status)
     return (typical,) * int(values["runs"])
@@ -574,7 +589,7 @@ def _show_one(status: CohortStatus, out: Output) -> None:
                 f"{mechanism.steps} steps, noise_multiplier={mechanism.noise_multiplier!r}: {left} left"
             )
     if not status.budgets and not status.public:
-        out.say(f"  granted    nothing yet (dptrain ledger budget cohort={status.name} epsilon=… reason=…)")
+        out.say(f"  granted    nothing yet (dptrain ledger budget cohort={status.name} epsilon=… recipe=… reason=…)")
     if status.locked:
         out.say(f"  locked     {status.lock_reason}")
     if status.overlaps:
@@ -696,7 +711,8 @@ def _what(kind: str, body: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
         case "rotate":
             return f"new {body['what']} key"
         case "release":
-            return f"{', '.join(body['items'])} to {body['recipient']}"
+            purpose = f" for {body['purpose']}" if body.get("purpose") else ""  # older entries have no such field
+            return f"{', '.join(body['items'])} to {body['recipient']}{purpose}"
         case "withdraw":
             return "a patient is left out from now on"
         case _:
@@ -707,8 +723,9 @@ def _verify(values: Mapping[str, Any], out: Output) -> int:
     from dptrain.ledger.keys import Keys
     from dptrain.ledger.ledger import Ledger
     from dptrain.ledger.places import keys_place, ledger_place
-    from dptrain.ledger.store import WAIT_SECONDS
+    from dptrain.ledger.store import WAIT_SECONDS, Store, must_exist
 
+    must_exist(Store(ledger_place(values["ledger.url"])))
     keys = Keys.load(keys_place(values["ledger.keys"], values["ledger.url"]))
     witness = values["ledger.witness"] or os.environ.get("DPTRAIN_WITNESS") or None
     ledger = Ledger(ledger_place(values["ledger.url"]), keys, witness=witness, wait=WAIT_SECONDS)
@@ -890,8 +907,7 @@ def _migrate(values: Mapping[str, Any], out: Output) -> int:
     from dptrain.ledger.places import ledger_place
 
     place = store.Store(ledger_place(values["ledger.url"]))
-    if place.missing():
-        raise LedgerRefused(f"There is no ledger at {place.name}.")
+    store.must_exist(place)
     with place.bare() as connection:
         before = store.schema_of(connection)
         store.migrate(connection)

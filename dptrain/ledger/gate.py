@@ -25,8 +25,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from dptrain.accounting.units import from_units
 from dptrain.errors import LedgerRefused
-from dptrain.ledger.charges import UNITS, Charge
+from dptrain.ledger.charges import Charge
 from dptrain.ledger.state import Budget, PatientClass, RunState, State, Version
 from dptrain.plan import Mechanism, Plan
 
@@ -96,7 +97,7 @@ def spent_epsilon(state: State, budget: Budget) -> float:
         used = spent(state, budget)
         if used == 0:
             return 0.0
-        return budget.epsilon - (budget.units - used) / UNITS
+        return budget.epsilon + from_units(used) - from_units(budget.units)
     total = Counter(_key(mechanism) for mechanism in budget.mechanisms)
     used_up = total - unused(state, budget)
     for k in range(len(budget.prefixes)):
@@ -106,9 +107,9 @@ def spent_epsilon(state: State, budget: Budget) -> float:
 
 
 def exhausted(state: State, budget: Budget) -> bool:
-    """Whether the budget has less left than its signed minimum charge (planned: nothing left to run)."""
+    """Whether nothing is left, or less than the budget's signed minimum charge (planned: nothing left to run)."""
     if budget.kind == "open":
-        return remaining(state, budget) < budget.minimum_units
+        return remaining(state, budget) < max(1, budget.minimum_units)
     return not unused(state, budget)
 
 

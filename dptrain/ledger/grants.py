@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dptrain.errors import LedgerRefused
+from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger.chain import SignedHead
 from dptrain.ledger.state import Version
 from dptrain.plan import Mechanism, Plan
@@ -117,7 +119,7 @@ class Grant:
         self.version = version.number
         self.fingerprint = version.fingerprint
         self.unit = version.unit
-        self.public = version.public is not None
+        self.public = version.public is not None and basis != "budget"
         self.run = run
         self.purpose = purpose
         self.plan = plan
@@ -129,6 +131,8 @@ class Grant:
         self.gate = gate
         self.basis = basis
         self.closed = False
+        self._process = os.getpid()
+        self._handed_out = 0  # steps below it ran, or were skipped
 
     def __repr__(self) -> str:
         return f"Grant({self.run!r}, {self.purpose} on {self.cohort!r}, {self.committed} steps paid)"
@@ -141,9 +145,11 @@ class Grant:
         beyond the plan, or the ledger cannot be written: then the steps must not run.
         """
         self.require()
+        through = whole("through", through)
         if self.purpose == "audit":
             self.committed = max(self.committed, through)
             return
+        self._only_here()
         if self.purpose != "train" or self.plan is None:
             raise LedgerRefused(f"a grant to {self.purpose} pays for no training step.")
         if through > self.plan.steps:
@@ -156,7 +162,8 @@ class Grant:
         """Raise LedgerRefused unless the grant is open and covers this step, purpose and cohort.
 
         Args:
-            step: number (from 0) of a training step about to run; must be committed.
+            step: number (from 0) of a training step about to run; must be committed. Each is handed out once, and
+                only in the process that got the grant: run again, it would be released twice for one charge.
             purpose: defaults to what the grant is for. A training grant also covers what its plan declares.
         """
         if self.closed:
@@ -173,8 +180,26 @@ class Grant:
                     f"The grant of run '{self.run}' is to {self.purpose}, not to {purpose}.",
                     remedy="Declare the purpose in the plan, or ask for its own grant.",
                 )
-        if step is not None and self.purpose == "train" and step >= self.committed:
-            raise LedgerRefused(f"Step {step} of run '{self.run}' is not paid ({self.committed} steps are).")
+        if step is not None and self.purpose == "train":
+            step = whole("step", step)
+            self._only_here()
+            if step >= self.committed:
+                raise LedgerRefused(f"Step {step} of run '{self.run}' is not paid ({self.committed} steps are).")
+            if step < self._handed_out and self.basis != "public":
+                raise LedgerRefused(
+                    f"Step {step} of run '{self.run}' ran already: to run it again would release it twice for one "
+                    "charge.",
+                    remedy="Reserve a new run.",
+                )
+            self._handed_out = step + 1
+
+    def _only_here(self) -> None:
+        if self.purpose == "train" and self._process != os.getpid():
+            raise LedgerRefused(
+                f"The grant of run '{self.run}' belongs to another process: a copy of it would run the same steps "
+                "again for one charge.",
+                remedy="Train in the process that reserved, or resume the run here (which fences the other off).",
+            )
 
     def close(
         self,
@@ -198,7 +223,8 @@ class Grant:
         """
         if self.closed:
             raise LedgerRefused(f"The grant of run '{self.run}' is closed already.")
-        ran = self.committed if steps_run is None else steps_run
+        self._only_here()
+        ran = self.committed if steps_run is None else whole("steps_run", steps_run)
         receipt = self._ledger._close(self, status, ran, model, did, note)
         self.closed = True
         return receipt
@@ -210,6 +236,17 @@ class Grant:
         """Close an evaluation's or audit's grant; a training's grant must be closed with its status."""
         if not self.closed and self.purpose != "train":
             self.close("complete" if kind is None else "interrupted")
+
+
+def whole(name: str, value: int, *, least: int = 0, most: int = 10**12) -> int:
+    """The number. Raises ConfigError for what is no whole number from `least` to `most`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name}={value!r} is no whole number.") from None
+    if isinstance(value, bool) or not least <= number <= most:
+        raise ConfigError(f"{name} must be a whole number of at least {least} and at most {most}.")
+    return number
 
 
 def default_lease(steps: int) -> int:

@@ -138,13 +138,20 @@ class Keys:
             recovery_code=code,
         )
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             folder.chmod(0o700)
             keys.save()
             write_private(folder / CONTROLLER, _seal(controller, passphrase))
         except OSError as error:
             raise LedgerRefused(f"The keys could not be written to {folder}: {error.strerror}.") from None
         return keys
+
+    def forget(self) -> None:
+        """Remove the files of :meth:`create` again, where no ledger came to name them."""
+        for name in FILES:
+            (self.folder / name).unlink(missing_ok=True)
+        self.folder.rmdir()
 
     def save(self) -> None:
         """Write site.json, secret.json and site.pem, each whole or not at all."""
@@ -177,6 +184,10 @@ class Keys:
         Raises LedgerRefused where a file is missing, unreadable, open to other accounts, or does not match.
         """
         folder = Path(folder)
+        if folder.is_dir() and stat.S_IMODE(folder.stat().st_mode) & 0o022:
+            raise LedgerRefused(
+                f"The keys in {folder} can be replaced by other accounts.", remedy=f"chmod 700 {folder}"
+            )
         site, secret = _read_json(folder / SITE), _read_json(folder / SECRET)
         try:
             try:
@@ -243,7 +254,10 @@ class Keys:
         issuer, patient_id = normal_issuer(issuer), unicodedata.normalize("NFKC", str(patient_id)).strip()
         if not patient_id:
             raise ConfigError("a record without a patient id cannot be protected.", remedy="Complete the manifest.")
-        return self._tag(b"patient", _prefixed(issuer.encode(), patient_id.encode()))
+        try:
+            return self._tag(b"patient", _prefixed(issuer.encode(), patient_id.encode()))
+        except UnicodeEncodeError:  # its own words would show the id
+            raise ConfigError("a patient id holds bytes that are no text.", remedy="Save it as UTF-8.") from None
 
     def record_hash(self, array: np.ndarray[Any, Any]) -> bytes:
         """32 bytes that stand for a record's pixels: HMAC over shape, type and values.
@@ -381,6 +395,8 @@ def normal_issuer(issuer: str) -> str:
             "the issuer of the patient ids is missing: id 17 of one clinic is not id 17 of another.",
             remedy="Set data.issuer to the assigning authority of the ids.",
         )
+    if not text.isprintable() or len(text) > 200:
+        raise ConfigError("the issuer is not a printable text of at most 200 letters.")
     return text
 
 

@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import sqlite3
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +23,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dptrain import __version__
-from dptrain.accounting.units import budget_units, to_units
+from dptrain.accounting.units import budget_units, from_units, to_units
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate, members, rules, status, store
 from dptrain.ledger.book import Book, read_entry
 from dptrain.ledger.chain import Entry, SignedHead, sign_head
-from dptrain.ledger.charges import ORDERS_VERSIONS, UNITS, Charge, charge_of
+from dptrain.ledger.charges import ORDERS_VERSIONS, Charge, charge_of
 from dptrain.ledger.grants import (
     CohortVersion,
     Grant,
@@ -36,6 +37,7 @@ from dptrain.ledger.grants import (
     WeightsSource,
     charged,
     default_lease,
+    whole,
 )
 from dptrain.ledger.keys import Controller, Keys, normal_issuer
 from dptrain.ledger.state import ADJACENCY, Budget, RunState, State, Version
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from dptrain.ledger.verify import Fault
 
 NAME_LENGTH = 200
+TEXT_LENGTH = 2000
+MOST_EPSILON = 10_000.0
 
 
 class Ledger(Book):
@@ -70,7 +74,7 @@ class Ledger(Book):
         path = str(ledger.store.url.database)
         if ledger.store.sqlite:
             try:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             except OSError as error:
                 raise LedgerRefused(f"The ledger {path} cannot be written: {error.strerror}.") from None
@@ -162,12 +166,12 @@ class Ledger(Book):
         _check_name("cohort", name)
         _check_name("unit", unit)
         _check_name("owner", owner)
-        if isinstance(public_size, bool) or public_size != int(public_size) or public_size < 1:
-            raise ConfigError(f"public_size={public_size} must be a whole number of at least 1.")
+        public_size = whole("public_size", public_size, least=1)
         if not patients:
             raise ConfigError(f"cohort '{name}' has no patients.")
-        if public is not None and not (public.source.strip() and public.licence.strip()):
-            raise ConfigError("a public cohort needs its source and its licence.")
+        if public is not None:
+            _check_texts("a public cohort", source=public.source, licence=public.licence)
+        _check_texts("a cohort", **{f"caution {number}": text for number, text in enumerate(cautions, 1)})
         if public is not None and controller is None:
             raise LedgerRefused(
                 "Only the controller may declare a cohort public.",
@@ -179,7 +183,7 @@ class Ledger(Book):
             "unit": unit,
             "adjacency": ADJACENCY,
             "issuer": normal_issuer(issuer),
-            "public_size": int(public_size),
+            "public_size": public_size,
             "owner": owner,
             "fingerprint": members.fingerprint(patients),
             "public": None if public is None else {"source": public.source, "licence": public.licence},
@@ -219,8 +223,6 @@ class Ledger(Book):
             if sealed is not None:
                 self.append(connection, "withdraw", {}, sealed)
 
-    exclude = withdraw
-
     # -- the controller's decisions ----------------------------------------------------------------------------
 
     def budget(
@@ -259,8 +261,9 @@ class Ledger(Book):
             raise ConfigError(f"a budget of the kind '{kind}' does not exist: open or planned.")
         if not (math.isfinite(epsilon) and epsilon > 0):
             raise ConfigError(f"epsilon={epsilon} must be a finite number above 0.")
-        if not reason.strip():
-            raise ConfigError("a budget needs a reason: say in a sentence what it is for.")
+        if epsilon > MOST_EPSILON:
+            raise ConfigError(f"epsilon={epsilon:g} protects nobody.", remedy="Choose a budget below 100.")
+        _check_texts("a budget", reason=reason, advice=advice)
         if minimum_charge is not None and not (math.isfinite(minimum_charge) and 0 <= minimum_charge <= epsilon):
             raise ConfigError(f"minimum_charge={minimum_charge} must lie between 0 and epsilon={epsilon:g}.")
         forecast = tuple(forecast)
@@ -295,7 +298,7 @@ class Ledger(Book):
         else:
             order = before.order if before else accounting.best_order(epsilon, delta, forecast)
             units = budget_units(epsilon, delta, order)
-            allowed = units / UNITS
+            allowed = from_units(max(0, units))
             if units <= 0:
                 raise LedgerRefused(
                     f"epsilon = {epsilon:g} at delta = {delta:g} leaves nothing to spend at RDP order {order:g}.",
@@ -337,8 +340,7 @@ class Ledger(Book):
     def declare_weights(self, sha256: str, *, source: str, licence: str, controller: Controller) -> None:
         """Declare starting weights public, by the SHA-256 of their file (64 hex digits)."""
         _check_sha(sha256)
-        if not (source.strip() and licence.strip()):
-            raise ConfigError("public weights need their source and their licence.")
+        _check_texts("public weights", source=source, licence=licence)
         body = {"sha256": sha256, "source": source, "licence": licence}
         with self.write() as (connection, state):
             self.append(connection, "weights", body, None, self._controller(state, controller))
@@ -349,8 +351,9 @@ class Ledger(Book):
         """The controller's leave for one evaluation or audit of a locked cohort; returns its number."""
         if purpose not in ("evaluate", "audit"):
             raise ConfigError(f"'{purpose}' cannot be permitted: evaluate or audit can.")
-        if not reason.strip():
-            raise ConfigError("a permission needs a reason.")
+        _check_texts("a permission", reason=reason)
+        if run is not None:
+            _check_name("run", run)
         body = {"purpose": purpose, "cohort": cohort, "run": run, "reason": reason}
         with self.write() as (connection, state):
             rules.cohort(state, cohort)
@@ -358,27 +361,43 @@ class Ledger(Book):
             return state.seq
 
     def record_release(
-        self, run: str, *, items: Sequence[str], recipient: str, controller: Controller, advice: str | None = None
+        self,
+        run: str,
+        *,
+        items: Sequence[str],
+        recipient: str,
+        controller: Controller,
+        purpose: str | None = None,
+        advice: str | None = None,
     ) -> Entry:
         """Record the controller's decision that results of a run leave the house; returns the entry."""
-        if not items or not recipient.strip():
-            raise ConfigError("a release names what is released and who receives it.")
+        if not items:
+            raise ConfigError("a release names what is released.")
+        _check_texts("a release", recipient=recipient, purpose=purpose, advice=advice)
+        for item in items:
+            _check_name("item", item)
         with self.write() as (connection, state):
             if run not in state.runs:
                 raise LedgerRefused(f"The ledger knows no run '{run}'.")
-            body = {"run": run, "items": [str(item) for item in items], "recipient": recipient, "advice": advice}
+            body = {
+                "run": run,
+                "items": list(items),
+                "recipient": recipient,
+                "purpose": purpose,
+                "advice": advice,
+            }
             return self.append(connection, "release", body, None, self._controller(state, controller))
 
     def lock(self, cohort: str, *, reason: str) -> None:
         """Lock a cohort by hand. Anyone may; only the controller can unlock."""
-        if not reason.strip():
-            raise ConfigError("a lock needs a reason.")
+        _check_texts("a lock", reason=reason)
         with self.write() as (connection, state):
             rules.cohort(state, cohort)
             self.append(connection, "lock", {"cohort": cohort, "reason": reason})
 
     def unlock(self, cohort: str, *, reason: str, controller: Controller) -> None:
         """Take back a lock by hand. An exhausted budget stays exhausted."""
+        _check_texts("an unlock", reason=reason)
         with self.write() as (connection, state):
             rules.cohort(state, cohort)
             body = {"cohort": cohort, "reason": reason}
@@ -415,8 +434,7 @@ class Ledger(Book):
             raise LedgerRefused(f"'{purpose}' is no purpose that a ledger knows: {', '.join(PURPOSES)}.")
         if purpose != "train":
             return self.admit(cohort, purpose=purpose, run=run, fingerprint=fingerprint)
-        if lease is not None and lease < 1:
-            raise ConfigError(f"lease={lease} must be at least 1 step.")
+        lease = default_lease(plan.steps) if lease is None else min(whole("lease", lease, least=1), plan.steps)
         charge = charge_of(plan.mechanisms)
         heads = self.heads()
         with self.write() as (connection, state):
@@ -433,7 +451,6 @@ class Ledger(Book):
             budget = rules.afford(state, version, plan, charge)
             excluded = gate.excluded_classes(state, version, budget, charge, plan.steps)
             keys, barred = self._excluded(connection, state, version, excluded, budget, charge, plan.steps)
-            lease = default_lease(plan.steps) if lease is None else min(int(lease), plan.steps)
             body = {
                 "run": run,
                 "cohort": cohort,
@@ -622,13 +639,6 @@ class Ledger(Book):
                 "same_pixels": sum(len(pairs) for pairs in linked.values()),
             }
 
-    def check_witness(self) -> None:
-        """Raises LedgerRefused where this ledger does not descend from every head that the witness holds."""
-        heads = self.heads()
-        if heads is not None:
-            with self.view() as (connection, state):
-                self.descends(connection, state, heads)
-
     def verify(self, witness: str | None = None) -> list[Fault]:
         """Read everything again; every fault found, the first bad entry first (:mod:`dptrain.ledger.verify`)."""
         from dptrain.ledger.verify import verify
@@ -771,6 +781,7 @@ class Ledger(Book):
             raise LedgerRefused(f"{steps_run} steps ran, but {grant.committed} were paid: this must not be.")
         if model is not None:
             _check_sha(model)
+        _check_texts("a close", note=note)
         for purpose in did:
             if purpose not in plan.declares:
                 raise LedgerRefused(f"the plan of '{grant.run}' does not declare '{purpose}'.")
@@ -880,6 +891,23 @@ def _cohort_version(version: Version) -> CohortVersion:
 def _check_name(what: str, name: str) -> None:
     if not isinstance(name, str) or not name.strip() or len(name) > NAME_LENGTH or not name.isprintable():
         raise ConfigError(f"the {what} '{name}' is not a printable text of 1 to {NAME_LENGTH} letters.")
+
+
+def _check_texts(where: str, **texts: str | None) -> None:
+    """Raises ConfigError for text that is empty, endless, or would break the tables that people read."""
+    for name, text in texts.items():
+        if text is None:
+            continue
+        if not text.strip():
+            raise ConfigError(f"{where} needs a {name}: say it in a sentence.")
+        odd = any(
+            unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\u00ad\u200c\u200d" for c in text
+        )
+        if odd or len(text) > TEXT_LENGTH:
+            raise ConfigError(
+                f"the {name} of {where} is not one printable line of at most {TEXT_LENGTH} letters.",
+                remedy="Leave out line breaks and control characters, and be brief.",
+            )
 
 
 def _check_sha(sha256: str) -> None:

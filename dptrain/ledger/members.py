@@ -13,8 +13,7 @@ import hashlib
 import secrets
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,7 +22,7 @@ from sqlalchemy.engine import Connection
 from dptrain.errors import ConfigError, DataUnreadable
 from dptrain.ledger.keys import Keys, wrap
 from dptrain.ledger.state import PatientClass, State
-from dptrain.ledger.store import insert_rows
+from dptrain.ledger.store import chunks, insert_rows
 from dptrain.ledger.store import patients as patient_table
 from dptrain.ledger.store import records as record_table
 
@@ -94,11 +93,11 @@ def register(
     new_records: dict[bytes, bytes] = {}
     if state.classes:
         columns = (patient_table.c.key, patient_table.c.klass, patient_table.c.unit)
-        for chunk in _chunks(names, LOOK_UP):
+        for chunk in chunks(names, LOOK_UP):
             for row in connection.execute(sa.select(*columns).where(patient_table.c.key.in_(chunk))):
                 known[bytes(row.key)] = (row.klass, row.unit)
         hashes = (record for key in names for record in patients[key])
-        for chunk in _chunks(hashes, LOOK_UP):
+        for chunk in chunks(hashes, LOOK_UP):
             for row in connection.execute(sa.select(record_table).where(record_table.c.hash.in_(chunk))):
                 new_records[bytes(row.hash)] = bytes(row.patient)
     old_records, new_records = new_records, {}
@@ -128,7 +127,7 @@ def register(
         digest -= patient_row(key_of_digest, key, klass, unit)
         digest += patient_row(key_of_digest, key, moved[klass], unit)
         changed.append({"b_key": key, "b_class": moved[klass]})
-    for rows in _chunks(changed, WRITE):
+    for rows in chunks(changed, WRITE):
         connection.execute(
             sa.update(patient_table)
             .where(patient_table.c.key == sa.bindparam("b_key"))
@@ -221,7 +220,7 @@ def _same(klass: PatientClass, before: PatientClass | None) -> bool:
 def keys_in(connection: Connection, classes: Sequence[int]) -> set[bytes]:
     """Every patient key in these classes."""
     found: set[bytes] = set()
-    for chunk in _chunks(classes, LOOK_UP):
+    for chunk in chunks(classes, LOOK_UP):
         rows = connection.execute(sa.select(patient_table.c.key).where(patient_table.c.klass.in_(chunk)))
         found.update(bytes(row.key) for row in rows)
     return found
@@ -270,9 +269,3 @@ def rewrap(connection: Connection, secret: bytes) -> None:
     )
     connection.execute(sa.delete(record_table))
     insert_rows(connection, record_table, hashes)
-
-
-def _chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(values)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

@@ -9,7 +9,7 @@ from pathlib import Path
 from dptrain.errors import LedgerRefused
 from dptrain.ledger.keys import Keys
 from dptrain.ledger.ledger import Ledger
-from dptrain.ledger.store import WAIT_SECONDS
+from dptrain.ledger.store import WAIT_SECONDS, Store, must_exist
 
 DEFAULT = "~/.local/share/dptrain/ledger.sqlite"
 
@@ -39,6 +39,7 @@ def open_ledger(
     Finishes a key rotation that was killed after the ledger had named the new keys. Raises LedgerRefused for
     anything that cannot be trusted, read or reached.
     """
+    must_exist(Store(ledger_place(url)))
     folder = keys_place(keys, url)
     witness = witness or os.environ.get("DPTRAIN_WITNESS") or None
     place = ledger_place(url)

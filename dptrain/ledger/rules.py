@@ -67,17 +67,22 @@ def check_weights(state: State, weights: WeightsSource | None) -> list[str]:
     return [*run.inherited, run.id]
 
 
+def ungated(state: State, version: Version) -> bool:
+    """Whether these data are public. What the newest version no longer calls public is not."""
+    return version.public is not None and state.is_public(version.cohort)
+
+
 def require_open(state: State, version: Version) -> None:
     """Raises LedgerRefused where no training at all is granted: locked, or without a budget."""
     name = version.cohort
     if state.cohorts[name].lock is not None:
         raise refusal(state, name, f"Cohort '{name}' was locked by hand: {state.cohorts[name].lock}.")
-    if version.public is not None:
+    if ungated(state, version):
         return
     if not state.cohorts[name].budgets:
         raise LedgerRefused(
             f"'{name}' belongs to {version.owner} and has no budget yet; without one there is no training.",
-            remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… reason=…`.",
+            remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… recipe=… reason=…`.",
         )
     if gate.locked(state, name):
         raise refusal(state, name, f"Cohort '{name}' is locked: its privacy budget is spent.")
@@ -86,14 +91,14 @@ def require_open(state: State, version: Version) -> None:
 def afford(state: State, version: Version, plan: Plan, charge: Charge) -> Budget | None:
     """The budget that pays. Raises LedgerRefused in the steward's words."""
     name = version.cohort
-    if version.public is None and not plan.private:
+    if not ungated(state, version) and not plan.private:
         raise LedgerRefused(
             f"Training without noise on '{name}' is refused: only cohorts declared public may be used without "
             "privacy.",
             remedy="Set privacy.target_epsilon, or register a public cohort with source and licence.",
         )
     require_open(state, version)
-    if version.public is not None:
+    if ungated(state, version):
         return None
     budget = gate.choose(state, version, plan, charge)
     if budget is None:
@@ -140,25 +145,30 @@ def basis(state: State, version: Version, purpose: str, held: RunState | None, r
     """Why an evaluation or audit is admitted, and the permission that it uses up. Raises LedgerRefused."""
     name = version.cohort
     by_hand = state.cohorts[name].lock is not None
-    if version.public is not None and not by_hand:
+    if ungated(state, version) and not by_hand:
         return "public", None
     own = held is not None and held.cohort == name and purpose in held.plan["declares"] and purpose not in held.did
     if own and not by_hand:
         return "declared", None
-    if version.public is None and not state.cohorts[name].budgets:
+    if not ungated(state, version) and not state.cohorts[name].budgets:
         raise LedgerRefused(
             f"'{name}' belongs to {version.owner} and has no budget yet; without one its data are not read.",
-            remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… reason=…`.",
+            remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… recipe=… reason=…`.",
         )
     if not gate.locked(state, name):
         return "open", None
     for permit in state.permits.values():
         if permit.cohort == name and permit.purpose == purpose and permit.run in (None, run):
-            started = any(a.permit == permit.id and a.open and a.run == run for a in state.admissions.values())
             if not permit.used:
                 return "permit", permit.id
-            if started:  # it was begun and died: the same permission goes on
-                return "permit", None
+            first = next(a for a in state.admissions.values() if a.permit == permit.id)
+            since = [
+                a
+                for a in state.admissions.values()
+                if a.id >= first.id and (a.run, a.purpose, a.cohort) == (run, purpose, name)
+            ]
+            if any(a.open for a in since) and not any(a.complete for a in since):
+                return "permit", None  # it was begun and died: the same permission goes on
     facts = status.status_of(state, name, None, witness=False)
     doing = {"evaluate": "evaluation", "audit": "audit"}[purpose]
     raise LedgerRefused(

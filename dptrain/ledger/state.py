@@ -17,7 +17,7 @@ from dptrain.ledger.chain import Entry, read_json, write_json
 from dptrain.ledger.charges import ORDERS_VERSIONS, Charge
 from dptrain.plan import Mechanism, Plan
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 ADJACENCY = "add_remove"
 
 
@@ -105,7 +105,6 @@ class RunState:
     epsilon_pld: float | None = None
     model: str | None = None
     did: list[str] = field(default_factory=list)
-    releases: int = 0
     closed: str | None = None
 
     @property
@@ -141,6 +140,7 @@ class Admission:
     time: str
     permit: int | None = None
     open: bool = True
+    complete: bool = False
 
 
 @dataclass
@@ -199,7 +199,6 @@ class State:
     patients_digest: int = 0
     records_digest: int = 0
     links: int = 0
-    releases: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[int, int] = field(default_factory=dict)  # what budgets have spent; forgotten at each entry
 
     def version_of(self, run: RunState | Admission) -> Version:
@@ -234,10 +233,10 @@ class State:
 
     @classmethod
     def parse(cls, text: str) -> State:
-        """Back from :meth:`dump`. Raises LedgerRefused for another version of it."""
+        """Back from :meth:`dump`. Empty for another version of it: then the chain is read instead."""
         values = read_json(text)
         if values.pop("state_version", None) != STATE_VERSION:
-            raise LedgerRefused("The ledger's snapshot has a version that this program does not know.")
+            return cls()
         values["cohorts"] = {name: CohortState(**value) for name, value in values["cohorts"].items()}
         values["versions"] = [Version(**value) for value in values["versions"]]
         values["budgets"] = {int(name): Budget(**value) for name, value in values["budgets"].items()}
@@ -515,6 +514,7 @@ def _finish(state: State, entry: Entry, body: dict[str, Any], _: dict[str, Any])
     admission = state.admissions[int(body["admission"])]
     _need(admission.open, entry, "it is finished already")
     admission.open = False
+    admission.complete = body["status"] == "complete"
     run = state.runs.get(admission.run)
     if body["status"] == "complete" and admission.basis == "declared" and run is not None:
         run.did = [*run.did, admission.purpose]
@@ -541,9 +541,7 @@ def _unlock(state: State, entry: Entry, body: dict[str, Any], _: dict[str, Any])
 
 
 def _release(state: State, entry: Entry, body: dict[str, Any], _: dict[str, Any]) -> None:
-    run = state.runs[body["run"]]
-    run.releases += 1
-    state.releases.append({**body, "seq": entry.seq, "time": entry.time})
+    _need(body["run"] in state.runs, entry, "its run is unknown")
 
 
 def _rotate(state: State, entry: Entry, body: dict[str, Any], sealed: dict[str, Any]) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dptrain.accounting.units import INFINITE_UNITS
+from dptrain.accounting.units import INFINITE_UNITS, from_units
 from dptrain.ledger import gate
 from dptrain.ledger.chain import SignedHead
-from dptrain.ledger.charges import UNITS
 from dptrain.ledger.state import Budget, RunState, State
 from dptrain.plan import Mechanism, Plan
 
@@ -211,9 +210,11 @@ def _charge(run: RunState, opened: Budget | None, units: int | None, total: int)
         steps_run=run.steps_run,
         epsilon_pld=run.epsilon_pld,
         delta=plan.delta,
-        epsilon_gate=units / UNITS if known and units is not None else None,
+        epsilon_gate=from_units(units) if known and units is not None else None,
         epsilon_gate_after=(
-            opened.epsilon - (opened.units - total) / UNITS if known and opened is not None and total else None
+            opened.epsilon + from_units(total) - from_units(opened.units)
+            if known and opened is not None and total
+            else None
         ),
         share=units / opened.units if known and opened is not None and units is not None and opened.units else None,
         mechanisms=plan.mechanisms,

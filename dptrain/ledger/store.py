@@ -257,13 +257,19 @@ def _sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
+def chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """The values, so many at a time."""
+    iterator = iter(values)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
 def insert_rows(connection: Connection, table: sa.Table, rows: Iterable[tuple[Any, ...]]) -> None:
     """Insert many rows (every column, in order) as fast as the store can, within the transaction."""
     names = ", ".join(f'"{column.name}"' for column in table.columns)
     if connection.dialect.name == "sqlite":
         holders = ", ".join("?" for _ in table.columns)
-        iterator = iter(rows)
-        while chunk := list(islice(iterator, 20_000)):
+        for chunk in chunks(rows, 20_000):
             connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) VALUES ({holders})", chunk)
         return
     raw: Any = connection.connection.driver_connection
@@ -277,12 +283,23 @@ def schema_of(connection: Connection) -> str:
     return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one())
 
 
-def check_schema(store: Store) -> None:
-    """Raises LedgerRefused unless the tables are of the version that this program writes."""
+def must_exist(store: Store) -> None:
+    """Raises LedgerRefused where there is no file yet."""
     if store.missing():
         raise LedgerRefused(
-            f"There is no ledger at {store.name}.",
-            remedy="Make one with `dptrain ledger init`, or name it with DPTRAIN_LEDGER or ledger.url=….",
+            f"There is no ledger at {store.name} yet.",
+            remedy="Make one with `dptrain ledger init`, or name another with DPTRAIN_LEDGER or ledger.url=….",
+        )
+
+
+def check_schema(store: Store) -> None:
+    """Raises LedgerRefused unless the tables are of the version that this program writes."""
+    must_exist(store)
+    if store.sqlite and os.stat(str(store.url.database)).st_nlink > 1:
+        raise LedgerRefused(
+            f"The ledger {store.name} has a second name (a hard link): after a crash under one, the other would not "
+            "see the journal.",
+            remedy="Remove the other name; for a copy use `dptrain ledger backup`.",
         )
     with store.read() as connection:
         found = schema_of(connection)

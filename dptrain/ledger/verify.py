@@ -12,9 +12,10 @@ from sqlalchemy.engine import Connection
 from dptrain.errors import LedgerRefused
 from dptrain.ledger import gate, members, store
 from dptrain.ledger.chain import read_witness
+from dptrain.ledger.charges import Charge, charge_of
 from dptrain.ledger.keys import signed_by
 from dptrain.ledger.state import RunState, State
-from dptrain.plan import Plan
+from dptrain.plan import Mechanism, Plan
 
 if TYPE_CHECKING:
     from dptrain.ledger.ledger import Ledger
@@ -75,7 +76,7 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
             return
         if snap is not None and snap.seq == state.seq:
             snapshot_seen = True
-            if snap.state != state.dump():
+            if snap.state != state.dump() and State.parse(snap.state).seq:
                 faults.append(Fault("snapshot", None, "the snapshot is not what the entries say"))
     keys = ledger.keys
     if snap is not None:
@@ -119,6 +120,8 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
 def check_grant(state: State, run: RunState) -> None:
     """Raises LedgerRefused where a run (the newest) was granted beyond its budget or with wrong exclusions."""
     version, plan = state.version_of(run), Plan.from_dict(run.plan)
+    if _understates(run.charge, plan):
+        raise LedgerRefused(f"entry {run.seq} states less than its plan costs")
     budget = None if run.budget is None else state.budgets[run.budget]
     fits = True
     if budget is not None:
@@ -138,6 +141,19 @@ def check_grant(state: State, run: RunState) -> None:
     state.runs[run.id] = run
     if barred != run.excluded:
         raise LedgerRefused(f"entry {run.seq} does not leave out the patients that it must")
+
+
+def _understates(charge: Charge, plan: Plan) -> bool:
+    """Whether a charge is below what the plan costs (beyond what another release of a library may change)."""
+    from dptrain.accounting import ORDERS
+
+    true = _true_charge(plan.mechanisms)
+    return any(charge.at(order, plan.steps) * (1 + 1e-6) < true.at(order, plan.steps) for order in range(len(ORDERS)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _true_charge(mechanisms: tuple[Mechanism, ...]) -> Charge:
+    return charge_of(mechanisms)
 
 
 def _definitions(connection: Connection) -> list[tuple[str, ...]]:

@@ -115,10 +115,13 @@ def release(words: dict[str, Any], ledger: Ledger, controller: Controller) -> An
         "controller": status.owner,
         "date": now(),
     }
-    # The ledger's entry has no field for the purpose: it is signed as part of the recipient.
-    signed = words["recipient"] + (f"; purpose: {words['purpose']}" if words["purpose"] else "")
     entry = ledger.record_release(
-        str(run["id"]), items=decision["items"], recipient=signed, controller=controller, advice=words["advice"]
+        str(run["id"]),
+        items=decision["items"],
+        recipient=words["recipient"],
+        purpose=words["purpose"],
+        advice=words["advice"],
+        controller=controller,
     )
     run["released"] = {**decision, "entry": f"{entry.seq} ({entry.hash.hex()})"}
     place.write_facts(run)

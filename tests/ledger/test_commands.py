@@ -67,7 +67,9 @@ def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 def test_the_way_of_a_cohort(desk: Desk, tmp_path: Path) -> None:
     assert "no cohort yet" in desk("show")
-    assert "Nothing was charged" in desk("register public_size=20 owner=Radiology")
+    said = desk("register public_size=20 owner=Radiology recipe=chest")
+    assert "Nothing was charged" in said
+    assert "recipe=chest reason=" in said
     assert "no budget" in desk("show")
     shown = desk("budget cohort=chest epsilon=2 delta=0.001 recipe=chest", "reason=first study", "advice=DPO: agreed")
     for word in ("unit: patient", "add/remove", "delta = 0.001", "RDP of order", "first study", "DPO: agreed"):

@@ -462,6 +462,14 @@ def test_a_release_is_recorded(site: Site) -> None:
     train(site, "one")
     entry = site.ledger.record_release("one", items=["model"], recipient="public", controller=site.controller)
     assert entry.facts["recipient"] == "public"
+    entry = site.ledger.record_release(
+        "one", items=["model", "metrics"], recipient="Klinikum Nord", purpose="triage", controller=site.controller
+    )
+    assert entry.facts["purpose"] == "triage"
+    before = {"run": "one", "items": ["model"], "recipient": "as it was; purpose: x", "advice": None}
+    with site.ledger.write() as (connection, _):  # an entry from before purposes had a field
+        site.ledger.append(connection, "release", before, None, site.controller)
+    assert site.again().verify() == []
     with pytest.raises(LedgerRefused, match="no run"):
         site.ledger.record_release("two", items=["model"], recipient="public", controller=site.controller)
 
