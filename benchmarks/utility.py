@@ -862,6 +862,9 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
             last = number == len(todo) or todo[number].recipe != trial.recipe or todo[number].variant != trial.variant
             if last or number % 6 == 0:
                 keep(rows, command, folder)
+            else:  # the rows alone, so that nothing is lost: tables and plots take a while
+                folder.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps({"meta": _results.meta(command), "rows": rows}) + "\n")
     finally:
         shutil.rmtree(place, ignore_errors=True)
     if not todo and rows:
