@@ -26,7 +26,8 @@ def settings(text: str, **changes) -> DataConfig:
 
 
 def test_the_examples_are_accepted(tmp_path):
-    images, table = blocks("yaml")
+    recipe, table = blocks("yaml")
+    images = OmegaConf.to_yaml(OmegaConf.create(recipe)["data"])
     (manifest,) = blocks("csv")
     (tmp_path / "manifest.csv").write_text(manifest, encoding="utf-8")
     (tmp_path / "images").mkdir()
