@@ -408,10 +408,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
 NOTES = """
 max_rel_error is float64 (at most 1e-9 passes); float32_limit is the larger of 1e-5 and three times the gap
 that autograd itself shows between a patient alone and in the batch. A row that fails in float32 alone says how
-far both are from float64; where the two are alike (within the same factor of three), the cause is rounding. Widths, depths and
-images are small; the JSON rows give shape and cuts (`shape`, `note`) and whether a network is one of the listed
-ones (`listed`). Opacus has no patients: in its hooks mode records are averaged within patients afterwards, in
-its ghost mode records are compared. For networks with several outputs the first is trained on.
+far both are from float64; where the two are alike (within the same factor of three), the cause is rounding.
+Widths, depths and images are small; the JSON rows give shape and cuts (`shape`, `note`) and whether a network is
+one of the listed ones (`listed`). Opacus has no patients: in its hooks mode records are averaged within patients
+afterwards, in its ghost mode records are compared. For networks with several outputs the first is trained on.
+MaskedAutoEncoderViT draws its masks by a record's place in the batch, so that there is nothing to compare with.
 
 Not run: HoVerNet (fixed 256-pixel input at full width: minutes a row), DAF3D and TorchVisionFCModel (need
 torchvision), VQVAE (its codebook keeps running averages of the patients: the pre-flight check refuses it), and
