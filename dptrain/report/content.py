@@ -489,9 +489,7 @@ def risk(facts: Facts, t: Language) -> Section:
             )
         )
     if audit["survival"]:
-        blocks.append(
-            figure("survival", t, mean=t.number(audit["auc"]["mean"], 3), worst=t.number(audit["auc"]["max"], 3))
-        )
+        blocks.append(figure("survival", t, mean=t.number(audit["auc"]["mean"], 3)))
     auc = audit["auc"]
     blocks.append(
         rows(
@@ -499,7 +497,8 @@ def risk(facts: Facts, t: Language) -> Section:
                 (t("risk.game"), t.known("game", audit["game"])),
                 (t("risk.attack"), t.known("attack", audit["attack"])),
                 (t("risk.auc"), t.number(auc["mean"], 3) if auc["mean"] is not None else ""),
-                (t("risk.auc.max"), t.number(auc["max"], 3) if auc["max"] is not None else ""),
+                (t("risk.auc.max"), _largest_auc(auc, t)),
+                (t("risk.baseline"), _baseline(facts, t)),
                 (
                     t("risk.new_scan"),
                     t(
@@ -556,6 +555,23 @@ def risk(facts: Facts, t: Language) -> Section:
         ]
     blocks += [heading(t("risk.limits")), p(t("risk.limits.text"))]
     return section("risk", t, blocks, marked=True)
+
+
+def _largest_auc(auc: Facts, t: Language) -> str:
+    """The largest AUC of all patients, never without the remark that chance alone makes it large."""
+    if auc["max"] is None:
+        return ""
+    if auc["max_by_chance"] is None:
+        return t("risk.auc.max.plain", auc=t.number(auc["max"], 3))
+    return t("risk.auc.max.value", auc=t.number(auc["max"], 3), chance=t.number(auc["max_by_chance"], 3))
+
+
+def _baseline(facts: Facts, t: Language) -> str:
+    """The best-record baseline; the controller's edition alone shows it, by its name and not as a risk."""
+    baseline = facts["audit"]["baseline_max"]
+    if facts["edition"] != "controller" or baseline["mean"] is None:
+        return ""
+    return t("risk.baseline.value", mean=t.number(baseline["mean"], 3), most=t.number(baseline["max"], 3))
 
 
 def _shares(cells: dict[str, Facts], t: Language) -> list[str]:

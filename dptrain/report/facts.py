@@ -220,6 +220,7 @@ def public(facts: Facts) -> Facts:
         if not items & {"metrics", "groups"}:
             edition["utility"] = None
     if audit is not None:
+        audit["baseline_max"] = {"mean": None, "max": None}  # no risk, and easily mistaken for one
         if "audit" not in items:
             edition["audit"] = None
         elif "groups" not in items:
@@ -598,7 +599,10 @@ def _audit(audit: _Piece) -> Facts:
         if audit.mapping("confirmed")
         else None,
         "roc": _curve(audit, ("roc",), "fpr", "tpr"),
-        "auc": {name: audit.number("auc", name) for name in ("mean", "median", "max", "low", "high")},
+        "auc": {
+            name: audit.number("auc", name) for name in ("mean", "median", "max", "max_by_chance", "low", "high")
+        },
+        "baseline_max": {name: audit.number("baseline_max", name) for name in ("mean", "max")},
         "survival": _curve(audit, ("survival",), "auc", "share"),
         "survival_by_chance": _curve(audit, ("survival",), "auc", "null")
         if _has(audit, "survival", "null")

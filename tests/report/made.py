@@ -227,7 +227,15 @@ def audit() -> dict[str, Any]:
         "verdicts": {"exposed": PLANTED_EXPOSED, "not_shown": 1925, "inconclusive": 218},
         "confirmed": {"tested": 20, "confirmed": 16},
         "roc": tradeoff(measured, 51),
-        "auc": {"mean": 0.6032, "median": 0.5911, "max": 0.7783, "low": 0.5987, "high": 0.6079},
+        "auc": {
+            "mean": 0.6032,
+            "median": 0.5911,
+            "max": 0.7783,
+            "max_by_chance": 0.7521,
+            "low": 0.5987,
+            "high": 0.6079,
+        },
+        "baseline_max": {"mean": 0.6411, "max": 0.8123},
         "survival": {
             "auc": [float(v) for v in auc],
             "share": [float(v) for v in share],

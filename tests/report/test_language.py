@@ -8,6 +8,7 @@ import string
 import pytest
 
 from dptrain.errors import ConfigError
+from dptrain.report import facts as facts_module
 from dptrain.report.content import document
 from dptrain.report.language import LANGUAGES, Language, table
 from tests.report.text import html_text
@@ -108,3 +109,16 @@ def test_both_languages_say_the_same_things(faces):
             ]
         )
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_largest_auc_never_stands_alone_and_the_baseline_is_the_controllers(run, lang):
+    t = Language(lang)
+    facts = facts_module.read(run)
+    for edition in ("controller", "public"):
+        shown = {**facts, "edition": edition}
+        blocks = [block for section in document(shown, t)["sections"] for block in section["blocks"]]
+        rows = {name: value for block in blocks if block["kind"] == "rows" for name, value in block["rows"]}
+        assert t.number(facts["audit"]["auc"]["max_by_chance"], 3) in rows[t("risk.auc.max")]
+        baseline = t.number(facts["audit"]["baseline_max"]["mean"], 3)
+        assert (baseline in rows.get(t("risk.baseline"), "")) == (edition == "controller")
