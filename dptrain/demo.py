@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, ConfigError, DptrainError
-from dptrain.words import Word, parse_words
+from dptrain.words import Word, parse_words, yes_or_no
 
 HELP = """\
 usage: dptrain demo [data.root=FOLDER] [run=runs/demo] [epsilon=8] [audit=yes]
@@ -29,12 +29,6 @@ PASSPHRASE = "for demonstration only"
 RECIPE = "chest_xray_pneumonia"
 
 
-def _flag(text: str) -> bool:
-    if text.lower() not in ("yes", "no", "true", "false", "1", "0"):
-        raise ValueError("yes or no")
-    return text.lower() in ("yes", "true", "1")
-
-
 def demo_main(argv: list[str]) -> int:
     """Run the demo; returns an exit code."""
     if any(word in ("-h", "--help") for word in argv):
@@ -44,7 +38,7 @@ def demo_main(argv: list[str]) -> int:
         "data.root": Word(str, "a folder that holds the data sets", None),
         "run": Word(str, "the run folder", "runs/demo"),
         "epsilon": Word(float, "the budget and the target", 8.0),
-        "audit": Word(_flag, "measure the risk for each patient", True),
+        "audit": Word(yes_or_no, "measure the risk for each patient", True),
     }
     words = parse_words(argv, spec)
     from dptrain.data.sources import find_demo_data
@@ -87,7 +81,7 @@ def demo_main(argv: list[str]) -> int:
     report = run / "restricted" / "report"
     print(f"\ndone in {time.monotonic() - begun:.0f} s")
     print(f"  PDF:  {report / 'report.pdf'}\n  HTML: {report / 'report.html'}")
-    print(f"  The controller may now decide:  dptrain release run={run} --help")
+    print(f"  The controller may now decide:  dptrain release run={run} items=model recipient=…   (--help says more)")
     return EXIT_DONE
 
 

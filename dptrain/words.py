@@ -25,6 +25,13 @@ class Word:
     default: Any = ...
 
 
+def yes_or_no(text: str) -> bool:
+    """A flag: yes, no, true or false. Raises ValueError for anything else."""
+    if text.lower() not in ("yes", "no", "true", "false"):
+        raise ValueError("yes or no")
+    return text.lower() in ("yes", "true")
+
+
 def suggest(name: str, valid: Sequence[str]) -> str:
     """'Did you mean a, b?' with the nearest valid names, or all of them where none is near."""
     near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 import os
 
 import numpy as np
@@ -11,6 +13,9 @@ import torch
 from dptrain.audit.bounds import FEW_TRAININGS
 from dptrain.audit.reference import Material
 
+FILLED = 8.0  # a canary's gradient in clips
+TRIED = 8  # canaries whose gradients set the length
+
 
 def plant(material: Material, count: int, trainings: int) -> tuple[Material, str]:
     """The material with `count` more patients, and what kind they are.
@@ -18,8 +23,10 @@ def plant(material: Material, count: int, trainings: int) -> tuple[Material, str
     Each has as many records as a patient may contribute, up to eight, all the same: records that are clipped
     one by one, instead of as one patient, would add up to as many clips.
 
-    *gradient-aligned*: a made-up input, a random direction twice as long as the usual record, so that the
-    gradient of the first layer points along it and fills the clip at every draw.
+    *gradient-aligned*: a made-up input, a random direction, so that the gradient of the first layer points along
+    it. Its length makes the gradient :data:`FILLED` times as long as the clip on a fresh network: it then fills the
+    clip at every draw and is too short for the network to know it by heart after the first. Where nothing is
+    clipped, it is twice as long as the usual record.
 
     *mislabelled*: a random record of the cohort with a wrong label. They differ from each other, so they are
     only planted (as every second canary) where there are enough trainings to compare with.
@@ -34,9 +41,11 @@ def plant(material: Material, count: int, trainings: int) -> tuple[Material, str
     length = 2 * torch.nan_to_num(usual).norm(dim=1).median().clamp(min=1e-6)
     shape = material.inputs.shape[1:]
     direction = torch.randn(aligned, usual.shape[1], generator=generator)
-    direction = direction / direction.norm(dim=1, keepdim=True) * length
-    inputs = [direction.reshape(aligned, *shape).repeat_interleave(copies, dim=0).to(material.inputs.dtype)]
+    direction = (direction / direction.norm(dim=1, keepdim=True)).reshape(aligned, *shape)
     source = torch.randint(len(material.inputs), (count,), generator=generator)
+    if math.isfinite(material.plan.max_grad_norm):
+        length = _filling(material, direction[:TRIED], material.labels[source[:aligned][:TRIED]], float(length))
+    inputs = [(direction * length).repeat_interleave(copies, dim=0).to(material.inputs.dtype)]
     labels = [material.labels[source[:aligned]].repeat_interleave(copies, dim=0)]
     owner = [torch.arange(aligned).repeat_interleave(copies)]
     wrong = source[aligned:]
@@ -53,6 +62,31 @@ def plant(material: Material, count: int, trainings: int) -> tuple[Material, str
         trained=np.concatenate([material.trained, np.ones(len(extra), dtype=bool)]),
     )
     return planted, "gradient-aligned and mislabelled" if mixed else "gradient-aligned"
+
+
+def _filling(material: Material, direction: torch.Tensor, labels: torch.Tensor, longest: float) -> float:
+    """The shortest length of a canary's input whose gradient is FILLED times the clip on a fresh network.
+
+    Where none up to `longest` is, the one with the longest gradient. (Median of a few canaries. Lengths are tried
+    from below: an input that is far too long is known by heart or hopeless, and its gradient tells nothing.)
+    """
+    module = copy.deepcopy(material.module)
+    module.load_state_dict(material.start())
+    module.eval()
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    best, largest = longest, -1.0
+    for length in np.geomspace(1e-5, 1, 31) * longest:
+        losses = material.loss(module((float(length) * direction).float()), labels)
+        norms = []
+        for loss in losses:
+            parts = torch.autograd.grad(loss, weights, retain_graph=True)
+            norms.append(math.sqrt(sum(float(part.square().sum()) for part in parts)))
+        norm = float(np.median(norms))
+        if norm > largest:
+            best, largest = float(length), norm
+        if norm >= FILLED * material.plan.max_grad_norm:
+            break
+    return best
 
 
 def _wrong(labels: torch.Tensor, material: Material, generator: torch.Generator) -> torch.Tensor:

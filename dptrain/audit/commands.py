@@ -122,7 +122,11 @@ def tell(audit: dict[str, Any]) -> None:
         auc, ceiling = audit["auc"], audit["auc"]["ceiling"]
         print(
             f"AUC of an attack on one {unit}: mean {auc['mean']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}), "
-            f"median {auc['median']:.3f}, largest {auc['max']:.3f}; 0.5 is guessing, {ceiling:.3f} is allowed"
+            f"median {auc['median']:.3f}; 0.5 is guessing, {ceiling:.3f} is allowed"
+        )
+        print(
+            f"largest AUC: {auc['max']:.3f}; where nothing leaks, the largest of {audit['patients']} stays below "
+            f"{auc['max_by_chance']:.3f} in 95 of 100 audits, so it is not held against what is allowed for one"
         )
     for rate, found in audit["tpr_at"].items():
         note = ", extrapolated" if found["extrapolated"] else ""

@@ -28,10 +28,9 @@ from torch.func import functional_call, grad, vmap
 
 from dptrain.audit.scores import Array, confidence, from_loss
 from dptrain.config import OptimizerConfig
-from dptrain.errors import ConfigError
+from dptrain.errors import ConfigError, quiet
 from dptrain.plan import Plan
 
-WAYS = ("linear", "dense", "stacked", "engine")
 Tick = Callable[[int], None]
 STACK_BYTES = 256 << 20
 STACKED_PARAMETERS = 300_000  # above it one model alone fills the caches: nothing is gained by stacking
@@ -531,7 +530,12 @@ class _ReferenceGrant:
         """Nothing to pay."""
 
 
-def train_with_engine(material: Material, member: np.ndarray, start: dict[str, Tensor] | None = None) -> Array:
+def train_with_engine(
+    material: Material,
+    member: np.ndarray,
+    start: dict[str, Tensor] | None = None,
+    device: str | torch.device = "cpu",
+) -> Array:
     """Train one model [P bool] with the run's own loop, loader, clipping and noise; its scores [R]."""
     from dptrain.data import PatientLoader, Tensors
     from dptrain.training.loop import fit
@@ -549,34 +553,48 @@ def train_with_engine(material: Material, member: np.ndarray, start: dict[str, T
     chunk = max(256, material.plan.max_records_per_patient * material.plan.views)
     loader = PatientLoader(source, material.plan, grant, augment=material.augment, chunk=chunk)
     result = fit(
-        module, loader, material.plan, grant, loss=material.loss, optimizer=material.optimizer, ema=material.ema
+        module,
+        loader,
+        material.plan,
+        grant,
+        loss=material.loss,
+        optimizer=material.optimizer,
+        ema=material.ema,
+        device=device,
     )
     model = result.model.eval()
     parts = []
     with torch.no_grad():
         for begin in range(0, len(material.inputs), 512):
-            output = model(material.inputs[begin : begin + 512].float())[None]
-            parts.append(score_outputs(output, material.labels[begin : begin + 512], material.task, material.loss))
+            output = model(material.inputs[begin : begin + 512].to(device).float())[None]
+            labels = material.labels[begin : begin + 512].to(device)
+            parts.append(score_outputs(output, labels, material.task, material.loss))
     return np.concatenate(parts, axis=1)[0]
 
 
-_shared: Material | None = None
+_shared: tuple[Material, str] | None = None
 
 
-def _receive(material: Material) -> None:
+def _receive(material: Material, device: str) -> None:
     global _shared
     torch.set_num_threads(1)
     os.environ["DPTRAIN_QUIET"] = "1"
-    _shared = material
+    quiet()
+    _shared = material, device
 
 
 def _work(job: tuple[int, np.ndarray, dict[str, Tensor]]) -> tuple[int, Array]:
     assert _shared is not None
-    return job[0], train_with_engine(_shared, job[1], job[2])
+    return job[0], train_with_engine(_shared[0], job[1], job[2], _shared[1])
 
 
 def train_in_processes(
-    material: Material, member: np.ndarray, *, processes: int = 1, tick: Tick = lambda _: None
+    material: Material,
+    member: np.ndarray,
+    *,
+    processes: int = 1,
+    device: str | torch.device = "cpu",
+    tick: Tick = lambda _: None,
 ) -> Array:
     """As :func:`train_together`, with the engine, `processes` models at a time: scores [M, R]."""
     import dataclasses
@@ -586,11 +604,11 @@ def train_in_processes(
     scores = np.full((len(member), len(material.inputs)), np.nan)
     if processes <= 1:
         for number, row in enumerate(member):
-            scores[number] = train_with_engine(material, row)
+            scores[number] = train_with_engine(material, row, device=device)
             tick(material.plan.steps)
         return scores
     sent = dataclasses.replace(material, start=dict)  # starts are made here; closures do not travel
-    with ProcessPoolExecutor(processes, get_context("spawn"), _receive, (sent,)) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _receive, (sent, str(device))) as pool:
         jobs = [pool.submit(_work, (i, row, material.start())) for i, row in enumerate(member)]
         for job in as_completed(jobs):
             number, row_scores = job.result()

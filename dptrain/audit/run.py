@@ -158,7 +158,7 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
         if config.game == "release":
             whole = dataclasses.replace(material, plan=plan)
             summary.audit["confirmed"] = confirm(whole, scores, member, summary, config, work, device)
-        bound = canary_bound(dataclasses.replace(material, plan=plan), promise, config)
+        bound = canary_bound(dataclasses.replace(material, plan=plan), promise, config, device=device)
         audit = {
             "schema": SCHEMA,
             "created": now(),
@@ -370,6 +370,11 @@ def _trainer(material: Material, config: AuditConfig) -> str:
     return "engine" if way == "engine" else "together"
 
 
+def processes_of(config: AuditConfig, device: torch.device) -> int:
+    """Engines at a time: as set, else one a core, or one on a GPU."""
+    return config.processes or (1 if device.type == "cuda" else os.cpu_count() or 1)
+
+
 def train_references(
     material: Material,
     member: np.ndarray,
@@ -381,7 +386,7 @@ def train_references(
 ) -> Array:
     """Scores [M, R] of reference models, a stack at a time; stacks that are done are read, not trained again."""
     together = _trainer(material, config) == "together"
-    size = min(config.stack, len(member)) if together else max(1, config.processes or os.cpu_count() or 1)
+    size = min(config.stack, len(member)) if together else processes_of(config, device)
     parts: list[Array] = []
     with progress(len(member) * material.plan.steps, label) as bar:
         for number, start in enumerate(range(0, len(member), size)):
@@ -394,7 +399,7 @@ def train_references(
             if together:
                 found = reference.train_together(material, some, device=device, tick=bar.advance)
             else:
-                found = reference.train_in_processes(material, some, processes=size, tick=bar.advance)
+                found = reference.train_in_processes(material, some, processes=size, device=device, tick=bar.advance)
             if work is not None:
                 work.save(f"{name}-{number:03d}", scores=found, member=some)
             parts.append(found)
@@ -450,7 +455,12 @@ def confirm(
 
 
 def canary_bound(
-    material: Material, promise: Promise, config: AuditConfig, *, trainer: str = "engine"
+    material: Material,
+    promise: Promise,
+    config: AuditConfig,
+    *,
+    trainer: str = "engine",
+    device: str | torch.device = "cpu",
 ) -> tuple[bounds.LowerBound, str] | None:
     """A lower bound on epsilon from planted patients, and what kind they were.
 
@@ -465,10 +475,12 @@ def canary_bound(
     member[:, -count:] = masks.draw(trainings, count)
     with progress(trainings * material.plan.steps, "training with canaries") as bar:
         if trainer == "together":
-            scores = reference.train_together(planted, member, tick=bar.advance)
+            scores = reference.train_together(planted, member, device=device, tick=bar.advance)
         else:
-            processes = min(trainings, config.processes or os.cpu_count() or 1)
-            scores = reference.train_in_processes(planted, member, processes=processes, tick=bar.advance)
+            processes = min(trainings, processes_of(config, torch.device(device)))
+            scores = reference.train_in_processes(
+                planted, member, processes=processes, device=device, tick=bar.advance
+            )
     bound = bounds.lower_bound(
         canary_scores(scores, planted, count),
         member[:, -count:],

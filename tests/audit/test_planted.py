@@ -186,3 +186,18 @@ def test_canaries_are_the_last_patients_and_have_their_own_records() -> None:
     assert kind == "gradient-aligned"
     norms = one.inputs[-48:].norm(dim=1)
     torch.testing.assert_close(norms, norms[:1].expand(48), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e3])
+def test_canaries_fill_the_clip_whatever_the_inputs_scale(scale: float) -> None:
+    """Too long an input is known by heart at once, too short a one does not fill the clip: both hide a fault."""
+    material = make_material(module=nn.Linear(256, 1), shape=(256,), plan=make_plan(max_grad_norm=0.5))
+    material = dataclasses.replace(material, inputs=scale * material.inputs)
+    planted_material, _ = plant(material, 8, trainings=1)
+    x = planted_material.inputs[-64:]
+    residual = (torch.sigmoid(material.module(x)).squeeze(1) - planted_material.labels[-64:]).abs()
+    norms = residual * (x.square().sum(1) + 1).sqrt()
+    if scale == 1e-2:  # the bias alone fills one clip; a record of this cohort cannot do more
+        assert norms.min() > 0.4
+    else:
+        assert 2 < norms.median() / 0.5 < 14
