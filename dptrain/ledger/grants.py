@@ -132,7 +132,7 @@ class Grant:
         self.basis = basis
         self.closed = False
         self._process = os.getpid()
-        self._handed_out = 0  # steps below it ran, or were skipped
+        self._handed_out = committed  # steps below it ran, or were skipped
 
     def __repr__(self) -> str:
         return f"Grant({self.run!r}, {self.purpose} on {self.cohort!r}, {self.committed} steps paid)"

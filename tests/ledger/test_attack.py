@@ -65,6 +65,9 @@ def test_a_step_is_handed_out_once(file_site: Site) -> None:
         with pytest.raises(LedgerRefused, match="ran already"):
             grant.require(step)
     grant.require(6)
+    resumed = file_site.ledger.resume("one")
+    with pytest.raises(LedgerRefused, match="ran already"):
+        resumed.require(8)  # paid, and perhaps run by the process that died
 
 
 def test_parts_of_steps_are_no_steps(file_site: Site) -> None:
