@@ -11,8 +11,8 @@ After each fault: what was charged is at least what was released, the chain veri
   recovers.
 
 Most of the time is waiting for syncs, so several batches run side by side (`workers=…`), each on a ledger of its own.
-Counts are kept in the results file after every batch; with `resume=yes` a later call goes on where this one ended,
-so that a partial count is an honest one.
+Counts are kept in the results file after every batch; SIGTERM ends it after the batches that are under way, and with
+`resume=yes` a later call goes on from there, so that a partial count is an honest one.
 """
 
 from __future__ import annotations
@@ -620,7 +620,10 @@ def main(argv: Sequence[str]) -> int:
         )
         stack.callback(pool.shutdown, cancel_futures=True)
         running = {pool.submit(work, job): job for job in jobs}
+        signal.signal(signal.SIGTERM, lambda *_: [future.cancel() for future in running])  # those begun still count
         for done, future in enumerate(as_completed(running), 1):
+            if future.cancelled():
+                continue
             job, (counts, violation, seconds) = running[future], future.result()
             row = rows[job.fault, job.store]
             row["rounds"] += job.rounds
