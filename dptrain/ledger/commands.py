@@ -385,8 +385,8 @@ def _register(values: Mapping[str, Any], settings: Sequence[str], scan: Scan | N
     source, licence = values["source"] or found.source, values["licence"] or found.licence
     if values["public"] and not (source and licence):
         raise ConfigError("a public cohort needs its source and its licence.", remedy="Give source=… licence=… .")
-    public = PublicDeclaration(str(source), str(licence)) if values["public"] else None
-    cautions = (*found.cautions, *((values["caution"],) if values["caution"] else ()))
+    public = PublicDeclaration(_one_line(source), _one_line(licence)) if values["public"] else None
+    cautions = [_one_line(text) for text in (*found.cautions, values["caution"]) if text]
     name = values["cohort"] or found.name
     made = ledger.register(
         name,
@@ -411,6 +411,11 @@ def _register(values: Mapping[str, Any], settings: Sequence[str], scan: Scan | N
         out.say(f"Next: a budget (dptrain ledger budget cohort={name} epsilon=… {use} reason=…).")
     out.give(made)
     return EXIT_DONE
+
+
+def _one_line(text: str | None) -> str:
+    """Text of a configuration file, where a paragraph may have several lines."""
+    return " ".join(str(text).split())
 
 
 def _budget(values: Mapping[str, Any], settings: Sequence[str], forecast: Forecast | None, out: Output) -> int:

@@ -45,7 +45,8 @@ class Desk:
 def scan(words: Sequence[str], keys: Keys) -> ScanResult:
     """A data floor of 20 patients, or as many as data.n says."""
     count = int(dict(word.split("=") for word in words).get("data.n", 20))
-    return ScanResult("chest", people(keys, 0, count), "patient", "clinic", ("joined patients",), "made up", "CC0")
+    cautions = ("joined\npatients\n",)  # as a configuration file may hold it
+    return ScanResult("chest", people(keys, 0, count), "patient", "clinic", cautions, "made up\n", "CC0")
 
 
 def forecast(words: Sequence[str], size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
