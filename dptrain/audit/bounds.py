@@ -130,6 +130,7 @@ def lower_bound(
     delta: float,
     confidence: float = 0.95,
     tpr: Callable[[float], float] | None = None,
+    kinds: np.ndarray | None = None,
 ) -> LowerBound:
     """The better of two bounds, each at half of the allowed error.
 
@@ -139,12 +140,19 @@ def lower_bound(
         promised: ε that was promised, `inf` for none; delta: at this δ.
         tpr: the promised trade-off, FPR -> largest TPR; the curve test takes half of the two-sided method's
             share of the error.
+        kinds: [m], which canaries are made alike; only these are compared with each other where there are few
+            trainings, and each kind takes its part of the error. None: all are.
     """
     trainings, canaries = scores.shape
     level = 1 - (1 - confidence) / 2
-    evidence, used = standardise(scores)
-    coins = member[used:]
-    bounds = {"one run (Steinke et al. 2023)": _one_run(evidence, coins, delta, level)}
+    alike = [np.ones(canaries, dtype=bool)]
+    if kinds is not None and trainings < FEW_TRAININGS:
+        alike = [kinds == kind for kind in np.unique(kinds)]
+    each = 1 - (1 - level) / len(alike)
+    used = standardise(scores)[1]
+    one_run = [_one_run(standardise(scores[:, some])[0], member[used:, some], delta, each) for some in alike]
+    bounds = {"one run (Steinke et al. 2023)": max(one_run)}
+    evidence, coins = standardise(scores)[0], member[used:]
     beyond: bool | None = None
     if trainings >= FEW_TRAININGS:
         each = 1 - (1 - level) / (2 * canaries if tpr is not None else canaries)

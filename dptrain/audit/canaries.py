@@ -25,8 +25,9 @@ def plant(material: Material, count: int, trainings: int) -> tuple[Material, str
 
     *gradient-aligned*: a made-up input, a random direction, so that the gradient of the first layer points along
     it. Its length makes the gradient :data:`FILLED` times as long as the clip on a fresh network: it then fills the
-    clip at every draw and is too short for the network to know it by heart after the first. Where nothing is
-    clipped, it is twice as long as the usual record.
+    clip at every draw and is too short for the network to know it by heart after the first (finds too little noise,
+    records clipped one by one). With few trainings every second half (:func:`kinds_of`) is twice as long as the
+    usual record instead, which stands out where nobody is clipped.
 
     *mislabelled*: a random record of the cohort with a wrong label. They differ from each other, so they are
     only planted (as every second canary) where there are enough trainings to compare with.
@@ -43,9 +44,13 @@ def plant(material: Material, count: int, trainings: int) -> tuple[Material, str
     direction = torch.randn(aligned, usual.shape[1], generator=generator)
     direction = (direction / direction.norm(dim=1, keepdim=True)).reshape(aligned, *shape)
     source = torch.randint(len(material.inputs), (count,), generator=generator)
+    lengths = torch.full((aligned,), float(length))
     if math.isfinite(material.plan.max_grad_norm):
-        length = _filling(material, direction[:TRIED], material.labels[source[:aligned][:TRIED]], float(length))
-    inputs = [(direction * length).repeat_interleave(copies, dim=0).to(material.inputs.dtype)]
+        short = _filling(material, direction[:TRIED], material.labels[source[:aligned][:TRIED]], float(length))
+        kinds = kinds_of(count, trainings)
+        lengths[: aligned if kinds is None else int(np.sum(kinds == 0))] = short
+    direction = direction * lengths.reshape(-1, *[1] * len(shape))
+    inputs = [direction.repeat_interleave(copies, dim=0).to(material.inputs.dtype)]
     labels = [material.labels[source[:aligned]].repeat_interleave(copies, dim=0)]
     owner = [torch.arange(aligned).repeat_interleave(copies)]
     wrong = source[aligned:]
@@ -62,6 +67,11 @@ def plant(material: Material, count: int, trainings: int) -> tuple[Material, str
         trained=np.concatenate([material.trained, np.ones(len(extra), dtype=bool)]),
     )
     return planted, "gradient-aligned and mislabelled" if mixed else "gradient-aligned"
+
+
+def kinds_of(count: int, trainings: int) -> np.ndarray | None:
+    """Which canaries of a training are alike [count]; None where each is compared with itself alone."""
+    return None if trainings >= FEW_TRAININGS else (np.arange(count) >= count - count // 2).astype(int)
 
 
 def _filling(material: Material, direction: torch.Tensor, labels: torch.Tensor, longest: float) -> float:

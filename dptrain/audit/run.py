@@ -24,7 +24,7 @@ from torch import nn
 
 from dptrain import accounting, data
 from dptrain.audit import bounds, masks, patients, reference, statistics
-from dptrain.audit.canaries import canary_scores, plant
+from dptrain.audit.canaries import canary_scores, kinds_of, plant
 from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Material
 from dptrain.audit.results import SCHEMA, People, Summary, summarise
@@ -488,6 +488,7 @@ def canary_bound(
         delta=promise.delta,
         confidence=config.confidence,
         tpr=promise.tpr(),
+        kinds=kinds_of(count, trainings),
     )
     return bound, kind
 

@@ -104,3 +104,23 @@ def test_two_sided_bound_by_hand() -> None:
 def test_impossible_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="correct"):
         bounds.one_run_p_value(10, 5, 6, 1.0, 0.0)
+
+
+def test_canaries_of_two_kinds_are_judged_apart() -> None:
+    """One kind tells everything, the other nothing and is far from it in size: mixed, they would hide each other."""
+    rng = np.random.default_rng(26)
+    member = rng.random((3, 400)) < 0.5
+    scores = rng.normal(size=member.shape) + 6.0 * member
+    scores[:, 200:] = 1000 * rng.normal(size=(3, 200))
+    kinds = np.arange(400) >= 200
+    apart = bounds.lower_bound(scores, member, promised=1.0, delta=DELTA, kinds=kinds)
+    mixed = bounds.lower_bound(scores, member, promised=1.0, delta=DELTA)
+    assert apart.broken
+    assert apart.epsilon > mixed.epsilon
+    truth = gaussian_separation(1.0)
+    accused = 0
+    for _ in range(40):
+        coins = rng.random((2, 200)) < 0.5
+        drawn = rng.normal(size=coins.shape) + truth * coins
+        accused += bounds.lower_bound(drawn, coins, promised=1.0, delta=DELTA, kinds=np.arange(200) % 2).broken
+    assert accused <= 4
