@@ -88,7 +88,7 @@ def test_release_records_publishes_and_still_verifies(world, capsys):
     assert len(entries) == before + 1
     assert entries[-1].facts["items"] == ["model", "groups"]
     assert entries[-1].countersignature is not None
-    assert "Triage" in entries[-1].facts["recipient"]
+    assert (entries[-1].facts["recipient"], entries[-1].facts["purpose"]) == ("Klinikum Nord", "Triage")
     released = json.loads((world.folder / "run.json").read_text())["released"]
     assert released["recipient"] == "Klinikum Nord"
     public = "".join(
