@@ -89,6 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+    except OSError as error:  # its file name may hold a patient's, so it stays out
+        if os.environ.get("DPTRAIN_TRACEBACK") == "1":
+            raise
+        print(f"dptrain {words[0]}: a file cannot be read or written: {error.strerror}.", file=sys.stderr)
+        print("Is there room on the disk, and may this account write there? DPTRAIN_TRACEBACK=1 names the file.",
+              file=sys.stderr)  # fmt: skip
+        return EXIT_INTERNAL
     except Exception as error:
         print(internal(words[0], error), file=sys.stderr)
         return EXIT_INTERNAL

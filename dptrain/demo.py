@@ -87,6 +87,8 @@ def demo_main(argv: list[str]) -> int:
 
 def _fresh(run: Path) -> Path:
     """An empty site folder beside the run; an earlier demo's folders are removed, nothing else is."""
+    from dptrain.training.runfolder import make_folder
+
     site = run.with_name(f"{run.name}-site")
     for folder in (run, site, run.with_name(f"{run.name}-again")):
         if not folder.exists():
@@ -97,7 +99,7 @@ def _fresh(run: Path) -> Path:
             shutil.rmtree(folder)
     if site.exists():
         shutil.rmtree(site)
-    site.mkdir(parents=True, mode=0o700)
+    make_folder(site, private=True)
     (site / MARK).touch()
     return site
 

@@ -17,7 +17,7 @@ from dptrain import __version__
 from dptrain.errors import ConfigError
 from dptrain.report import facts as facts_module
 from dptrain.report.facts import Facts
-from dptrain.training.runfolder import RunFolder, whole_or_nothing
+from dptrain.training.runfolder import RunFolder, make_folder, whole_or_nothing
 
 MANIFEST_SCHEMA = "dptrain.report/1"
 MANIFEST = "manifest.json"
@@ -59,11 +59,9 @@ def write(target: Path, facts: Facts, lang: str, *, private: bool) -> None:
 
 def write_faces(target: Path, faces: dict[str, bytes], edition: str, lang: str, *, private: bool) -> None:
     """Write rendered faces with their manifest into `target`."""
-    folders = [target.parent, target] if private else [target]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o755)
-    if private:
-        os.chmod(target, 0o700)
+    if target.parent.name == "restricted":
+        make_folder(target.parent, private=True)
+    make_folder(target, private=private)
     manifest = {
         "schema": MANIFEST_SCHEMA,
         "edition": edition,

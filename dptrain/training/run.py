@@ -107,19 +107,21 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         )
     if resumed is None:
         folder = RunFolder(settings.training.run or _run_name(settings))
-        if folder.facts.exists():
-            folder.create()  # refuses
-        grant = ledger.reserve(
-            plan,
-            status.name,
-            run=identity,
-            fingerprint=cohort.fingerprint,
-            weights=network.weights,
-            lease=settings.training.lease,
-        )
-        folder.create()
-        with whole_or_nothing(folder.config) as file:
-            file.write(to_yaml(settings))
+        folder.create()  # before the charge: a place that cannot be written costs nothing
+        try:
+            with whole_or_nothing(folder.config) as file:
+                file.write(to_yaml(settings))
+            grant = ledger.reserve(
+                plan,
+                status.name,
+                run=identity,
+                fingerprint=cohort.fingerprint,
+                weights=network.weights,
+                lease=settings.training.lease,
+            )
+        except BaseException:
+            folder.discard()
+            raise
         facts = make.base(identity, now(), settings, plan, status, command, str(device))
         facts["gate"] = make.gate(grant.gate, status, spent_before=grant.gate.spent_before)
         start = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -38,16 +38,22 @@ class RunFolder:
         self.access_log = self.restricted / "access.log"
 
     def create(self) -> RunFolder:
-        """Make the folder; refuses one that already holds a run."""
+        """Make the folder. Raises ConfigError for one that already holds a run or cannot be written."""
         if self.facts.exists():
             raise ConfigError(
                 f"{self.path} already holds a run.", remedy="Choose another training.run, or resume it."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.restricted.mkdir(mode=0o700, exist_ok=True)
-        os.chmod(self.restricted, 0o700)
-        self.model.mkdir(exist_ok=True)
+        make_folder(self.path)
+        make_folder(self.restricted, private=True)
+        make_folder(self.model)
         return self
+
+    def discard(self) -> None:
+        """Take back :meth:`create` and the configuration where nothing came of it; what is not empty stays."""
+        self.config.unlink(missing_ok=True)
+        for folder in (self.restricted, self.model, self.path):
+            with suppress(OSError):
+                folder.rmdir()
 
     def read_facts(self) -> dict[str, Any]:
         """run.json. Raises ConfigError where there is none, it is torn, or of a schema that is not known."""
@@ -78,6 +84,18 @@ class RunFolder:
 def now() -> str:
     """UTC, ISO 8601, whole seconds."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def make_folder(path: Path, *, private: bool = False) -> None:
+    """A folder, with those above it; a private one is closed to others. Raises ConfigError where that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o755)
+        if private:
+            os.chmod(path, 0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"The folder {path} cannot be made: {error.strerror}.", remedy="Name another place, or mend this one."
+        ) from None
 
 
 @contextmanager

@@ -84,6 +84,17 @@ def test_a_spent_budget_locks_training_evaluation_and_loading(make_site: Callabl
         run(site, "small", "privacy.target_epsilon=0.5")
 
 
+def test_a_place_that_cannot_be_written_costs_nothing(make_site: Callable[..., Site]) -> None:
+    site = make_site(8.0)
+    (site.folder / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made"):
+        run(site, "file/run")
+    assert site.ledger.status("tiny").runs == []
+    with pytest.raises(LedgerRefused):
+        run(site, "dear", "privacy.target_epsilon=100")
+    assert not (site.folder / "dear").exists()
+
+
 def test_without_a_budget_there_is_no_training(make_site: Callable[..., Site]) -> None:
     site = make_site(None)
     with pytest.raises(LedgerRefused):
