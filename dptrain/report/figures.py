@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, INK, SOFT, PALE = "#0072B2", "#B34700", "#00664d", "#1c2733", "#5b6672", "#d7dde3"
+BLUE, ORANGE, INK, SOFT, PALE = "#0072B2", "#B34700", "#1c2733", "#5b6672", "#d7dde3"
 WIDTH = 4.8
 LONGEST_LABEL = 30
 STYLE: Any = {
