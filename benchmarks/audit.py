@@ -659,7 +659,8 @@ noise and steps. `best_record_mean_auc` is the baseline that grows with the numb
 of the column `records`). `accuracy` is that of the reference models on records they did not train on.
 `diabetes_overfit` trains on 1,000 of 2,000 patients until it knows them: whoever was in hospital more often is then
 exposed more often. `diabetes` holds the first 20,000 patients, `diabetes_all` everybody. Rows without
-`max_auc_by_chance` were measured before it existed; `commit` says by which code each row was made. `ecg_beats` takes each beat for a unit,
+`max_auc_by_chance` were measured before it existed; `commit` says by which code each row was made.
+`ecg_beats` takes each beat for a unit,
 `ecg_people` the 47 people with 10 beats each. Inputs are small (28 to 32 pixels, vectors) and the networks are sized
 for two cores: what larger networks on full images leak is not shown here.
 """
