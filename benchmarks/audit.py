@@ -39,6 +39,7 @@ from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Material
 from dptrain.audit.results import People, Summary, summarise
 from dptrain.audit.run import confirm
+from dptrain.audit.statistics import wilson
 from dptrain.config import OptimizerConfig
 from dptrain.models.nets import cnn1d, mlp, small_cnn
 from dptrain.plan import Plan
@@ -718,7 +719,11 @@ def earlier(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     held = json.loads(path.read_text(encoding="utf-8"))
-    return [{"commit": held["meta"]["commit"], **row} for row in held["rows"] if row["status"] == "run"]
+    rows = [{"commit": held["meta"]["commit"], **row} for row in held["rows"] if row["status"] == "run"]
+    for row in rows:
+        if row.get("exposed") is not None:  # the interval follows from the counts
+            row["low"], row["high"] = wilson(row["exposed"], row["patients"])
+    return rows
 
 
 def save(rows: list[dict[str, Any]], every: list[Job], folder: Path) -> None:
