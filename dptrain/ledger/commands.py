@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, EXIT_USAGE, ConfigError, LedgerRefused
-from dptrain.words import Word, parse_words, suggest
+from dptrain.words import Word, parse_words, suggest, yes_or_no
 
 if TYPE_CHECKING:
     from dptrain.ledger.keys import Controller, Keys
@@ -35,12 +35,6 @@ class ScanResult:
 
 Scan = Callable[[Sequence[str], "Keys"], ScanResult]
 Forecast = Callable[[Sequence[str], int, float, "float | None"], "tuple[Mechanism, ...]"]
-
-
-def _flag(text: str) -> bool:
-    if text.lower() not in ("yes", "no", "true", "false"):
-        raise ValueError("yes or no")
-    return text.lower() in ("yes", "true")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -69,7 +63,7 @@ SPECS: dict[str, dict[str, Word]] = {
         "public_size": Word(int, "N, the number of training patients declared to the public"),
         "owner": Word(str, "who answers for the cohort; named in every refusal"),
         "cohort": Word(str, "its name (default: the recipe's)", None),
-        "public": Word(_flag, "yes: public data that gates nothing; the controller signs", False),
+        "public": Word(yes_or_no, "yes: public data that gates nothing; the controller signs", False),
         "source": Word(str, "where public data come from (default: the recipe's)", None),
         "licence": Word(str, "licence of public data (default: the recipe's)", None),
         "overlaps": Word(_names, "cohorts with patients in common, comma-separated", ()),
@@ -117,7 +111,7 @@ SPECS: dict[str, dict[str, Word]] = {
     "close": {"run": Word(str, "a run that died and will not be resumed"), "reason": REASON},
     "rotate": {
         "what": Word(str, "site, controller, secret or recovery"),
-        "recovery": Word(_flag, "yes: sign with the recovery code instead of the controller's key", False),
+        "recovery": Word(yes_or_no, "yes: sign with the recovery code instead of the controller's key", False),
     },
     "backup": {"to": Word(str, "a file that does not exist yet")},
     "migrate": {},
@@ -588,10 +582,11 @@ def _show_one(status: CohortStatus, out: Output) -> None:
             )
         )
         for mechanism in dict.fromkeys(budget.planned):
-            count, left = budget.planned.count(mechanism), budget.unused.count(mechanism)
+            left = f": {budget.unused.count(mechanism)} left" if budget.kind == "planned" else " (forecast)"
+            count = budget.planned.count(mechanism)
             out.say(
-                f"             {count} × {mechanism.what}: rate {mechanism.sample_rate:.6g}, "
-                f"{mechanism.steps} steps, noise_multiplier={mechanism.noise_multiplier!r}: {left} left"
+                f"             {count} × {mechanism.what}: rate {mechanism.sample_rate:.6g}, {mechanism.steps} steps, "
+                f"noise_multiplier={mechanism.noise_multiplier!r}{left}"
             )
     if not status.budgets and not status.public:
         out.say(f"  granted    nothing yet (dptrain ledger budget cohort={status.name} epsilon=… recipe=… reason=…)")
