@@ -585,8 +585,8 @@ def _show_one(status: CohortStatus, out: Output) -> None:
             left = f": {budget.unused.count(mechanism)} left" if budget.kind == "planned" else " (forecast)"
             count = budget.planned.count(mechanism)
             out.say(
-                f"             {count} × {mechanism.what}: rate {mechanism.sample_rate:.6g}, {mechanism.steps} steps, "
-                f"noise_multiplier={mechanism.noise_multiplier!r}{left}"
+                f"             {count} × {mechanism.what}: rate {mechanism.sample_rate:.6g}, {mechanism.steps} steps,"
+                f" noise_multiplier={mechanism.noise_multiplier!r}{left}"
             )
     if not status.budgets and not status.public:
         out.say(f"  granted    nothing yet (dptrain ledger budget cohort={status.name} epsilon=… recipe=… reason=…)")
