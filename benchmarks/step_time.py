@@ -429,8 +429,11 @@ def main(argv: list[str]) -> int:
     tasks = [(row, count) for row in chosen for count in row.records if records is None or count in records]
     path = folder / f"{name}.json"
     table: dict[tuple[Any, ...], dict[str, Any]] = {}
+    command = f"python -m benchmarks.step_time {' '.join(w for w in argv if not w.startswith('folder='))}".strip()
     if path.exists():
-        table = {_key(row): row for row in json.loads(path.read_text())["rows"]}
+        known = json.loads(path.read_text())
+        table = {_key(row): row for row in known["rows"]}
+        command = "; ".join(dict.fromkeys([*known["meta"]["command"].split("; "), command]))
     begun = time.monotonic()
     for index, (row, count) in enumerate(tasks):
         left = minutes * 60 - (time.monotonic() - begun)
@@ -465,8 +468,7 @@ def main(argv: list[str]) -> int:
         notes = [(__doc__ or "").split("\n\n", 2)[2], verdict(results)]
         notes += [f"Not run: {', '.join(missing)}."] if missing else []
         write(
-            name, results, command=f"python -m benchmarks.step_time {' '.join(argv)}".strip(),
-            notes="\n\n".join(notes), table_columns=COLUMNS, folder=folder,
+            name, results, command=command, notes="\n\n".join(notes), table_columns=COLUMNS, folder=folder,
             title="Step time and peak memory against plain SGD",
         )  # fmt: skip
         plot(results, folder / f"{name}.png")
