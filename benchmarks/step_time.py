@@ -441,9 +441,9 @@ def main(argv: list[str]) -> int:
             "network": row.network, "dims": row.dims, "size": row.size, "records_per_patient": count,
             "patients": max(1, row.images // count), "chunks": row.chunks, "precision": precision, "device": device,
         }  # fmt: skip
-        found = {mode: table.setdefault(_key({**facts, "mode": mode}), {**facts, "mode": mode}) for mode in modes}
         if left < 30:
             continue
+        found = {mode: table.setdefault(_key({**facts, "mode": mode}), {**facts, "mode": mode}) for mode in modes}
         task = {
             "row": row.name, "records": count, "device": device, "precision": precision, "noise": noise,
             "threads": threads, "steps": steps, "modes": modes, "what": "time",
@@ -462,10 +462,11 @@ def main(argv: list[str]) -> int:
             if plain and one.get("peak_bytes"):
                 one["peak_ratio"] = one["peak_bytes"] / plain
             print(row.name, count, mode, {k: round(v, 3) for k, v in one.items() if isinstance(v, float)}, flush=True)
-        results = list(table.values())
+        results = [row for row in table.values() if row.keys() & {"seconds", "peak_bytes", "note"}]
         measured = {(r["network"], r["size"], r["chunks"]) for r in results if r.get("ratio")}
         missing = [r.name for r in PLAN if (r.network, r.size, r.chunks) not in measured]
         notes = [(__doc__ or "").split("\n\n", 2)[2], verdict(results)]
+        notes += ["A mode of Opacus without a row was not run, or did not end in the time that its row had."]
         notes += [f"Not run: {', '.join(missing)}."] if missing else []
         write(
             name, results, command=command, notes="\n\n".join(notes), table_columns=COLUMNS, folder=folder,

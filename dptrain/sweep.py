@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dptrain.config import Settings, explain, refuse_flags, search_path_override, shipped
+from dptrain.config import Settings, explain, refuse_flags, search_path_override, settings_of, shipped
 from dptrain.errors import ConfigError
 
 OUTCOMES = "DPTRAIN_SWEEP"
@@ -79,6 +79,23 @@ def compose_and_run(command: str, words: Sequence[str], job: Callable[[Any], Any
     finally:
         sys.argv = before
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def job_words() -> str:
+    """What sets this job of a sweep apart from the others."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return " ".join(HydraConfig.get().overrides.task)
+
+
+def job_settings(config: Any) -> Settings:
+    """Settings of this job of a sweep; without `training.run` its folder is its number below `hydra.sweep.dir`."""
+    from hydra.core.hydra_config import HydraConfig
+
+    settings = settings_of(config)
+    if settings.training.run is None:
+        settings.training.run = str(Path(HydraConfig.get().sweep.dir) / str(HydraConfig.get().job.num))
+    return settings
 
 
 def write_outcome(row: dict[str, Any]) -> None:

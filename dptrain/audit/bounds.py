@@ -149,10 +149,10 @@ def lower_bound(
     if kinds is not None and trainings < FEW_TRAININGS:
         alike = [kinds == kind for kind in np.unique(kinds)]
     each = 1 - (1 - level) / len(alike)
-    used = standardise(scores)[1]
-    one_run = [_one_run(standardise(scores[:, some])[0], member[used:, some], delta, each) for some in alike]
+    evidence, used = standardise(scores)
+    coins = member[used:]
+    one_run = [_one_run(standardise(scores[:, some])[0], coins[:, some], delta, each) for some in alike]
     bounds = {"one run (Steinke et al. 2023)": max(one_run)}
-    evidence, coins = standardise(scores)[0], member[used:]
     beyond: bool | None = None
     if trainings >= FEW_TRAININGS:
         each = 1 - (1 - level) / (2 * canaries if tpr is not None else canaries)

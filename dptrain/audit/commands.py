@@ -81,20 +81,13 @@ def sweep_job(config: Any) -> int:
 
     It prints nothing that it measured: launchers keep what a job prints in files of their own.
     """
-    from hydra.core.hydra_config import HydraConfig
-
     from dptrain.audit.run import audit_settings
-    from dptrain.config import settings_of
-    from dptrain.sweep import write_outcome
+    from dptrain.sweep import job_settings, job_words, write_outcome
 
     quiet()
-    hydra_config = HydraConfig.get()
-    row: dict[str, Any] = {"trial": " ".join(hydra_config.overrides.task), "code": EXIT_DONE, "audit": None}
+    row: dict[str, Any] = {"trial": job_words(), "code": EXIT_DONE, "audit": None}
     try:
-        settings = settings_of(config)
-        if settings.training.run is None:
-            settings.training.run = str(Path(hydra_config.sweep.dir) / str(hydra_config.job.num))
-        result = audit_settings(settings)
+        result = audit_settings(job_settings(config))
         row["audit"] = str(result.folder.audit / "audit.json")
         row["message"] = result.broken or str(result.folder.audit)
         row["code"] = EXIT_DONE if result.broken is None else EXIT_GUARANTEE_BROKEN

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dptrain.engine.conv import squared_norms
 from dptrain.engine.coverage import coverage, refuse_mixing
 from dptrain.engine.layout import Layout
-from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, squared_norms
+from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise
 from dptrain.engine.views import Recorder, Seen, ordinary
 from dptrain.errors import CheckRefused
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dptrain.engine.conv import Formed
+from dptrain.engine.conv import Formed, squared_norms
 from dptrain.engine.layout import Layout
 from dptrain.errors import CheckRefused
 
@@ -215,25 +215,6 @@ def _shaper(source: Source) -> Callable[[Tensor], Tensor]:
 def precise(tensor: Tensor) -> Tensor:
     """The tensor in float32, or float64 where it is that."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
-RUN = 1024
-"""Values whose squares are summed in float32 before float64 takes over."""
-
-
-def squared_norms(values: Tensor) -> Tensor:
-    """Squared norms over the last dimension, in float64: [..., n] -> [...].
-
-    Millions of float32 squares summed one after another lose digits, always downward: a norm over 6e7 values came
-    out 4.7e-3 too small, more than the margin that clipping keeps. So runs of 1,024 values are summed in float32
-    (exact to about 1e-7) and the runs in float64.
-    """
-    whole = values.shape[-1] - values.shape[-1] % RUN
-    total = torch.linalg.vector_norm(values[..., whole:], dim=-1).double().square()
-    if whole:
-        runs = values[..., :whole].unflatten(-1, (-1, RUN))
-        total = total + torch.linalg.vector_norm(runs, dim=-1).double().square().sum(-1)
-    return total
 
 
 class exact_math:  # noqa: N801

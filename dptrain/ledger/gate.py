@@ -87,17 +87,22 @@ def overdrawn(state: State, budget: Budget) -> bool:
     return bool(taken - Counter(_key(mechanism) for mechanism in budget.mechanisms))
 
 
+def epsilon_at(budget: Budget, used: int) -> float:
+    """The epsilon that an open budget has reached when so many units are spent.
+
+    The conversion of the RDP sum has the form sum + g(order, delta), so it is the granted epsilon less the units
+    that remain; nothing spent is 0.
+    """
+    return budget.epsilon + from_units(used) - from_units(budget.units) if used else 0.0
+
+
 def spent_epsilon(state: State, budget: Budget) -> float:
     """What the runs so far cost at this budget's gate, as the largest epsilon that they can reach.
 
-    open: the conversion of the RDP sum. It has the form sum + g(order, delta), so it is the granted epsilon less
-    the units that remain. planned: the joint epsilon of the shortest declared prefix that holds all runs.
+    open: :func:`epsilon_at`. planned: the joint epsilon of the shortest declared prefix that holds all runs.
     """
     if budget.kind == "open":
-        used = spent(state, budget)
-        if used == 0:
-            return 0.0
-        return budget.epsilon + from_units(used) - from_units(budget.units)
+        return epsilon_at(budget, spent(state, budget))
     total = Counter(_key(mechanism) for mechanism in budget.mechanisms)
     used_up = total - unused(state, budget)
     for k in range(len(budget.prefixes)):

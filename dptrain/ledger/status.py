@@ -211,11 +211,7 @@ def _charge(run: RunState, opened: Budget | None, units: int | None, total: int)
         epsilon_pld=run.epsilon_pld,
         delta=plan.delta,
         epsilon_gate=from_units(units) if known and units is not None else None,
-        epsilon_gate_after=(
-            opened.epsilon + from_units(total) - from_units(opened.units)
-            if known and opened is not None and total
-            else None
-        ),
+        epsilon_gate_after=gate.epsilon_at(opened, total) if known and opened is not None and total else None,
         share=units / opened.units if known and opened is not None and units is not None and opened.units else None,
         mechanisms=plan.mechanisms,
         rest_charged=run.rest is not None and run.steps_charged > 0,

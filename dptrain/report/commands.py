@@ -81,11 +81,10 @@ def with_run(words: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     return {**words, **filled, "lang": words.get("lang") or (lang if lang in LANGUAGES else LANGUAGES[0])}
 
 
-def reach(words: dict[str, Any], folder: str | Path) -> Ledger | None:
-    """The ledger; None where it cannot be opened and none was asked for by name."""
+def reach(words: dict[str, Any], places: dict[str, Any]) -> Ledger | None:
+    """The ledger at the words' places :func:`with_run`; None where it cannot be opened and no word asked for one."""
     from dptrain.ledger import open_ledger
 
-    places = with_run(words, folder)
     try:
         return open_ledger(*(places[name] for name in LEDGER_WORDS))[0]
     except LedgerRefused:
@@ -114,7 +113,8 @@ def run_main(argv: list[str]) -> int:
 
     words = parse_words(argv, {"run": Word(str, "folder of the run"), "lang": LANG, **LEDGER_WORDS})
     folder = words["run"]
-    target = build(folder, with_run(words, folder)["lang"], ledger=standing(reach(words, folder), folder))
+    filled = with_run(words, folder)
+    target = build(folder, filled["lang"], ledger=standing(reach(words, filled), folder))
     print(f"controller's edition (confidential): {target}")
     print(f"  PDF   {target / 'report.pdf'}\n  HTML  {target / 'report.html'}")
     _say_missing(target)
@@ -159,7 +159,7 @@ def verify_main(argv: list[str]) -> int:
     if len(folders) != 1:
         raise ConfigError("verify takes one run folder.", remedy="dptrain report verify runs/demo")
     words = parse_words([word for word in argv if word not in folders], LEDGER_WORDS)
-    ties = verify(folders[0], ledger=reach(words, folders[0]))
+    ties = verify(folders[0], ledger=reach(words, with_run(words, folders[0])))
     for tie in ties:
         state = {True: "ok      ", False: "DIFFERS ", None: "unknown "}[tie.ok]
         print(f"{state} {tie.what}" + (f" ({tie.why})" if tie.why else ""))

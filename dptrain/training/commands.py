@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dptrain.config import GROUPS, load, settings_of
@@ -204,18 +203,13 @@ def run_job(config: Any) -> int:
 
 def sweep_job(config: Any) -> int:
     """One trial of a sweep: one that is refused is written down, and the others go on."""
-    from hydra.core.hydra_config import HydraConfig
-
     from dptrain.errors import quiet
-    from dptrain.sweep import write_outcome
+    from dptrain.sweep import job_settings, job_words, write_outcome
 
     quiet()
-    hydra_config = HydraConfig.get()
-    words = " ".join(hydra_config.overrides.task)
+    words = job_words()
     try:
-        settings = settings_of(config)
-        if settings.training.run is None:
-            settings.training.run = str(Path(hydra_config.sweep.dir) / str(hydra_config.job.num))
+        settings = job_settings(config)
         from dptrain.training.run import train
 
         outcome = train(settings, command=os.environ.get("DPTRAIN_COMMAND", "dptrain train"))

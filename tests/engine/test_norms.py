@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dptrain.engine import MARGIN
-from dptrain.engine.tape import squared_norms
+from dptrain.engine.conv import squared_norms
 
 
 @pytest.mark.parametrize("length", [1, 1023, 1024, 1025, 4_000_001])
