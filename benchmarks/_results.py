@@ -55,6 +55,7 @@ def write(
     notes: str = "",
     folder: Path = RESULTS,
     table_rows: Sequence[Mapping[str, Any]] | None = None,
+    head: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `<name>.json` and `<name>.md` below `folder`; returns the JSON's path.
 
@@ -63,15 +64,16 @@ def write(
         table_columns: keys of the rows to show, in order; a missing value shows as an empty cell.
         table_rows: rows of the table, where it shows a summary; None for `rows`.
         notes: Markdown below the table: what was not run, and what bounds a figure.
+        head: date, commit, machine and command of rows that were measured earlier; None for those of now.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    head = meta(command)
+    head = meta(command) if head is None else head
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"meta": head, "rows": list(rows)}, indent=1, allow_nan=False) + "\n")
     lines = [
         f"# {title}",
         "",
-        f"{head['date']} · commit {head['commit']} · {head['machine']} · `{head['command']}`",
+        origin(head),
         "",
         table(rows if table_rows is None else table_rows, table_columns),
     ]
@@ -79,6 +81,11 @@ def write(
         lines += ["", notes.strip()]
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
     return path
+
+
+def origin(head: Mapping[str, str]) -> str:
+    """The line that says when, from what, where and how the rows were made."""
+    return f"{head['date']} · commit {head['commit']} · {head['machine']} · `{head['command']}`"
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

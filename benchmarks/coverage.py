@@ -430,6 +430,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the results go")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the folder already holds")
     parser.add_argument("--renew", action="store_true", help="with --resume: measure the chosen modes again")
+    parser.add_argument("--table", action="store_true", help="measure nothing; write the table of the folder's rows")
     parser.add_argument("--here", action="store_true", help="no process of its own for each row (for debugging)")
     options = parser.parse_args(argv)
     modes = [mode.strip() for mode in options.modes.split(",")]
@@ -447,12 +448,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         parser.error("no network of the table has that name")
     torch.set_num_threads(1)
-    if not options.here:
-        for mode in modes:  # what is imported on first use is imported once, before the processes fork off
-            examine(next(entry for entry in entries() if entry.network == "FullyConnectedNet"), mode)
     command = "python -m benchmarks.coverage" + "".join(
         f" {word}" for word in (sys.argv[1:] if argv is None else argv)
     )
+
+    def publish(rows: list[dict[str, Any]], head: dict[str, str] | None = None) -> None:
+        write(
+            "coverage", rows, command=command, table_columns=COLUMNS, title="Every patient's gradient on every network",
+            notes="\n".join([*(f"- {line}" for line in summary(rows)), NOTES]), folder=options.folder, head=head,
+        )  # fmt: skip
+
+    if options.table:
+        known = json.loads((options.folder / "coverage.json").read_text())
+        publish(known["rows"], known["meta"])
+        return 0
+    if not options.here:
+        for mode in modes:  # what is imported on first use is imported once, before the processes fork off
+            examine(next(entry for entry in entries() if entry.network == "FullyConnectedNet"), mode)
     rows: list[dict[str, Any]] = []
     if options.resume and (options.folder / "coverage.json").is_file():
         rows = json.loads((options.folder / "coverage.json").read_text())["rows"]
@@ -474,15 +486,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{'ok' if row['ok'] else 'NO'} {shown}{row['reason']}",
                 flush=True,
             )
-            write(
-                "coverage",
-                rows,
-                command=command,
-                table_columns=COLUMNS,
-                title="Every patient's gradient on every network",
-                notes="\n".join([*(f"- {line}" for line in summary(rows)), NOTES]),
-                folder=options.folder,
-            )
+            publish(rows)
     print("\n".join(summary(rows)))
     return 0 if all(row["ok"] for row in rows if row["mode"] == "engine") else 1
 
