@@ -67,7 +67,7 @@ def _axes(count: int) -> tuple[Any, list[Any]]:
         axis.set_xticks(range(len(LEVELS)), ["0.5", "1", "2", "4", "8", "∞"])
         axis.set_xlim(-0.4, len(LEVELS) - 0.6)
         axis.grid(alpha=0.3, linewidth=0.6)
-        axis.set_xlabel("ε for each patient (∞: no privacy)")
+        axis.set_xlabel("ε of one unit (∞: no privacy)")
         axis.spines[["top", "right"]].set_visible(False)
     return figure, flat
 
@@ -96,7 +96,10 @@ def _curves(rows: Sequence[dict[str, Any]], recipes: Sequence[str], folder: Path
             at = [x + 0.06 * (number - (len(names) - 1) / 2) for x in points]
             middle = [_mean(same) for same in points.values()]
             colour, marker = COLOURS[PLOTTED.index(variant)], MARKERS[PLOTTED.index(variant)]
-            label = "patient unit (recipe)" if variant == "recipe" else variant
+            unit = next(row["unit"] for same in points.values() for row in same)
+            label = f"recipe, ε for each {unit}" if variant == "recipe" else variant
+            if unit == "image":
+                label += f" (at 8: ε {_patient_epsilon(rows, recipe, variant):.0f} for a patient)"
             axis.plot(at, middle, color=colour, marker=marker, markersize=5, linewidth=1.6, label=label)
             low = [max(0.0, m - _mean(same, "low")) for m, same in zip(middle, points.values())]
             high = [max(0.0, _mean(same, "high") - m) for m, same in zip(middle, points.values())]
@@ -110,6 +113,16 @@ def _curves(rows: Sequence[dict[str, Any]], recipes: Sequence[str], folder: Path
         figure, "Utility against ε on test patients", "mean and range (band) of seeds, 95 % patient bootstrap (bars)"
     )
     _save(figure, folder, "utility")
+
+
+def _patient_epsilon(rows: Sequence[dict[str, Any]], recipe: str, variant: str) -> float:
+    """What ε = 8 for an image promises to the patient with most images."""
+    return next(
+        row["value"]
+        for row in rows
+        if (row["recipe"], row["variant"], row["epsilon"], row["metric"])
+        == (recipe, variant, 8.0, "epsilon_of_a_patient")
+    )
 
 
 def _group_columns(rows: Sequence[dict[str, Any]], recipe: str) -> list[str]:

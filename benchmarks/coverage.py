@@ -454,7 +454,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def publish(rows: list[dict[str, Any]], head: dict[str, str] | None = None) -> None:
         write(
-            "coverage", rows, command=command, table_columns=COLUMNS, title="Every patient's gradient on every network",
+            "coverage", rows, command=command, table_columns=COLUMNS,
+            title="Every patient's gradient on every network",
             notes="\n".join([*(f"- {line}" for line in summary(rows)), NOTES]), folder=options.folder, head=head,
         )  # fmt: skip
 

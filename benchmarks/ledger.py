@@ -51,7 +51,7 @@ def timed(times: int, act: Callable[[int], object]) -> Times:
 
 
 def start_times(words: list[str], times: int = 9) -> Times:
-    """Seconds of a fresh `python -m dptrain …`, start included; with bytecode at hand, as an installation leaves it."""
+    """Seconds of a fresh `python -m dptrain …`, start included; bytecode is at hand, as after an installation."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def act(_: int) -> None:

@@ -73,7 +73,6 @@ class PrivacyConfig:
     views: int = 1
     generator: str = "cryptographic"
     calibration_noise_multiplier: float | None = None
-    unit: str = "patient"
 
     def __post_init__(self) -> None:
         if not self.target_epsilon > 0:
@@ -89,8 +88,6 @@ class PrivacyConfig:
             raise ConfigError("Neither privacy.steps nor privacy.epochs is set.", remedy="Set one of them.")
         if self.epochs is not None:
             _at_least("privacy.epochs", self.epochs, 0, strict=True)
-        if not self.unit.strip():
-            raise ConfigError("privacy.unit is empty.", remedy="Say who is protected, e.g. privacy.unit=patient.")
         _choice("privacy.generator", self.generator, ("cryptographic", "fast"))
 
 

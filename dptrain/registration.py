@@ -51,7 +51,7 @@ def forecast(words: Sequence[str], public_size: int, epsilon: float, delta: floa
     settings = load(
         [*words, f"privacy.target_epsilon={epsilon}", f"privacy.delta={'null' if delta is None else delta}"]
     )
-    return make_plan(settings.privacy, public_size=public_size).mechanisms
+    return make_plan(settings.privacy, public_size=public_size, unit=settings.data.unit).mechanisms
 
 
 def weights(words: Sequence[str]) -> list[str]:

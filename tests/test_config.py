@@ -43,7 +43,6 @@ def test_a_typo_gets_the_nearest_names(word: str, near: str) -> None:
         "training.precision=fp8",
         "optimizer.name=sgdd",
         "training.chunk=0",
-        "privacy.unit=",
         "--jsn",
     ],
 )

@@ -202,6 +202,8 @@ def check(config: DataConfig) -> None:
         )
     _check_labels(config)
     _check_split(config.split)
+    if not config.unit.strip():
+        raise ConfigError("data.unit is empty.", remedy="Say who is protected, e.g. data.unit=patient.")
     if config.units_per_person < 1:
         raise ConfigError(f"data.units_per_person={config.units_per_person} must be at least 1.")
     if config.format == "table":

@@ -85,7 +85,7 @@ def plan_main(argv: list[str]) -> int:
     settings = load([word for word in words if word not in mine])
     from dptrain.training.planning import forecast
 
-    result = forecast(settings.privacy, public_size=size)
+    result = forecast(settings.privacy, public_size=size, unit=settings.data.unit)
     if as_json:
         print(json.dumps(result, indent=1, allow_nan=False))
     else:
@@ -109,7 +109,7 @@ def _print_plan(result: dict[str, Any]) -> None:
         f"[bold]{plan['steps']} steps[/bold] of {plan['expected_batch_size']} expected {plan['unit']}s out of "
         f"{plan['public_size']} (rate {result['sample_rate']:.4g}, {result['epochs']:.1f} epochs), "
         f"clip {plan['max_grad_norm']:g}, delta {plan['delta']:.3g} (N·delta = {result['n_delta']:.3g}), "
-        "one patient added or removed"
+        f"one {plan['unit']} added or removed"
     )
     table = Table(title="Two kinds of budget for the same promise", title_justify="left")
     for name in ("budget", "gate", "noise multiplier", "charged at the gate", "epsilon by PLD"):
@@ -136,7 +136,7 @@ def _print_plan(result: dict[str, Any]) -> None:
     ceiling.add_row("area under the attack's ROC curve (0.5 = guessing)", f"{promised['auc_ceiling']:.3f}")
     ceiling.add_row("advantage over guessing", f"{promised['advantage']:.3f}")
     ceiling.add_row("reconstruction from a 1 % prior guess", f"{100 * promised['reconstruction']['0.01']:.1f} %")
-    ceiling.add_row("epsilon of two patients together", _number(promised["group_epsilon"]["2"]))
+    ceiling.add_row(f"epsilon of two {plan['unit']}s together", _number(promised["group_epsilon"]["2"]))
     console.print(ceiling)
     over = Table(title="epsilon by PLD", title_justify="left")
     over.add_column("step", justify="right")
@@ -147,6 +147,11 @@ def _print_plan(result: dict[str, Any]) -> None:
     if points and (len(points) - 1) % max(1, len(points) // 8):
         over.add_row(str(points[-1][0]), f"{points[-1][1]:.3f}")
     console.print(over)
+    if plan["calibration_noise_multiplier"]:
+        whole = _number(promised["epsilon"])
+        console.print(
+            f"With the calibration (temperature, conformal sets), which is released once, epsilon is {whole}."
+        )
 
 
 def _number(value: float | None) -> str:

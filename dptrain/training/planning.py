@@ -18,7 +18,7 @@ def make_plan(
     privacy: PrivacyConfig,
     *,
     public_size: int,
-    unit: str | None = None,
+    unit: str = "patient",
     declares: tuple[str, ...] = ("evaluate",),
     gate: CohortStatus | None = None,
 ) -> Plan:
@@ -26,6 +26,7 @@ def make_plan(
 
     Args:
         public_size: N, training patients as the steward declared them.
+        unit: what one unit of privacy is, in the words of the cohort.
         gate: the cohort's status, for its signed budgets (see :func:`calibrate`); None: PLD alone.
 
     Raises:
@@ -34,7 +35,7 @@ def make_plan(
     delta = default_delta(public_size) if privacy.delta is None else privacy.delta
     if privacy.expected_batch_size > public_size:
         raise ConfigError(
-            f"privacy.expected_batch_size={privacy.expected_batch_size} of {public_size} patients is a rate of "
+            f"privacy.expected_batch_size={privacy.expected_batch_size} of {public_size} {unit}s is a rate of "
             f"{privacy.expected_batch_size / public_size:.3g}: a rate above 1 does not exist.",
             remedy=f"Choose between 1 and {public_size}.",
         )
@@ -62,7 +63,7 @@ def make_plan(
         generator=generator,
         calibration_noise_multiplier=calibration,
         declares=declares,
-        unit=unit or privacy.unit,
+        unit=unit,
     )
 
 
@@ -127,12 +128,12 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def forecast(privacy: PrivacyConfig, *, public_size: int) -> dict[str, Any]:
+def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient") -> dict[str, Any]:
     """What `dptrain plan` prints: the plan under both kinds of budget, the promise and its ceilings.
 
     The open budget's order is the one that is best for this very plan (the steward's forecast).
     """
-    plan = make_plan(privacy, public_size=public_size)
+    plan = make_plan(privacy, public_size=public_size, unit=unit)
     if not plan.private:
         raise ConfigError(
             "without privacy there is nothing to plan: epsilon is infinite.", remedy="Give a finite target_epsilon."

@@ -242,6 +242,7 @@ def test_decathlon_and_npz_faults_name_their_rows(tmp_path):
     ("change", "text"),
     [
         ({"issuer": "  "}, "issuer is empty"),
+        ({"unit": " "}, "unit is empty"),
         ({"format": "cvs"}, "csv"),
         ({"task": "multilabel"}, "2 classes but 1 label"),
         ({"classes": ["a"]}, "two classes"),

@@ -20,7 +20,7 @@ def test_the_whole_grid_is_there_and_each_trial_once() -> None:
     assert len(keys) == len(set(keys))
     for recipe in utility.PUBLIC_SIZE:
         have = {(t.epsilon, t.seed) for t in whole if t.recipe == recipe and t.variant == utility.MAIN}
-        assert have == {(epsilon, seed) for epsilon in utility.EPSILONS for seed in utility.SEEDS}
+        assert have >= {(epsilon, seed) for epsilon in utility.EPSILONS for seed in utility.SEEDS}
     stock = {t.epsilon for t in whole if t.runner == "opacus"}
     assert stock == set(utility.EPSILONS) - {math.inf}
     assert len(utility.trials(quick=True, wanted=[])) < 30
