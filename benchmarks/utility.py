@@ -796,8 +796,8 @@ def _cell(row: dict[str, Any] | None) -> str:
     return f"{row['value']:.3f} ({row['seed_low']:.3f} to {row['seed_high']:.3f})"
 
 
-def keep(rows: list[dict[str, Any]], command: str, folder: Path) -> None:
-    """Write JSON, table and plot of what is there."""
+def keep(rows: list[dict[str, Any]], command: str, folder: Path, head: dict[str, str] | None = None) -> None:
+    """Write JSON, table and plot of what is there; `head` is the origin of rows that were measured earlier."""
     whole = [*rows, *sweep_rows(rows)]
     notes = "\n".join(
         [
@@ -823,6 +823,7 @@ def keep(rows: list[dict[str, Any]], command: str, folder: Path) -> None:
         title="Utility against ε",
         notes=notes,
         folder=folder,
+        head=head,
     )
     plot(rows, folder)
     if folder == _results.RESULTS:
@@ -896,7 +897,7 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
     finally:
         shutil.rmtree(place, ignore_errors=True)
     if not todo and rows:
-        keep(rows, command, folder)
+        keep(rows, command, folder, known["meta"] if options.tables else None)
     return 0
 
 
