@@ -107,6 +107,7 @@ SPECS: dict[str, dict[str, Word]] = {
     "withdraw": {
         "issuer": Word(str, "who gave the patient's id"),
         "patient": Word(str, "the id (default: asked for, so that no shell history keeps it)", None),
+        "new_issuer": Word(yes_or_no, "yes: no cohort with ids of this issuer is registered yet", False),
     },
     "close": {"run": Word(str, "a run that died and will not be resumed"), "reason": REASON},
     "rotate": {
@@ -796,8 +797,18 @@ def _permit(values: Mapping[str, Any], out: Output) -> int:
 
 
 def _withdraw(values: Mapping[str, Any], out: Output) -> int:
+    from dptrain.ledger.keys import normal_issuer
+
     ledger, keys = _open(values)
-    patient = values["patient"]
+    patient, issuer = values["patient"], normal_issuer(values["issuer"])
+    with ledger.view() as (_, state):
+        issuers = sorted({version.issuer for version in state.versions})
+    if issuer not in issuers and not values["new_issuer"]:
+        known = f"Known: {', '.join(repr(name) for name in issuers)}." if issuers else "None is known yet."
+        raise LedgerRefused(
+            f"No registered cohort has ids of the issuer '{values['issuer']}': nobody was withdrawn.",
+            remedy=f"{known} To withdraw a patient before this issuer's first registration, add new_issuer=yes.",
+        )
     if patient is None:
         if sys.stdin.isatty():
             from getpass import getpass
@@ -805,12 +816,32 @@ def _withdraw(values: Mapping[str, Any], out: Output) -> int:
             patient = getpass("Patient id (not shown): ")
         else:
             patient = sys.stdin.readline().strip()
-    ledger.withdraw(keys.patient_key(values["issuer"], patient))
+    key = keys.patient_key(issuer, patient)
+    known_id = _in_a_cohort(ledger, key)
+    ledger.withdraw(key)
     out.say(
         "Recorded. The patient is left out of every draw, evaluation and audit from now on; what was spent stays."
     )
-    out.give({"withdrawn": True})
+    if known_id:
+        out.say("This id is in one of the registered cohorts.")
+    else:
+        out.say(
+            "This id is in no registered cohort: is it written as in the manifest? If a cohort is registered with it "
+            "later, the patient is left out."
+        )
+    out.give({"withdrawn": True, "in_a_cohort": known_id})
     return EXIT_DONE
+
+
+def _in_a_cohort(ledger: Ledger, key: bytes) -> bool:
+    """Whether a patient key belongs to a version of any cohort. For the steward alone."""
+    import sqlalchemy as sa
+
+    from dptrain.ledger import store
+
+    with ledger.view() as (connection, state):
+        klass = connection.execute(sa.select(store.patients.c.klass).where(store.patients.c.key == key)).scalar()
+        return klass in state.classes and bool(state.classes[klass].versions)
 
 
 def _close(values: Mapping[str, Any], out: Output) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -100,7 +101,7 @@ def test_the_way_of_a_cohort(desk: Desk, tmp_path: Path) -> None:
     assert "LOCKED" in desk("show")
     assert "Permitted" in desk("permit cohort=chest purpose=audit run=demo", "reason=yearly review")
     desk("unlock cohort=chest", "reason=settled")
-    assert "Recorded" in desk("withdraw issuer=clinic patient=3")
+    assert "one of the registered cohorts" in desk("withdraw issuer=clinic patient=3")
     assert "withdrawn: 1" in desk("show cohort=chest --steward")
     assert "withdrawn" not in desk("show cohort=chest").lower()
     (tmp_path / "weights.bin").write_bytes(b"weights")
@@ -179,6 +180,31 @@ def test_a_forecast_in_words(desk: Desk) -> None:
 )
 def test_bad_use(desk: Desk, line: str, code: int, what: str) -> None:
     assert what in desk(line, expect=code)
+
+
+def test_a_withdrawal_for_nobody_is_no_quiet_success(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typo in the issuer or in the id would leave a patient in every draw while the steward believes otherwise."""
+    desk("register public_size=20 owner=Radiology")
+    before = desk.json("heads")["hash"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("secret-3\n"))
+    said = desk("withdraw", "issuer=Clinic Z", expect=EXIT_REFUSED_BY_LEDGER)
+    assert "'Clinic Z'" in said
+    assert "clinic" in said.partition("\n")[2]
+    assert "new_issuer=yes" in said
+    assert "secret-3" not in said
+    assert desk.json("heads")["hash"] == before
+    said = desk("withdraw patient=17777", "issuer= Clinic ")  # written otherwise, the same issuer
+    assert "Recorded" in said
+    assert "no registered cohort" in said
+    assert "17777" not in said
+    assert desk.json("withdraw issuer=clinic patient=3") == {"withdrawn": True, "in_a_cohort": True}
+    assert desk.json("withdraw issuer=clinic patient=3") == {"withdrawn": True, "in_a_cohort": True}  # twice is once
+    beforehand = desk.json("withdraw issuer=elsewhere patient=3 new_issuer=yes")
+    assert beforehand == {"withdrawn": True, "in_a_cohort": False}
+        "withdrawn": True,
+        "in_a_cohort": False,
+    }
+    assert desk.json("show cohort=chest --steward")["steward"]["withdrawn"] == 1
 
 
 def test_bad_budgets_by_command(desk: Desk) -> None:
