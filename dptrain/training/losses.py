@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,7 +53,10 @@ class SegmentationLoss(nn.Module):
         label = label.long()
         entropy = functional.cross_entropy(logits, label, reduction="none").flatten(1).mean(1)
         probability = logits.softmax(1).flatten(2)
-        truth = functional.one_hot(label, logits.shape[1]).movedim(-1, 1).to(probability.dtype).flatten(2)
+        classes = torch.arange(
+            logits.shape[1], device=label.device
+        )  # functional.one_hot reads values: vmap forbids it
+        truth = (label.flatten(1)[:, None] == classes[:, None]).to(probability.dtype)
         overlap = (probability * truth).sum(2)
         total = probability.sum(2) + truth.sum(2)
         dice = (2 * overlap + self.smooth) / (total + self.smooth)
