@@ -22,7 +22,7 @@ from scipy.stats import norm
 
 from dptrain.audit.scores import Array
 
-Attack = Callable[[Array, Array, Array], Array]
+Attack = Callable[..., Array]
 
 RECORD_VARIANCE_FROM = 32  # models with, and models without: Carlini et al. 2022, section VI-A (64 in all)
 SMALLEST_SHIFT = 1e-3  # standard deviations; keeps the direction "trained on it, knows it better" where nothing leaks

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from dptrain.errors import ConfigError
 from dptrain.words import suggest
 
 FOLDS = 4
+TEST = "randomisation tests: blind, and Student-t on held-out models"  # :func:`p_values`, whatever the attack
 
 
 def folds_of(models: int, folds: int = FOLDS) -> np.ndarray:
@@ -60,6 +62,7 @@ def pooled_evidence(
     *,
     attack: str = "student_t",
     prior: Prior | None = None,
+    task: str = "binary",
 ) -> Array:
     """A patient's evidence for membership in each target model.
 
@@ -69,6 +72,7 @@ def pooled_evidence(
             model, so their evidence is not simply added); every other attack sums over records, `rmia` and
             `loss` average.
         prior: for `student_t`, see :func:`dptrain.audit.attacks.moderate`.
+        task: for `segmentation` the scores are log p already (the negative loss), which `rmia` must know.
 
     Returns:
         [T, P], NaN for a patient without records or without enough reference models.
@@ -77,7 +81,8 @@ def pooled_evidence(
     patients = member.shape[1]
     if attack == "student_t":
         return _joint_t(reference, member, target, patient, prior)
-    per_record = ATTACKS[attack](reference, member[:, patient], target)
+    known: dict[str, Any] = {"log_probability": True} if attack == "rmia" and task == "segmentation" else {}
+    per_record = ATTACKS[attack](reference, member[:, patient], target, **known)
     pooled = np.full((target.shape[0], patients), np.nan)
     for who, records in by_size(patient, patients):
         values = per_record[:, records]
@@ -199,6 +204,7 @@ def crossfit(
     *,
     attack: str = "student_t",
     folds: int = FOLDS,
+    task: str = "binary",
     prior_member: np.ndarray | None = None,
 ) -> tuple[Array, np.ndarray]:
     """Attack every reference model with the models of the other folds.
@@ -220,7 +226,7 @@ def crossfit(
         if prior_member is not None and attack == "student_t":
             prior = _joint(scores[~held], prior_member[~held], patient, None).prior
         evidence[held] = pooled_evidence(
-            scores[~held], member[~held], scores[held], patient, attack=attack, prior=prior
+            scores[~held], member[~held], scores[held], patient, attack=attack, prior=prior, task=task
         )
     return evidence, fold
 
@@ -233,6 +239,7 @@ def inflation(
     *,
     attack: str = "student_t",
     folds: int = FOLDS,
+    task: str = "binary",
 ) -> Array:
     """By how much cross-fitting widens the AUC of a patient without a trace, as a variance factor ≥ 1 [P].
 
@@ -247,7 +254,7 @@ def inflation(
     for number in np.unique(fold):
         held = np.flatnonzero(fold == number)
         shuffled[held] = generator.permuted(member[held], axis=0)
-    evidence, _ = crossfit(scores, shuffled, patient, attack=attack, folds=folds, prior_member=member)
+    evidence, _ = crossfit(scores, shuffled, patient, attack=attack, folds=folds, task=task, prior_member=member)
     area = stratified_auc(evidence, shuffled, fold)
     nominal = (
         np.sum(area.inside * area.outside * (area.inside + area.outside + 1) / 12, axis=0)

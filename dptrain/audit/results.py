@@ -52,6 +52,7 @@ def summarise(
     trained: np.ndarray | None = None,
     tpr: Callable[[float], float] | None = None,
     auc_ceiling: float = 1.0,
+    task: str = "binary",
     generator: np.random.Generator | None = None,
 ) -> Summary:
     """All statistics of one population game.
@@ -60,6 +61,7 @@ def summarise(
         scores: [M, R]; member: bool [M, P]; patient: [R].
         trained: bool [R]; the others were never trained on (new-scan attack). None: all were.
         tpr: the promised trade-off, FPR -> largest TPR; None: nothing was promised.
+        task: of the scores, see :func:`dptrain.audit.patients.pooled_evidence`.
     """
     draw = generator or np.random.default_rng()
     trained = np.ones(len(patient), dtype=bool) if trained is None else trained
@@ -69,9 +71,10 @@ def summarise(
     if models < FEWEST:
         return _nothing(audit, count, config)
 
-    evidence, fold = patients.crossfit(own, member, owner, attack=config.attack)
+    evidence, fold = patients.crossfit(own, member, owner, attack=config.attack, task=task)
     area = statistics.stratified_auc(evidence, member, fold)
-    area = dataclasses.replace(area, inflation=patients.inflation(own, member, owner, draw, attack=config.attack))
+    inflation = patients.inflation(own, member, owner, draw, attack=config.attack, task=task)
+    area = dataclasses.replace(area, inflation=inflation)
     low, high = statistics.auc_interval(area)
     p = patients.p_values(own, member, owner, fold)
     q = statistics.benjamini_hochberg(p)
@@ -140,7 +143,7 @@ def summarise(
         columns = {"class": people.label, "records": bands, **people.columns}
         found_groups = groups.by_group(exposed, columns, strata, draw, small_cell=config.small_cell)
         audit["groups"], audit["suppressed"] = found_groups.table, found_groups.suppressed
-    audit["new_scan"], scan_auc = _new_scan(scores, member, patient, trained, config, draw)
+    audit["new_scan"], scan_auc = _new_scan(scores, member, patient, trained, config, draw, task)
 
     rows = []
     records = np.bincount(owner, minlength=count)
@@ -163,6 +166,7 @@ def summarise(
             row[f"{name}_extrapolated"] = bool(found.extrapolated[i])
         row["new_scan_auc"] = _number(scan_auc[i])
         row["best_record_auc"] = _number(baseline[i])
+        row["confirmed"] = row["fresh_auc"] = None  # filled where the release game tried the patient
         rows.append(row)
     return Summary(audit, rows, exposed, area)
 
@@ -217,6 +221,7 @@ def _new_scan(
     trained: np.ndarray,
     config: AuditConfig,
     generator: np.random.Generator,
+    task: str,
 ) -> tuple[dict[str, Any] | None, Array]:
     """Is a patient recognised by a record that no model was trained on?"""
     auc = np.full(member.shape[1], np.nan)
@@ -225,7 +230,7 @@ def _new_scan(
     if who.size < groups.SMALL_CELL:
         return None, auc
     position = np.searchsorted(who, patient[fresh])
-    evidence, fold = patients.crossfit(scores[:, fresh], member[:, who], position, attack=config.attack)
+    evidence, fold = patients.crossfit(scores[:, fresh], member[:, who], position, attack=config.attack, task=task)
     auc[who] = statistics.stratified_auc(evidence, member[:, who], fold).auc
     low, high = statistics.mean_interval(auc, generator=generator)
     summary = {"auc": _number(np.nanmean(auc)), "low": _number(low), "high": _number(high), "patients": int(who.size)}
