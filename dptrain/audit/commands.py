@@ -26,7 +26,10 @@ restricted: restricted/audit/audit.json (aggregates), patients.csv (pseudonymise
 settings: audit.models=64 audit.attack=student_t|lira_online|lira_offline|rmia|loss audit.game=population|release
           audit.false_discovery_rate=0.05 audit.tolerance=0.75 audit.small_cell=10 audit.canaries=200
           audit.canary_trainings=2 audit.new_scan=0.25 audit.trainer=auto|together|engine audit.processes=0
-An audit that was interrupted goes on where it stopped when the same command is given again.
+audit.attack decides the AUCs, the TPRs and the ROC; who counts as exposed is decided by exact tests of its own.
+Mislabelled canaries are planted from audit.canary_trainings=16 on; with fewer all are gradient-aligned.
+An audit that was interrupted goes on where it stopped when the same command is given again; one that was finished
+is told again, without training anything or asking the ledger.
 exit codes: 0 done · 2 configuration · 3 refused by the ledger · 5 data unreadable · 6 the guarantee is broken"""
 
 
@@ -122,9 +125,10 @@ def tell(audit: dict[str, Any]) -> None:
             f"{auc['max_by_chance']:.3f} in 95 of 100 audits, so it is not held against what is allowed for one"
         )
     for rate, found in audit["tpr_at"].items():
-        note = ", extrapolated" if found["extrapolated"] else ""
+        need = next((row["need"] for row in audit["withheld"] if row["what"] == f"tpr_at_{rate}"), None)
+        note = f"; extrapolated; counted from {need} models" if need is not None else ""
         print(
-            f"TPR at {float(rate):.0%} FPR: mean {found['mean']:.1%} (allowed at most {found['ceiling']:.1%}{note})"
+            f"TPR at {float(rate):.0%} FPR: mean {found['mean']:.1%} (allowed at most {found['ceiling']:.1%}){note}"
         )
     if audit["new_scan"]:
         scan = audit["new_scan"]
@@ -141,4 +145,6 @@ def tell(audit: dict[str, Any]) -> None:
             f"{canary['trainings']} trainings, {canary['method']}); {promise}"
         )
     for row in audit["withheld"]:
+        if row["what"].startswith("tpr_at_"):
+            continue  # its extrapolation stands above
         print(f"withheld: {row['what']} needs {row['need']} reference models, there are {row['have']}")

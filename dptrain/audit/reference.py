@@ -1,11 +1,12 @@
 """Train reference models: many at once, each with its own patients, start, draws and noise; keep scores only.
 
-Three ways, chosen by what is trained:
+Four ways, chosen by what is trained:
 
 - *linear*: one layer on fixed features. Patient gradients have a closed form; every step is two matrix
   products for all models together.
 - *dense*: a chain of fully connected layers and activations. As above, layer by layer.
-- *stacked*: any other small network, with `torch.func`: vmap over models of vmap over records of grad.
+- *stacked*: any other small network, with `torch.func`: vmap over models of vmap over records of grad. Many times
+  faster than one after another on a GPU, slower on a CPU (benchmarks/results/audit.md).
 - *engine*: the training loop of the run itself, one model after another, in as many processes as asked for.
   The canaries of a promise go this way, since only it runs the code that made the promise.
 
@@ -90,6 +91,21 @@ def way_of(module: nn.Module, plan: Plan, augmented: bool = False) -> str:
     if trainable > STACKED_PARAMETERS or any(isinstance(part, mixing) for part in module.modules()):
         return "engine"
     return "stacked"
+
+
+def unstackable(material: Material) -> str:
+    """Why torch.func cannot run a network that is neither linear nor dense, in a line; empty where it can."""
+    module = copy.deepcopy(material.module).cpu()
+    weights = {name: torch.stack([p.detach()] * 2) for name, p in module.named_parameters() if p.requires_grad}
+    rows = torch.zeros(2, 2, dtype=torch.long)  # two models, two records
+    x, y = material.inputs.cpu()[rows].float(), material.labels.cpu()[rows]
+    try:
+        _gradients(material, module.train())(weights, x, y)
+        with torch.no_grad():
+            vmap(lambda some: functional_call(module.eval(), (some, _fixed(module)), (x[0],)))(weights)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return str(error).split("\n")[0][:200] or type(error).__name__
+    return ""
 
 
 def fresh_start(module: nn.Module, names: Sequence[str] | None = None) -> Callable[[], dict[str, Tensor]]:
@@ -445,18 +461,27 @@ def _train_dense(
         tick(models)
 
 
-def _train_stacked(material: Material, stack: _Stack, draws: Draws, device: torch.device, tick: Tick) -> None:
-    """torch.func: gradients of single records, summed within patients, clipped, summed over patients."""
-    plan = material.plan
-    inputs, labels = material.inputs.to(device), material.labels.to(device)
-    module = copy.deepcopy(material.module).to(device).train()
+def _fixed(module: nn.Module) -> dict[str, Tensor]:
+    """What all models of a stack share: frozen parameters and buffers."""
     fixed = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
-    fixed.update({name: b.detach() for name, b in module.named_buffers()})
+    return {**fixed, **{name: b.detach() for name, b in module.named_buffers()}}
+
+
+def _gradients(material: Material, module: nn.Module) -> Callable[..., dict[str, Tensor]]:
+    """(weights [M, …], inputs [M, b, …], labels [M, b, …]) -> gradient of each record, [M, b, …]."""
+    fixed = _fixed(module)
 
     def one(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return material.loss(functional_call(module, (weights, fixed), (x[None],)), y[None])[0]
 
-    gradients = vmap(vmap(grad(one), in_dims=(None, 0, 0)), in_dims=(0, 0, 0))
+    return vmap(vmap(grad(one), in_dims=(None, 0, 0)), in_dims=(0, 0, 0))
+
+
+def _train_stacked(material: Material, stack: _Stack, draws: Draws, device: torch.device, tick: Tick) -> None:
+    """torch.func: gradients of single records, summed within patients, clipped, summed over patients."""
+    plan = material.plan
+    inputs, labels = material.inputs.to(device), material.labels.to(device)
+    gradients = _gradients(material, copy.deepcopy(material.module).to(device).train())
     size = sum(p[0].numel() for p in stack.weights)
     for _ in range(plan.steps):
         rows = _drawn(draws)
@@ -595,8 +620,13 @@ def train_in_processes(
     processes: int = 1,
     device: str | torch.device = "cpu",
     tick: Tick = lambda _: None,
+    keep: Callable[[int, Array], None] = lambda *_: None,
 ) -> Array:
-    """As :func:`train_together`, with the engine, `processes` models at a time: scores [M, R]."""
+    """As :func:`train_together`, with the engine, `processes` models at a time: scores [M, R].
+
+    Args:
+        keep: called with the number and the scores [R] of each model as it is done.
+    """
     import dataclasses
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
@@ -605,6 +635,7 @@ def train_in_processes(
     if processes <= 1:
         for number, row in enumerate(member):
             scores[number] = train_with_engine(material, row, device=device)
+            keep(number, scores[number])
             tick(material.plan.steps)
         return scores
     sent = dataclasses.replace(material, start=dict)  # starts are made here; closures do not travel
@@ -613,6 +644,7 @@ def train_in_processes(
         for job in as_completed(jobs):
             number, row_scores = job.result()
             scores[number] = row_scores
+            keep(number, row_scores)
             tick(material.plan.steps)
     return scores
 
@@ -630,8 +662,7 @@ def score_outputs(outputs: Tensor, labels: Tensor, task: str, loss: Any) -> Arra
 def _score(material: Material, final: dict[str, Tensor], device: torch.device) -> Array:
     """Scores [M, R] of every record under every model of a stack."""
     module = copy.deepcopy(material.module).to(device).eval()
-    fixed = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
-    fixed.update({name: b.detach() for name, b in module.named_buffers()})
+    fixed = _fixed(module)
     layers = chain(material.module)
     single = None if layers is None else _single(layers)
     models = next(iter(final.values())).shape[0]
@@ -673,8 +704,12 @@ def train_together(
     """
     device = torch.device(device)
     way = way_of(material.module, material.plan, bool(material.augment))
-    if way == "engine":
-        raise ConfigError("this network cannot be trained as a stack.", remedy="Set audit.trainer=engine.")
+    why = unstackable(material) if way == "stacked" else ""
+    if way == "engine" or why:
+        raise ConfigError(
+            f"This network cannot be trained as a stack{': ' + why if why else ''}.",
+            remedy="Set audit.trainer=engine.",
+        )
     stack = _Stack(material, [material.start() for _ in range(len(member))], device)
     draws = Draws(material, torch.from_numpy(np.ascontiguousarray(member)), device)
     layers = chain(material.module)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
 from dptrain import accounting, data
@@ -86,14 +87,19 @@ def audit_run(path: str | Path, words: list[str], *, say: Say = print) -> Result
         raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
     settings = override(run.settings, words)
     run.folder.note_access("audit")
-    return _audit(settings, run.plan, str(run.facts["id"]), run.folder, say)
+    identity = str(run.facts["id"])
+    held = finished(run.folder, asked(settings, run.plan, identity))
+    if held is not None:
+        return _again(held, say)
+    return _audit(settings, run.plan, identity, run.folder, say)
 
 
 def audit_settings(settings: Settings, *, say: Say = print) -> Result:
     """Audit what a recipe's training would do, without a run: its plan is made as `train` would make it."""
     _, _, status = session.open_status(settings)
     plan = session.plan_for(settings, status)
-    place = settings.training.run or f"runs/audit-{settings.name}-{now().replace(':', '').replace('-', '')}"
+    # no time in it: the same command finds what it left
+    place = settings.training.run or f"runs/audit-{settings.name}-{asked(settings, plan, '')[:12]}"
     folder = RunFolder(place)
     if folder.facts.exists():
         raise ConfigError(f"{place} holds a run.", remedy=f"Audit it with run={place}, or name another training.run.")
@@ -102,6 +108,78 @@ def audit_settings(settings: Settings, *, say: Say = print) -> Result:
         file.write(to_yaml(settings))
     identity = "audit-" + hashlib.sha256(f"{plan.digest}{os.path.abspath(place)}".encode()).hexdigest()[:16]
     return _audit(settings, plan, identity, folder, say)
+
+
+# settings that do not change what is measured: where things lie, and how the work is cut up
+NOT_MEASURED = {
+    "data": ("root", "folder"),
+    "training": ("run", "resume", "device", "chunk", "lease", "checkpoint_steps", "evaluate"),
+    "audit": ("declare", "processes"),
+}
+# settings of the audit that decide which reference models are trained; the others are about their scores only
+TRAINED_BY = ("models", "new_scan", "trainer", "stack", "game", "confirm_models")
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Everything that decides what an audit measures: the settings without places, and the starting weights."""
+    told: dict[str, Any] = yaml.safe_load(to_yaml(settings))
+    for part in ("ledger", "report"):
+        told.pop(part, None)
+    for part, names in NOT_MEASURED.items():
+        told[part] = {name: value for name, value in told[part].items() if name not in names}
+    if settings.model.weights is not None:
+        path = Path(settings.model.weights)
+        path = RunFolder(path).weights if path.is_dir() else path
+        told["weights"] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return told
+
+
+def _digest(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def asked(settings: Settings, plan: Plan, identity: str) -> str:
+    """One number for an audit: two that have it ask the same question of the same training."""
+    return _digest([configuration(settings), plan.digest, identity])
+
+
+def finished(folder: RunFolder, number: str, fingerprint: str | None = None) -> Result | None:
+    """The result of the same audit, if it was finished before (of the same cohort, where `fingerprint` is given)."""
+    try:
+        audit = json.loads((folder.audit / "audit.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(audit, dict) or audit.get("schema") != SCHEMA or audit.get("asked_sha256") != number:
+        return None
+    if fingerprint is not None and audit.get("cohort_sha256") != _digest(fingerprint):
+        return None
+    return Result(folder, audit, _broken(audit))
+
+
+def _again(held: Result, say: Say) -> Result:
+    say(
+        f"this audit was finished at {held.audit['created']}; nothing is trained, nothing is asked of the ledger "
+        f"(for another one, change a setting or remove {held.folder.audit / 'audit.json'})"
+    )
+    return held
+
+
+def _broken(audit: dict[str, Any]) -> str | None:
+    """The sentence of a broken guarantee, from audit.json."""
+    canary, promised = audit["canary"], audit["promised"]["epsilon"]
+    if not canary or not canary["broken"]:
+        return None
+    bound = bounds.LowerBound(
+        epsilon=canary["epsilon_lower"],
+        method=canary["method"],
+        confidence=canary["confidence"],
+        canaries=canary["count"],
+        trainings=canary["trainings"],
+        promised=math.inf if promised is None else promised,
+        curve=canary["beyond_curve"],
+        broken=True,
+    )
+    return bounds.broken_sentence(bound, audit["unit"])
 
 
 ALLOWED = ("audit.", "ledger.", "data.root", "training.device", "training.chunk")
@@ -130,6 +208,10 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
     ledger, keys, status = session.open_status(settings)
     say(f"reading and hashing {settings.data.name}")
     cohort = data.scan(settings.data, keys)
+    number = asked(settings, plan, identity)
+    held = finished(folder, number, cohort.fingerprint)
+    if held is not None:
+        return _again(held, say)
     grant = ledger.admit(status.name, purpose="audit", run=identity, fingerprint=cohort.fingerprint)
     ended = "interrupted"
     try:
@@ -143,6 +225,10 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
         member = work.member(config.models, material.patients)
         population = dataclasses.replace(material, plan=reference.half_plan(plan))
         device = session.device_of(settings.training.device)
+        trainer, why = choose_trainer(material, config, device)
+        config = dataclasses.replace(config, trainer=trainer)
+        if why:
+            say(why)
         scores = train_references(population, member, config, work, device, "training reference models")
         say("attacking")
         summary = summarise(
@@ -154,23 +240,27 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
             trained=material.trained,
             tpr=promise.tpr(),
             auc_ceiling=1.0 if promise.curve is None else float(promise.curve.auc),
+            task=material.task,
         )
         if config.game == "release":
             whole = dataclasses.replace(material, plan=plan)
             summary.audit["confirmed"] = confirm(whole, scores, member, summary, config, work, device)
-        bound = canary_bound(dataclasses.replace(material, plan=plan), promise, config, device=device)
+        bound = canary_bound(dataclasses.replace(material, plan=plan), promise, config, device=device, work=work)
         audit = {
             "schema": SCHEMA,
             "created": now(),
             "game": config.game,
             "attack": config.attack,
+            "verdicts_by": patients.TEST,
             **summary.audit,
             "promised": _promised(promise),
             "canary": None if bound is None else _canary(bound[0], bound[1]),
             "masks_sha256": masks.digest(member),
             "plan_sha256": plan.digest,
             "unit": plan.unit,
-            "trainer": _trainer(material, config),
+            "trainer": trainer,
+            "asked_sha256": number,
+            "cohort_sha256": _digest(cohort.fingerprint),
             "seconds": round(time.monotonic() - begun, 1),
         }
         write_json(folder.audit / "audit.json", audit)
@@ -187,8 +277,7 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
         ended = "complete"
     finally:
         grant.close(ended, steps_run=0)
-    broken = bounds.broken_sentence(bound[0], plan.unit) if bound is not None and bound[0].broken else None
-    return Result(folder, audit, broken)
+    return Result(folder, audit, _broken(audit))
 
 
 def _make(folder: RunFolder) -> None:
@@ -309,18 +398,16 @@ def _many(values: np.ndarray) -> bool:
 
 
 class Work:
-    """Masks and scores of an unfinished audit. Another cohort, plan or configuration does not find them."""
+    """Masks and scores of an unfinished audit. Another cohort, plan or configuration does not find them.
+
+    What only reads scores (the attack, the tolerance, how many are confirmed) may change in between.
+    """
 
     def __init__(self, folder: Path, settings: Settings, material: Material, plan: Plan, fingerprint: str) -> None:
         self.folder = folder
-        names = ("models", "new_scan", "trainer", "stack", "game", "confirm_models")
-        self.config = {name: getattr(settings.audit, name) for name in names}
-        optimizer = dataclasses.asdict(settings.optimizer)
-        told = json.dumps(
-            [fingerprint, plan.digest, self.config, optimizer, settings.training.ema, material.patients],
-            sort_keys=True,
-        )
-        self.key = hashlib.sha256(told.encode()).hexdigest()
+        told = configuration(settings)
+        told["audit"] = {name: value for name, value in told["audit"].items() if name in TRAINED_BY}
+        self.key = _digest([fingerprint, plan.digest, told, material.patients])
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         stamp = folder / "key"
         if not stamp.exists() or stamp.read_text(encoding="utf-8") != self.key:
@@ -362,12 +449,39 @@ class Work:
         assert held is not None
         return held["member"]
 
+    def canaries(self, planted: Material, member: np.ndarray, own: int) -> tuple[Material, np.ndarray]:
+        """The canaries and their masks: made when they were first planted, the same ones after a resume.
 
-def _trainer(material: Material, config: AuditConfig) -> str:
+        Args:
+            own: records of the cohort; the canaries' follow them.
+        """
+        held = self.load("canaries")
+        if held is None or held["member"].shape != member.shape:
+            self.save(
+                "canaries", inputs=planted.inputs[own:].numpy(), labels=planted.labels[own:].numpy(), member=member
+            )
+            return planted, member
+        same = dataclasses.replace(
+            planted,
+            inputs=torch.cat([planted.inputs[:own], torch.from_numpy(held["inputs"])]),
+            labels=torch.cat([planted.labels[:own], torch.from_numpy(held["labels"])]),
+        )
+        return same, held["member"]
+
+
+def choose_trainer(material: Material, config: AuditConfig, device: torch.device) -> tuple[str, str]:
+    """`together` or `engine`, as set or the one measured faster; and why, where a reader would wonder (else "")."""
     if config.trainer != "auto":
-        return config.trainer
+        return config.trainer, ""
     way = reference.way_of(material.module, material.plan, bool(material.augment))
-    return "engine" if way == "engine" else "together"
+    if way != "stacked":
+        return ("engine" if way == "engine" else "together"), ""
+    if device.type == "cpu":  # benchmarks/results/audit.md: 0.6 times the models per minute
+        return "engine", "on a CPU, networks like this one train faster with the run's own loop than as a stack"
+    why = reference.unstackable(material)
+    if why:
+        return "engine", f"torch.func cannot run this network as a stack, so the run's own loop trains it: {why}"
+    return "together", ""
 
 
 def processes_of(config: AuditConfig, device: torch.device) -> int:
@@ -385,25 +499,38 @@ def train_references(
     name: str = "scores",
 ) -> Array:
     """Scores [M, R] of reference models, a stack at a time; stacks that are done are read, not trained again."""
-    together = _trainer(material, config) == "together"
-    size = min(config.stack, len(member)) if together else processes_of(config, device)
-    parts: list[Array] = []
+    together = choose_trainer(material, config, device)[0] == "together"
+    size = min(config.stack, len(member)) if together else 1
+    scores = np.full((len(member), len(material.inputs)), np.nan)
+    left: list[np.ndarray] = []
     with progress(len(member) * material.plan.steps, label) as bar:
         for number, start in enumerate(range(0, len(member), size)):
-            some = member[start : start + size]
+            rows = np.arange(start, min(start + size, len(member)))
             held = work.load(f"{name}-{number:03d}") if work is not None else None
-            if held is not None and np.array_equal(held["member"], some):
-                parts.append(held["scores"])
-                bar.advance(len(some) * material.plan.steps)
-                continue
-            if together:
-                found = reference.train_together(material, some, device=device, tick=bar.advance)
+            if held is not None and np.array_equal(held["member"], member[rows]):
+                scores[rows] = held["scores"]
+                bar.advance(len(rows) * material.plan.steps)
             else:
-                found = reference.train_in_processes(material, some, processes=size, device=device, tick=bar.advance)
+                left.append(rows)
+
+        def keep(rows: np.ndarray, found: Array) -> None:
+            scores[rows] = found
             if work is not None:
-                work.save(f"{name}-{number:03d}", scores=found, member=some)
-            parts.append(found)
-    return np.concatenate(parts)
+                work.save(f"{name}-{rows[0] // size:03d}", scores=found, member=member[rows])
+
+        if together:
+            for rows in left:
+                keep(rows, reference.train_together(material, member[rows], device=device, tick=bar.advance))
+        elif left:
+            reference.train_in_processes(
+                material,
+                member[np.concatenate(left)],
+                processes=min(len(left), processes_of(config, device)),
+                device=device,
+                tick=bar.advance,
+                keep=lambda number, found: keep(left[number], found[None]),
+            )
+    return scores
 
 
 # --- the release game -------------------------------------------------------------------------------------------
@@ -422,6 +549,7 @@ def confirm(
 
     The attack is fitted on the population's models, so it owes nothing to the fresh ones: no winner's curse.
     The models with everybody are shared by all candidates; Benjamini–Yekutieli allows for that.
+    Writes into the rows of the patients tried whether they were confirmed, and their fresh AUC.
     """
     order = np.argsort(-np.nan_to_num(summary.area.auc, nan=0.0), kind="stable")
     top = [int(i) for i in order if summary.exposed[i]][: config.confirm]
@@ -435,7 +563,7 @@ def confirm(
     fresh = train_references(material, games, config, work, device, "confirming on fresh models", "confirm")
     own = material.trained
     evidence = patients.pooled_evidence(
-        scores[:, own], member, fresh[:, own], material.patient.numpy()[own], attack=config.attack
+        scores[:, own], member, fresh[:, own], material.patient.numpy()[own], attack=config.attack, task=material.task
     )
     p = np.empty(len(top))
     for number, who in enumerate(top):
@@ -447,7 +575,10 @@ def confirm(
         p[number] = statistics.auc_p_values(area)[0]
         result["auc"].append({"auc": float(area.auc[0]), "low": float(low[0]), "high": float(high[0])})
     adjusted = statistics.benjamini_hochberg(p, arbitrary_dependence=True)
-    result["confirmed"] = int(np.sum(adjusted <= config.false_discovery_rate))
+    confirmed = adjusted <= config.false_discovery_rate
+    result["confirmed"] = int(np.sum(confirmed))
+    for number, who in enumerate(top):
+        summary.rows[who].update(confirmed=bool(confirmed[number]), fresh_auc=result["auc"][number]["auc"])
     return result
 
 
@@ -461,6 +592,7 @@ def canary_bound(
     *,
     trainer: str = "engine",
     device: str | torch.device = "cpu",
+    work: Work | None = None,
 ) -> tuple[bounds.LowerBound, str] | None:
     """A lower bound on epsilon from planted patients, and what kind they were.
 
@@ -473,14 +605,16 @@ def canary_bound(
     planted, kind = plant(material, count, trainings)
     member = np.ones((trainings, planted.patients), dtype=bool)
     member[:, -count:] = masks.draw(trainings, count)
-    with progress(trainings * material.plan.steps, "training with canaries") as bar:
-        if trainer == "together":
+    if work is not None:
+        planted, member = work.canaries(planted, member, len(material.inputs))
+    if trainer == "together":
+        with progress(trainings * material.plan.steps, "training with canaries") as bar:
             scores = reference.train_together(planted, member, device=device, tick=bar.advance)
-        else:
-            processes = min(trainings, processes_of(config, torch.device(device)))
-            scores = reference.train_in_processes(
-                planted, member, processes=processes, device=device, tick=bar.advance
-            )
+    else:
+        engine = dataclasses.replace(config, trainer="engine")
+        scores = train_references(
+            planted, member, engine, work, torch.device(device), "training with canaries", "canary"
+        )
     bound = bounds.lower_bound(
         canary_scores(scores, planted, count),
         member[:, -count:],

@@ -52,6 +52,8 @@ def make_material(
     if labels is None:
         if task == "multilabel":
             labels = torch.from_numpy(rng.integers(0, 2, (records, outputs))).float()
+        elif task == "segmentation":
+            labels = torch.from_numpy(rng.integers(0, outputs, (records, 1, *shape[1:])))
         else:
             labels = torch.from_numpy(rng.integers(0, 2 if task == "binary" else outputs, records))
     module = module or nn.Linear(shape[0], outputs)

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from dptrain.audit import reference
+from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Draws, Material, train_in_processes, train_together, way_of
+from dptrain.audit.run import choose_trainer, train_references
 from dptrain.config import OptimizerConfig
+from dptrain.errors import ConfigError
 from dptrain.models.nets import cnn1d, linear_head, mlp, small_cnn
+from dptrain.training.losses import loss_for_task
 from tests.audit.made import make_material, make_plan
 
 
@@ -55,11 +59,36 @@ class DoubleLoss(nn.Module):
         self.task = task
 
     def forward(self, output: Tensor, label: Tensor) -> Tensor:
+        if self.task == "segmentation":
+            return loss_for_task(self.task)(output, label)
         if self.task == "multiclass":
             return nn.functional.cross_entropy(output, label.long(), reduction="none")
         shaped = label.reshape(output.shape).to(output.dtype)
         values = nn.functional.binary_cross_entropy_with_logits(output, shaped, reduction="none")
         return values.reshape(len(output), -1).mean(1)
+
+
+def volume_net(classes: int) -> nn.Module:
+    """A classifier of volumes."""
+    body = (nn.Conv3d(1, 3, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    return nn.Sequential(*body, nn.Linear(3, classes))
+
+
+def mask_net(convolution: type[nn.Module], classes: int) -> nn.Module:
+    """Two layers that give a class to every pixel or voxel."""
+    return nn.Sequential(convolution(1, 4, 3, padding=1), nn.ReLU(), convolution(4, classes, 1))
+
+
+class Asking(nn.Module):
+    """A network that looks at its values, which vmap forbids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x).flatten(2).mean(2)
+        return y * 2 if float(y.sum()) > 0 else y
 
 
 CASES = {
@@ -69,6 +98,10 @@ CASES = {
     "linear head": (lambda: linear_head(12, 2), (3, 4), "multiclass", 2),
     "mlp": (lambda: mlp(12, 3, (7, 5)), (12,), "multiclass", 3),
     "cnn": (lambda: small_cnn(1, 1, (4, 4)), (1, 8, 8), "binary", 1),
+    "cnn labels": (lambda: small_cnn(1, 3, (4, 4)), (1, 8, 8), "multilabel", 3),
+    "volume": (lambda: volume_net(2), (1, 5, 6, 4), "multiclass", 2),
+    "mask": (lambda: mask_net(nn.Conv2d, 3), (1, 6, 6), "segmentation", 3),
+    "mask of a volume": (lambda: mask_net(nn.Conv3d, 2), (1, 4, 5, 3), "segmentation", 2),
     "signal": (lambda: cnn1d(1, 2, (3, 4), 3), (1, 16), "multiclass", 2),
 }
 
@@ -249,3 +282,32 @@ def test_ways() -> None:
     assert way_of(mlp(3, 2, (2000, 2000)), plan) == "dense"
     shared = nn.Linear(3, 3)
     assert way_of(nn.Sequential(shared, shared), plan) == "stacked"
+
+
+def asking_material() -> Material:
+    return make_material(module=Asking(), shape=(1, 6, 6), task="multiclass", outputs=2, patients=12)
+
+
+def test_a_network_that_vmap_cannot_run_goes_to_the_engine() -> None:
+    material = asking_material()
+    assert way_of(material.module, material.plan) == "stacked"
+    with pytest.raises(ConfigError, match=r"audit\.trainer=engine"):
+        train_together(material, np.ones((2, 12), dtype=bool))
+    trainer, why = choose_trainer(material, AuditConfig(), torch.device("cuda"))
+    assert trainer == "engine"
+    assert "torch.func" in why
+    scores = train_references(material, np.ones((2, 12), dtype=bool), AuditConfig(processes=1), None, CPU, "here")
+    assert np.isfinite(scores).all()
+
+
+CPU = torch.device("cpu")
+
+
+def test_the_trainer_is_the_one_measured_faster() -> None:
+    """Small CNNs are slower as a stack on a CPU (benchmarks/audit), many times faster on a GPU."""
+    cnn = make_material(module=small_cnn(1, 2, (4, 4)), shape=(1, 8, 8), task="multiclass", outputs=2)
+    assert choose_trainer(cnn, AuditConfig(), CPU)[0] == "engine"
+    assert choose_trainer(cnn, AuditConfig(), torch.device("cuda"))[0] == "together"
+    assert choose_trainer(cnn, AuditConfig(trainer="together"), CPU)[0] == "together"
+    for module in (nn.Linear(12, 1), mlp(12, 1)):
+        assert choose_trainer(make_material(module=module), AuditConfig(), CPU)[0] == "together"

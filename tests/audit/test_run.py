@@ -7,19 +7,25 @@ import dataclasses
 import json
 import stat
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
 
 from dptrain import cli
-from dptrain.audit import bounds, reference
+from dptrain.audit import attacks, bounds, patients, reference, statistics
 from dptrain.audit import run as audit_module
 from dptrain.audit.config import AuditConfig
 from dptrain.audit.results import People, summarise
-from dptrain.audit.run import audit_run, audit_settings, keep_back, override
+from dptrain.audit.run import Work, audit_run, audit_settings, confirm, keep_back, override
+from dptrain.config import settings_of
 from dptrain.errors import EXIT_GUARANTEE_BROKEN, ConfigError, LedgerRefused
 from dptrain.training.run import train
 from dptrain.training.runfolder import RunFolder
+from tests.audit.made import make_material
 from tests.audit.simulate import gaussian_scores
 from tests.training.conftest import Site, make_site, write_images
 
@@ -58,11 +64,15 @@ def test_audit_of_a_run(make_site: Callable[..., Site], capsys: pytest.CaptureFi
     assert audit["promised"]["epsilon"] == pytest.approx(folder.read_facts()["privacy"]["epsilon"], rel=0.02)
     assert set(audit["tpr_at"]) == {"0.01", "0.05", "0.1"}
     assert audit["tpr_at"]["0.01"]["extrapolated"]
+    assert "extrapolated; counted from 220 models" in told
+    assert "withheld: tpr" not in told
+    assert audit["verdicts_by"] == patients.TEST
     assert len(audit["masks_sha256"]) == 64
     assert sum(audit["verdicts"].values()) == audit["patients"]
     with open(folder.audit / "patients.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == audit["patients"]
+    assert {row["confirmed"] + row["fresh_auc"] for row in rows} == {""}  # the population game confirms nobody
     assert not any("P0" in row["patient"] for row in rows)
     assert stat.S_IMODE(folder.audit.stat().st_mode) == 0o700
     for path in folder.audit.iterdir():
@@ -102,8 +112,112 @@ def test_a_locked_cohort_needs_permission_for_a_second_audit(make_site: Callable
     few = ["audit.models=8", "audit.canaries=0"]
     audit_run(folder.path, few, say=quiet)  # declared by the run's own plan
     with pytest.raises(LedgerRefused) as error:
-        audit_run(folder.path, few, say=quiet)
+        audit_run(folder.path, [*few, "audit.tolerance=0.8"], say=quiet)
     assert "Radiology" in str(error.value)
+
+
+def test_a_finished_audit_is_told_again_without_the_ledger(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = make_site(3.0)
+    folder = trained(site, "privacy.target_epsilon=3")
+    few = ["audit.models=8", "audit.canaries=0"]
+    assert cli.main(["audit", f"run={folder.path}", *few]) == 0
+    first = (folder.audit / "audit.json").read_bytes()
+    entries = len(site.ledger.entries())
+    monkeypatch.setattr(reference, "train_together", None)
+    capsys.readouterr()
+    assert cli.main(["audit", f"run={folder.path}", *few, "audit.processes=1"]) == 0
+    told = capsys.readouterr().out
+    assert "was finished at" in told
+    assert str(folder.audit) in told
+    assert "8 reference models" in told
+    assert len(site.ledger.entries()) == entries
+    assert (folder.audit / "audit.json").read_bytes() == first
+    for other in (["audit.models=9", "audit.canaries=0"], [*few, "audit.attack=rmia"], ["audit.models=8"]):
+        assert cli.main(["audit", f"run={folder.path}", *other]) == 3
+    audit = json.loads(first)
+    audit["canary"] = {"kind": "gradient-aligned", "count": 9, "trainings": 2, "epsilon_lower": 9.0}
+    audit["canary"] |= {"confidence": 0.95, "method": "one run", "beyond_curve": None, "broken": True}
+    (folder.audit / "audit.json").write_text(json.dumps(audit))
+    assert cli.main(["audit", f"run={folder.path}", *few]) == EXIT_GUARANTEE_BROKEN
+    assert "at least 9.00" in capsys.readouterr().err
+
+
+def test_work_is_found_by_what_decides_the_models_and_by_nothing_else(make_site: Callable[..., Site]) -> None:
+    site = make_site(8.0)
+    material = make_material()
+
+    base = OmegaConf.structured(site.settings("model=linear", *NETWORK))
+
+    def key(*words: str) -> str:
+        settings = settings_of(OmegaConf.merge(base, OmegaConf.from_dotlist(list(words))))
+        return Work(site.folder / "work", settings, material, material.plan, "fingerprint").key
+
+    scale = "{_target_: monai.transforms.ScaleIntensityd, keys: [image]}"
+    flip = "{_target_: monai.transforms.RandFlipd, keys: [image], prob: 0.5}"
+    different = [
+        [],
+        ["model.network._target_=dptrain.models.mlp"],
+        ["model.network.num_classes=2"],
+        ["model.train=head"],
+        [f"data.transforms=[{scale}]"],
+        [f"data.augment=[{flip}]"],
+        ["data.task=multiclass"],
+        ["data.drop={finding: shadow}"],
+        ["training.ema=0.5"],
+        ["optimizer.lr=0.7"],
+        ["audit.models=12"],
+    ]
+    assert len({key(*words) for words in different}) == len(different)
+    weights = site.folder / "weights.pt"
+    weights.write_bytes(b"one")
+    before = key(f"model.weights={weights}")
+    weights.write_bytes(b"two")
+    assert key(f"model.weights={weights}") != before
+    same = ["ledger.url=elsewhere", "data.root=/elsewhere", "training.device=auto", "audit.attack=rmia"]
+    assert {key(word) for word in (*same, "training.run=there", "audit.processes=3")} == {key()}
+
+
+def test_an_interrupted_audit_of_a_recipe_goes_on_in_the_same_folder(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(8.0)
+    monkeypatch.chdir(site.folder)
+    words = ["model=mlp", *NETWORK, *SMALL, "audit.stack=8", "audit.canary_trainings=3"]
+    calls: list[int] = []
+    correct, engine = reference.train_together, reference.train_with_engine
+    planted: list[Any] = []
+
+    def failing(material, member, **rest):
+        calls.append(len(member))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return correct(material, member, **rest)
+
+    def failing_engine(material, member, *rest, **more):
+        planted.append((material, member))
+        if len(planted) == 3:
+            raise KeyboardInterrupt
+        return engine(material, member, *rest, **more)
+
+    monkeypatch.setattr(reference, "train_together", failing)
+    monkeypatch.setattr(reference, "train_with_engine", failing_engine)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            audit_settings(site.settings(*words), say=quiet)
+    result = audit_settings(site.settings(*words), say=quiet)
+    assert calls == [8] * 5
+    assert len(planted) == 4  # two kept, the third again
+    (first, _), (_, third), (again, once_more) = planted[0], planted[2], planted[3]
+    np.testing.assert_array_equal(first.inputs, again.inputs)
+    np.testing.assert_array_equal(third, once_more)
+    assert [path.resolve() for path in (site.folder / "runs").iterdir()] == [result.folder.path.resolve()]
+    said: list[str] = []
+    assert audit_settings(site.settings(*words), say=said.append).audit["created"] == result.audit["created"]
+    assert "was finished at" in said[-1]
+    other = audit_settings(site.settings(*words, "optimizer.lr=0.3", "audit.canaries=0"), say=quiet)
+    assert other.folder.path != result.folder.path
 
 
 def test_a_changed_manifest_and_a_changed_configuration_are_refused(make_site: Callable[..., Site]) -> None:
@@ -135,10 +249,16 @@ def test_a_broken_guarantee_ends_with_six(
     assert json.loads((folder.audit / "audit.json").read_text())["canary"]["broken"] is True
 
 
-def test_audit_of_a_recipe_without_a_run(make_site: Callable[..., Site]) -> None:
+def test_audit_of_a_recipe_without_a_run(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
     site = make_site(8.0)
     settings = site.settings(f"training.run={site.folder / 'only-audit'}", "model=mlp", *NETWORK, *SMALL)
+    tasks: list[str] = []
+    correct = audit_module.summarise
+    monkeypatch.setattr(
+        audit_module, "summarise", lambda *a, task, **k: tasks.append(task) or correct(*a, task=task, **k)
+    )
     result = audit_settings(settings, say=quiet)
+    assert tasks == ["binary"]
     assert result.audit["patients"] == 52
     assert (site.folder / "only-audit" / "restricted" / "audit" / "audit.json").exists()
 
@@ -243,3 +363,60 @@ def test_kept_back_records_leave_every_patient_one() -> None:
     assert (np.bincount(owner[trained], minlength=100) >= 1).all()
     assert np.bincount(owner[~trained], minlength=100).max() == 1
     assert keep_back(owner, 100, 0.0).all()
+
+
+def test_rmia_knows_that_a_segmentation_score_is_a_log_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    member = rng.random((16, 30)) < 0.5
+    owner = np.repeat(np.arange(30), 2)
+    scores = -np.exp(rng.normal(size=(16, 60)) - member[:, owner])  # negative losses
+    right = attacks.rmia(scores, member[:, owner], scores, log_probability=True).reshape(16, 30, 2).mean(axis=2)
+    wrong = attacks.rmia(scores, member[:, owner], scores).reshape(16, 30, 2).mean(axis=2)
+    assert np.abs(right - wrong).max() > 0.01
+    options = {"attack": "rmia", "task": "segmentation"}
+    np.testing.assert_allclose(patients.pooled_evidence(scores, member, scores, owner, **options), right)
+    np.testing.assert_allclose(patients.pooled_evidence(scores, member, scores, owner, attack="rmia"), wrong)
+
+    asked: list[bool] = []
+
+    def spy(*args: Any, log_probability: bool = False) -> Any:
+        asked.append(log_probability)
+        return attacks.rmia(*args, log_probability=log_probability)
+
+    monkeypatch.setitem(attacks.ATTACKS, "rmia", spy)
+    trained = np.arange(60) % 2 == 0
+    config = AuditConfig(attack="rmia", confirm=1, confirm_models=8, processes=1)
+    summary = summarise(scores, member, owner, everybody(30), config, trained=trained, task="segmentation")
+    kind = nn.Conv2d(1, 2, 1)
+    material = make_material(
+        module=kind, shape=(1, 4, 4), task="segmentation", outputs=2, patients=30, patient=torch.from_numpy(owner)
+    )
+    summary.exposed[3] = True
+    confirm(material, scores, member, summary, config, None, torch.device("cpu"))
+    assert len(asked) > 8
+    assert all(asked)
+
+
+def test_the_patients_tried_are_named_in_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    scores, member, owner = gaussian_scores(rng, 32, 40, 3.0)
+    material = make_material(patients=40, patient=torch.arange(40))
+    summary = summarise(scores, member, owner, everybody(40), AuditConfig(), generator=rng)
+    assert all(row["confirmed"] is None and row["fresh_auc"] is None for row in summary.rows)
+    top = np.argsort(-summary.area.auc, kind="stable")[:2]
+
+    def fresh(what: Any, games: np.ndarray, *rest: Any) -> np.ndarray:
+        found = rng.normal(size=(len(games), 40))
+        found[:, top[0]] += 8.0 * games[:, top[0]]  # the first leaks, the second was luck
+        return found
+
+    monkeypatch.setattr(audit_module, "train_references", fresh)
+    config = AuditConfig(confirm=2, confirm_models=24)
+    found = confirm(material, scores, member, summary, config, None, torch.device("cpu"))
+    assert (found["tested"], found["confirmed"]) == (2, 1)
+    one, two = (summary.rows[i] for i in top)
+    assert (one["confirmed"], two["confirmed"]) == (True, False)
+    assert one["fresh_auc"] == 1.0
+    assert two["fresh_auc"] == found["auc"][1]["auc"] < 0.9
+    assert sum(row["confirmed"] is not None for row in summary.rows) == 2
+    assert statistics.VERDICTS[0] in one["verdict"]
