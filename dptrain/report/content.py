@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dptrain.report.facts import Facts
+from dptrain.report import figures
+from dptrain.report.facts import Facts, extrapolated
 from dptrain.report.frameworks import frameworks
 from dptrain.report.language import Language
 
@@ -261,7 +262,7 @@ def _warning(name: str, facts: Facts, t: Language) -> str:
         status=t.known("status", facts["run"]["status"]),
         files=t.listing(bad),
         checks=" · ".join(failed),
-        withheld=t.integer(len((facts["audit"] or {}).get("withheld", []))),
+        withheld=t.integer(len((facts["audit"] or {}).get("withheld", [])) - len(extrapolated(facts["audit"]))),
     )
 
 
@@ -296,7 +297,10 @@ def promise(facts: Facts, t: Language) -> Section:
     """What the guarantee means: odds first, then the curve, then (ε, δ)."""
     privacy, odds, audit = facts["privacy"], facts["odds"], facts["audit"]
     if privacy["infinite"]:
-        return section("promise", t, [p(t("promise.infinite"))])
+        blocks = [p(t("promise.infinite"))]
+        if audit is not None and audit["roc"] is not None:
+            blocks.append(_tradeoff(facts, "open", t))
+        return section("promise", t, blocks)
     if privacy["epsilon"] is None:
         return section("promise", t, [p(t("promise.unknown"))])
     pair = odds["pairs"][1]
@@ -322,12 +326,15 @@ def promise(facts: Facts, t: Language) -> Section:
             line += [_times_100(row["measured_mean"], t) + star, _times_100(row["measured_max"], t) + star]
         body.append(line)
     if body:
-        extrapolated = any(row["extrapolated"] for row in odds["pairs"])
-        note = t("promise.table.note.extrapolated" if extrapolated and measured else "promise.table.note")
+        some = any(row["extrapolated"] for row in odds["pairs"])
+        note = t("promise.table.note")
+        if some and measured:
+            need = max((row["need"] or 0 for row in extrapolated(audit)), default=None)
+            note = t("promise.table.note.extrapolated", need=t.integer(need))
         blocks.append(table(t("promise.table"), head, body, note))
     if privacy["tradeoff"] is not None:
         ending = "measured" if audit is not None and audit["roc"] is not None else "alone"
-        blocks.append(figure(f"tradeoff_{ending}", t, epsilon=t.epsilon(privacy["epsilon"])))
+        blocks.append(_tradeoff(facts, ending, t, epsilon=t.epsilon(privacy["epsilon"])))
     blocks += [
         heading(t("promise.formal")),
         p(
@@ -372,6 +379,16 @@ def promise(facts: Facts, t: Language) -> Section:
         blocks.append(figure("epsilon_over_steps", t, epsilon=t.epsilon(privacy["epsilon_over_steps"][-1][1])))
     blocks += [heading(t("promise.not")), bullets([t(f"promise.not.{n}") for n in (1, 2, 3)])]
     return section("promise", t, blocks)
+
+
+def _tradeoff(facts: Facts, ending: str, t: Language, **values: object) -> Block:
+    """The trade-off figure; its words name the curve of the planted patients where that is drawn."""
+    block = figure(f"tradeoff_{ending}", t, **values)
+    bound = figures.canary_bound(facts)
+    if bound is not None:
+        for part in ("caption", "alt"):
+            block[part] += " " + t(f"figure.tradeoff_canary.{part}", bound=t.number(bound, 2))
+    return block
 
 
 def _times_100(value: float | None, t: Language) -> str:
@@ -538,21 +555,24 @@ def risk(facts: Facts, t: Language) -> Section:
                 )
             ),
         ]
-    if audit["withheld"]:
-        blocks += [
-            heading(t("risk.withheld")),
-            bullets(
-                [
-                    t(
-                        "risk.withheld.item",
-                        what=t.known("withheld", row["what"]),
-                        have=t.integer(row["have"]),
-                        need=t.integer(row["need"]),
-                    )
-                    for row in audit["withheld"]
-                ]
-            ),
-        ]
+    marked = extrapolated(audit)
+    withheld = [row for row in audit["withheld"] if row not in marked]
+    for key, found in (("risk.withheld", withheld), ("risk.extrapolated", marked)):
+        if found:
+            blocks += [
+                heading(t(key)),
+                bullets(
+                    [
+                        t(
+                            f"{key}.item",
+                            what=t.known("withheld", row["what"]),
+                            have=t.integer(row["have"]),
+                            need=t.integer(row["need"]),
+                        )
+                        for row in found
+                    ]
+                ),
+            ]
     blocks += [heading(t("risk.limits")), p(t("risk.limits.text"))]
     return section("risk", t, blocks, marked=True)
 

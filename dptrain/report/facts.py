@@ -705,6 +705,11 @@ def _odds(facts: Facts) -> Facts:
     return {"right_of_100": right, "chance_of_100": CHANCE_OF_100, "strength": strength, "pairs": pairs}
 
 
+def extrapolated(audit: Facts | None) -> list[Facts]:
+    """Rates whose count is withheld and whose extrapolation stands in its place, marked."""
+    return [row for row in (audit or {}).get("withheld", []) if row["what"].startswith("tpr_at_")]
+
+
 def _judge(facts: Facts) -> None:
     """Fill in `complete`, `warnings`, `verdict` and `risks`: ids that the faces turn into sentences."""
     privacy, audit, run, utility = facts["privacy"], facts["audit"], facts["run"], facts["utility"]
@@ -725,7 +730,7 @@ def _judge(facts: Facts) -> None:
         ("fast_generator", privacy["generator"] == "fast"),
         ("check_failed", bool(set(failed) - {"noise"})),
         ("audit_missing", no_audit),
-        ("audit_thin", bool((audit or {}).get("withheld"))),
+        ("audit_thin", len((audit or {}).get("withheld", [])) > len(extrapolated(audit))),
         ("rollback", facts["ledger"]["rollback_detectable"] is not True),
     ]
     facts["complete"] = complete

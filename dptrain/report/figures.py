@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, INK, SOFT, PALE = "#0072B2", "#B34700", "#1c2733", "#5b6672", "#d7dde3"
+BLUE, ORANGE, GREEN, INK, SOFT, PALE = "#0072B2", "#B34700", "#00664B", "#1c2733", "#5b6672", "#d7dde3"
 WIDTH = 4.8
 LONGEST_LABEL = 30
 STYLE: Any = {
@@ -118,16 +118,22 @@ def odds(facts: Facts, t: Language, _: str) -> Figure:
 
 
 def tradeoff(facts: Facts, t: Language, _: str) -> Figure:
-    """What the guarantee allows, what the audit measured, and guessing."""
+    """What the guarantee allows (where there is one), what the audit measured and proved, and guessing."""
     figure, axes = _axes(3.7)
     curve, audit = facts["privacy"]["tradeoff"], facts["audit"]
     _square(axes)
-    axes.fill_between(curve["fpr"], curve["tpr"], 1, color=PALE, alpha=0.45, linewidth=0)
-    axes.plot(curve["fpr"], curve["tpr"], color=BLUE, linewidth=1.8, label=t("figure.tradeoff.ceiling"))
+    if curve is not None:
+        axes.fill_between(curve["fpr"], curve["tpr"], 1, color=PALE, alpha=0.45, linewidth=0)
+        axes.plot(curve["fpr"], curve["tpr"], color=BLUE, linewidth=1.8, label=t("figure.tradeoff.ceiling"))
     if audit is not None and audit["roc"] is not None:
         roc = audit["roc"]
         label = t("figure.tradeoff.measured")
         axes.plot(roc["fpr"], roc["tpr"], color=ORANGE, linewidth=2, linestyle=(0, (1, 1.1)), label=label)
+    bound = canary_bound(facts)
+    if bound is not None:
+        label = t("figure.tradeoff.canary", bound=t.number(bound, 2))
+        x, y = lower_curve(bound, facts["privacy"]["delta"] or 1e-5)
+        axes.plot(x, y, color=GREEN, linewidth=1.4, linestyle=(0, (6, 1.5, 1, 1.5)), label=label)
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (5, 3)), label=t("figure.tradeoff.chance"))
     axes.set_xlabel(t("figure.tradeoff.x"))
     axes.set_ylabel(t("figure.tradeoff.y"))
@@ -135,6 +141,33 @@ def tradeoff(facts: Facts, t: Language, _: str) -> Figure:
     axes.legend(loc="lower right", handlelength=2.6)
     _local_ticks(axes, t)
     return figure
+
+
+def canary_bound(facts: Facts) -> float | None:
+    """The lower bound on epsilon that planted patients proved; None where they proved nothing."""
+    canary = (facts["audit"] or {}).get("canary") or {}
+    bound = canary.get("epsilon_lower")
+    return float(bound) if bound else None
+
+
+def lower_curve(epsilon: float, delta: float) -> tuple[list[float], list[float]]:
+    """FPR and TPR of the Gaussian mechanism whose loss at `delta` is just `epsilon`.
+
+    The curve of (epsilon, delta) itself has a corner that no training of this kind reaches: it would lie above
+    the promise where the bound keeps it.
+    """
+    import numpy as np
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    def excess(mu: float) -> float:
+        spent = norm.cdf(mu / 2 - epsilon / mu) - np.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu))
+        return float(np.log(max(spent, 1e-300)) - np.log(delta))
+
+    mu = float(brentq(excess, 1e-3, 60.0)) if excess(1e-3) < 0 else 0.0
+    x = np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 80), np.linspace(0.0, 1.0, 60)])
+    x.sort()
+    return x.tolist(), norm.cdf(norm.ppf(x) + mu).tolist()
 
 
 def epsilon_over_steps(facts: Facts, t: Language, _: str) -> Figure:
@@ -313,6 +346,7 @@ DRAWINGS: dict[str, Any] = {
     "odds": odds,
     "tradeoff_alone": tradeoff,
     "tradeoff_measured": tradeoff,
+    "tradeoff_open": tradeoff,
     "epsilon_over_steps": epsilon_over_steps,
     "budget": budget,
     "cohort_budget": cohort_budget,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -11,9 +13,10 @@ from importlib.resources import files
 
 import pytest
 
-from dptrain.report import figures
+from dptrain.report import content, figures
 from dptrain.report.build import build
 from dptrain.report.faces import html, render
+from dptrain.report.facts import read as read_facts
 from dptrain.report.language import Language, table
 from tests.report.text import html_text, numbers, read
 
@@ -208,7 +211,7 @@ def test_contrast_meets_wcag_aa():
     assert set(re.findall(r'rgb\("(#[0-9a-f]{6})"\)', TYPST)) <= set(colours.values()), (
         "PDF and HTML share their colours"
     )
-    for colour in (figures.BLUE, figures.ORANGE, figures.INK, figures.SOFT):
+    for colour in (figures.BLUE, figures.ORANGE, figures.GREEN, figures.INK, figures.SOFT):
         assert contrast(colour, "#ffffff") >= 4.5
     assert min(re.findall(r"font-size: \.(\d+)rem", CSS)) >= "8"
 
@@ -217,9 +220,52 @@ def test_drawings_can_be_read_in_black_and_white(faces):
     facts = faces("controller", "en")[0]
     curve = figures.draw("tradeoff_measured", facts, Language("en"))
     dashes = set(re.findall(r"stroke-dasharray: ([\d., ]+)", curve))
-    assert len(dashes) >= 2
+    assert len(dashes) >= 3  # measured, proved by canaries, guessing
     bar = figures.draw("budget", facts, Language("en"))
     assert len(set(re.findall(r'<pattern id="([^"]+)"', bar))) == 2
+
+
+def test_the_figure_holds_promise_proof_and_measurement_on_one_curve(edited):
+    """The canaries' lower bound is drawn and named; without a promise the measurement is drawn all the same."""
+    x, y = figures.lower_curve(1.317, 1e-5)
+    lost = [math.log((b - 1e-5) / a) for a, b in zip(x, y, strict=True) if a > 0 and b > 1e-5]
+    assert max(lost) == pytest.approx(1.317, abs=0.03)  # the tangent of (epsilon, delta) touches it
+    assert (x[0], y[0], x[-1], y[-1]) == (0.0, 0.0, 1.0, 1.0)
+    for epsilon in (0.01, 8.0, 30.0):
+        assert all(b >= a - 1e-12 for a, b in zip(*figures.lower_curve(epsilon, 1e-5), strict=True))
+    private = edited()
+    nothing = edited(
+        lambda v: v["privacy"].update(
+            epsilon=None, infinite=True, tradeoff=None, advantage=None, mechanisms=[], epsilon_over_steps=[]
+        )
+    )
+    for folder, name in ((private, "tradeoff_measured"), (nothing, "tradeoff_open")):
+        facts = read_facts(folder)
+        bound = facts["audit"]["canary"]["epsilon_lower"]
+        for lang in ("en", "de"):
+            t = Language(lang)
+            blocks = content.promise(facts, t)["blocks"]
+            block = next(b for b in blocks if b["kind"] == "figure" and b["name"].startswith("tradeoff"))
+            assert block["name"] == name
+            for part in ("caption", "alt"):
+                assert block[part].endswith(t(f"figure.tradeoff_canary.{part}", bound=t.number(bound, 2)))
+            with_bound = figures.draw(name, facts, t)
+            unproved = copy.deepcopy(facts)
+            unproved["audit"]["canary"]["epsilon_lower"] = 0.0
+            assert with_bound.count("stroke-dasharray") > figures.draw(name, unproved, t).count("stroke-dasharray")
+            assert "proved" not in json.dumps(content.promise(unproved, Language("en")))
+
+
+def test_an_extrapolated_rate_is_called_so_wherever_it_stands(edited):
+    facts = read_facts(edited())
+    called = {"en": "extrapolated; counted from 220 models", "de": "extrapoliert; gezählt ab 220 Modellen"}
+    for lang, words in called.items():
+        t = Language(lang)
+        risk = json.dumps(content.risk(facts, t), ensure_ascii=False)
+        assert words in risk
+        assert t("risk.withheld") not in risk
+        star = json.dumps(content.promise(facts, t), ensure_ascii=False)
+        assert t("promise.table.note.extrapolated", need="220") in star
 
 
 def test_the_same_facts_give_the_same_bytes(faces):
