@@ -201,9 +201,6 @@ def test_a_withdrawal_for_nobody_is_no_quiet_success(desk: Desk, monkeypatch: py
     assert desk.json("withdraw issuer=clinic patient=3") == {"withdrawn": True, "in_a_cohort": True}  # twice is once
     beforehand = desk.json("withdraw issuer=elsewhere patient=3 new_issuer=yes")
     assert beforehand == {"withdrawn": True, "in_a_cohort": False}
-        "withdrawn": True,
-        "in_a_cohort": False,
-    }
     assert desk.json("show cohort=chest --steward")["steward"]["withdrawn"] == 1
 
 
