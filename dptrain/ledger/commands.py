@@ -725,14 +725,17 @@ def _verify(values: Mapping[str, Any], out: Output) -> int:
     from dptrain.ledger.ledger import Ledger
     from dptrain.ledger.places import keys_place, ledger_place
     from dptrain.ledger.store import WAIT_SECONDS, Store, must_exist
+    from dptrain.ledger.verify import UNREAD
 
     must_exist(Store(ledger_place(values["ledger.url"])))
     keys = Keys.load(keys_place(values["ledger.keys"], values["ledger.url"]))
     witness = values["ledger.witness"] or os.environ.get("DPTRAIN_WITNESS") or None
     ledger = Ledger(ledger_place(values["ledger.url"]), keys, witness=witness, wait=WAIT_SECONDS)
     faults = ledger.verify(witness)
-    out.give({"sound": not faults, "witness": witness is not None, "faults": faults})
-    if faults:
+    unread = [fault for fault in faults if fault.where == UNREAD]
+    sound = len(unread) == len(faults)
+    out.give({"sound": sound, "witness": witness is not None and not unread, "faults": faults})
+    if not sound:
         first = faults[0]
         where = f"first bad entry: {first.entry}" if first.entry is not None else f"in: {first.where}"
         out.say(f"NOT SOUND ({where})")
@@ -742,6 +745,11 @@ def _verify(values: Mapping[str, Any], out: Output) -> int:
         return EXIT_REFUSED_BY_LEDGER
     head = ledger.head()
     out.say(f"Sound: {head.entries} entries, head {head.hash[:16]}…, every signature, hash and table agrees.")
+    for fault in unread:
+        out.say(f"The witness says nothing: not checked whether this is an older copy. {fault.what}")
+        out.say("Check ledger.witness and run verify again; this is no reason to change the ledger.")
+    if unread:
+        return EXIT_REFUSED_BY_LEDGER
     if witness is None:
         out.say("Not checked: whether this is an older copy. Only a witness shows that (ledger.witness=…).")
     else:

@@ -21,9 +21,15 @@ if TYPE_CHECKING:
     from dptrain.ledger.ledger import Ledger
 
 
+UNREAD = "witness, not checked"
+
+
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong. `entry` is the number of the first bad entry, None where a table or the file is bad."""
+    """Something wrong. `entry` is the number of the first bad entry, None where a table or the file is bad.
+
+    `where` is UNREAD for a witness that cannot be read or is of another ledger: that says nothing about this one.
+    """
 
     where: str
     entry: int | None
@@ -113,7 +119,15 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
         faults.append(Fault("records", None, "the table of records is not the one that the entries describe"))
     if witness is not None:
         try:
-            ledger.descends(connection, state, read_witness(witness))
+            heads = read_witness(witness)
+        except LedgerRefused as error:
+            faults.append(Fault(UNREAD, None, error.message))
+            return
+        if any(head.site != state.site for head in heads):
+            faults.append(Fault(UNREAD, None, f"The witness {witness} holds a head of another site's ledger."))
+            return
+        try:
+            ledger.descends(connection, state, heads)
         except LedgerRefused as error:
             faults.append(Fault("witness", None, error.message))
 

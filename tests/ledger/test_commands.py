@@ -17,6 +17,7 @@ import pytest
 from benchmarks._ledger_site import PASSPHRASE, people, small_plan
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, EXIT_USAGE, ConfigError, DptrainError, LedgerRefused
 from dptrain.ledger import Keys, ScanResult, commands, open_ledger
+from dptrain.ledger.chain import sign_head
 from dptrain.plan import Mechanism
 
 
@@ -231,6 +232,28 @@ def test_an_unsound_ledger_says_where(desk: Desk, tmp_path: Path) -> None:
     assert "first bad entry: 2" in said
     with pytest.raises(LedgerRefused, match="entry 2"):
         commands.main(["show", *desk.places])
+
+
+def test_a_witness_that_says_nothing_is_no_reason_to_restore(desk: Desk, tmp_path: Path) -> None:
+    """A mistyped path of the witness must not lead the steward to roll a sound ledger back."""
+    desk("register public_size=20 owner=Radiology")
+    (tmp_path / "empty").write_text("")
+    other = sign_head(Keys.create(tmp_path / "other", PASSPHRASE), 3, bytes(32))
+    (tmp_path / "other.jsonl").write_text(json.dumps(other.to_dict()))
+    for place in ("absent", "empty", "other.jsonl", "."):
+        said = desk(f"verify ledger.witness={tmp_path / place}", expect=EXIT_REFUSED_BY_LEDGER)
+        assert "Sound: 2 entries" in said
+        assert "not checked" in said
+        assert "NOT SOUND" not in said
+        assert "estore the newest" not in said
+    told = json.loads(desk(f"verify ledger.witness={tmp_path / 'absent'} --json", expect=EXIT_REFUSED_BY_LEDGER))
+    assert (told["sound"], told["witness"], len(told["faults"])) == (True, False, 1)
+    _, keys = open_ledger(*[place.partition("=")[2] for place in desk.places])
+    later = sign_head(keys, 9, bytes(32)).to_dict()  # a true head of this site, of entries that are gone
+    (tmp_path / "later").write_text(json.dumps(later))
+    said = desk(f"verify ledger.witness={tmp_path / 'later'}", expect=EXIT_REFUSED_BY_LEDGER)
+    assert "NOT SOUND (in: witness)" in said
+    assert "rolled back" in said
 
 
 def test_without_a_passphrase_or_a_terminal(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
