@@ -254,10 +254,13 @@ def settings_of(config: Any) -> Settings:
 
 def from_yaml(path: Path) -> Settings:
     """The settings that a run folder's `config.yaml` holds."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     with friendly_errors():
-        return settings_of(OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.load(path)))
+        kept = OmegaConf.load(path)
+        if isinstance(kept, DictConfig) and isinstance(kept.get("privacy"), DictConfig):
+            kept.privacy.pop("unit", None)  # runs of earlier versions named the unit here as well as in data.unit
+        return settings_of(OmegaConf.merge(OmegaConf.structured(Settings), kept))
 
 
 def to_yaml(settings: Settings) -> str:

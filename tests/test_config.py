@@ -62,6 +62,10 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml(settings))
     assert config.from_yaml(file) == settings
+    kept = file.read_text().replace("privacy:\n", "privacy:\n  unit: patient\n", 1)  # as earlier versions wrote it
+    assert "  unit: patient\n" in kept
+    file.write_text(kept)
+    assert config.from_yaml(file) == settings
 
 
 def test_a_database_s_password_reaches_no_run_folder() -> None:

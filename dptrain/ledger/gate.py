@@ -223,8 +223,12 @@ def excluded_now(state: State, run: RunState) -> list[int]:
     ]
 
 
-def check_delta(delta: float, public_size: int, cohort: str) -> None:
-    """Raises LedgerRefused for a delta that would allow one patient to be published outright."""
+def check_delta(delta: float, public_size: int, cohort: str, others: Sequence[float] = ()) -> None:
+    """Raises LedgerRefused for a delta that would allow one patient to be published outright.
+
+    What a patient can lose to several budgets adds up, delta as well (basic composition: Dwork & Roth 2014,
+    theorem 3.16), so that the sum with the cohort's `others` must stay below 1/N.
+    """
     if not (math.isfinite(delta) and 0 < delta < 1):
         raise LedgerRefused(f"delta = {delta} is no probability between 0 and 1.")
     if delta >= 1 / public_size:
@@ -232,6 +236,13 @@ def check_delta(delta: float, public_size: int, cohort: str) -> None:
             f"delta = {delta:g} is too large for cohort '{cohort}': with {public_size} patients it must be below "
             f"{1 / public_size:.3g}, or the promise would allow one patient to be published outright.",
             remedy=f"Use {min(1e-5, 1 / (10 * public_size)):.3g} or less.",
+        )
+    total = delta + sum(others)
+    if total >= 1 / public_size:
+        raise LedgerRefused(
+            f"delta = {delta:g} with the {sum(others):g} of the other budgets of '{cohort}' makes {total:g}: with "
+            f"{public_size} patients their sum must stay below {1 / public_size:.3g}.",
+            remedy="Use a smaller delta, or put the runs into one planned budget.",
         )
 
 

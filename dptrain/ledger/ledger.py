@@ -272,7 +272,8 @@ class Ledger(Book):
             changes = next((b for b in state.cohorts[cohort].budgets if state.budgets[b].kind == "open"), None)
             before = state.budgets[changes] if changes is not None and kind == "open" else None
         delta = (before.delta if before else default_delta(version.public_size)) if delta is None else float(delta)
-        gate.check_delta(delta, version.public_size, cohort)
+        others = [state.budgets[number] for number in state.cohorts[cohort].budgets]
+        gate.check_delta(delta, version.public_size, cohort, [b.delta for b in others if b is not before])
         if before is None and not forecast:
             raise ConfigError("a budget needs a forecast of its use (rate, noise, steps).")
         prefixes: list[float] = []
@@ -500,6 +501,7 @@ class Ledger(Book):
             version = state.version_of(held)
             keys = members.keys_in(connection, gate.excluded_now(state, held))
             keys |= self._linked_keys(connection, state, version, held.excluded_units)
+            keys |= self._withdrawn_keys(connection, state, version)
             return Grant(
                 self,
                 id=held.seq,
@@ -543,8 +545,7 @@ class Ledger(Book):
                 "permit": permit,
             }
             entry = self.append(connection, "admit", body)
-            withdrawn = [c.id for c in state.classes.values() if c.withdrawn and version.id in c.versions]
-            keys = members.keys_in(connection, withdrawn)
+            keys = self._withdrawn_keys(connection, state, version)
             if held is not None and held.version == version.id:
                 keys |= members.keys_in(connection, gate.excluded_now(state, held))
                 keys |= self._linked_keys(connection, state, version, held.excluded_units)
@@ -852,6 +853,16 @@ class Ledger(Book):
                     barred.append(unit)
                     found.update(here)
         return found, barred
+
+    def _withdrawn_keys(self, connection: Connection, state: State, version: Version) -> set[bytes]:
+        """This version's keys of everybody who withdrew, under this key or any other of the same unit."""
+        gone = {klass.id for klass in state.classes.values() if klass.withdrawn}
+        if not gone:
+            return set()
+        here = [number for number in gone if version.id in state.classes[number].versions]
+        keys = members.keys_in(connection, here)
+        units = [unit for unit, held in members.units(connection).items() if any(klass in gone for _, klass in held)]
+        return keys | self._linked_keys(connection, state, version, units)
 
     def _linked_keys(
         self, connection: Connection, state: State, version: Version, barred: Sequence[int]

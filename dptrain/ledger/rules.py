@@ -103,7 +103,8 @@ def afford(state: State, version: Version, plan: Plan, charge: Charge) -> Budget
     budget = gate.choose(state, version, plan, charge)
     if budget is None:
         raise refusal(state, name, too_much(state, name, plan, charge))
-    gate.check_delta(budget.delta, version.public_size, name)
+    others = [state.budgets[number].delta for number in state.cohorts[name].budgets if number != budget.id]
+    gate.check_delta(budget.delta, version.public_size, name, others)
     there = gate.overlap_in_the_way(state, version, budget, plan, charge)
     if there is not None:
         raise refusal(
@@ -133,11 +134,23 @@ def refusal(state: State, name: str, sentence: str) -> LedgerRefused:
     facts = status.status_of(state, name, None, witness=False)
     return LedgerRefused(
         f"{sentence}\n{status.story(facts)}",
-        remedy=(
-            f"What to do: stop here, or choose a run that costs less (more noise, fewer steps), or ask "
-            f"{facts.owner} and the controller to raise the budget: "
-            f"`dptrain ledger budget cohort={name} epsilon=… reason=…`."
-        ),
+        remedy=remedy(state, name, facts.owner),
+    )
+
+
+def remedy(state: State, name: str, owner: str) -> str:
+    """What helps against a refusal: it depends on why the cohort is closed, if it is."""
+    more = f"`dptrain ledger budget cohort={name} epsilon=… reason=…`"
+    if state.cohorts[name].lock is not None:
+        return (
+            f"What to do: stop here. It was locked by hand: only {owner} and the controller can open it again, with "
+            f"`dptrain ledger unlock cohort={name} reason=…`."
+        )
+    if gate.locked(state, name):
+        return f"What to do: stop here, or ask {owner} and the controller to raise the budget: {more}."
+    return (
+        f"What to do: stop here, or choose a run that costs less (more noise, fewer steps), or ask {owner} and the "
+        f"controller to raise the budget: {more}."
     )
 
 

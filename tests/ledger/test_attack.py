@@ -386,3 +386,30 @@ def test_a_snapshot_of_another_program_is_read_past(file_site: Site, monkeypatch
     again = file_site.again()
     assert again.cohorts() == [COHORT]
     assert again.verify() == []
+
+
+# -- delta adds up too -------------------------------------------------------------------------------------------
+
+
+def test_many_budgets_do_not_add_up_to_a_large_delta(file_site: Site) -> None:
+    """Each below 1/N, their sum above it: the promise would allow one patient to be published outright."""
+
+    def sign() -> None:
+        file_site.ledger.budget(
+            COHORT, kind="planned", epsilon=5, delta=0.3 / 20, forecast=small_plan().mechanisms, reason="x",
+            controller=file_site.controller,
+        )  # fmt: skip
+
+    for _ in range(3):
+        sign()
+    with pytest.raises(LedgerRefused, match="their sum must stay below"):
+        sign()
+
+
+def test_a_lock_by_hand_is_not_answered_with_a_cheaper_run(file_site: Site) -> None:
+    file_site.ledger.lock(COHORT, reason="complaint")
+    with pytest.raises(LedgerRefused) as refused:
+        file_site.ledger.reserve(file_site.plan, COHORT, run="t", fingerprint=file_site.fingerprint)
+    said = str(refused.value)
+    assert "ledger unlock" in said
+    assert "costs less" not in said

@@ -291,3 +291,28 @@ def test_withdrawal_reaches_a_run_that_is_resumed(site: Site) -> None:
     assert site.ledger.resume("a").excluded == {key}
     add_cohort(site, "later", people(site.keys, 0, 5), 3.5)
     assert site.ledger.resume("a").excluded == {key}
+
+
+def test_who_withdrew_is_left_out_under_an_id_that_turns_up_later(file_site: Site) -> None:
+    """Withdrawn first, then the same pixels under another id: in no draw, evaluation or audit, resumed or new."""
+    site, keys = file_site, file_site.keys
+    site.ledger.withdraw(keys.patient_key("clinic", "4"))
+    alias = keys.patient_key("clinic", "99")
+    others = {**people(keys, 50, 60), alias: [record(keys, 4)]}
+    mark = add_cohort(site, "later", others, 3.5)
+    training = site.ledger.reserve(site.plan, "later", run="t", fingerprint=mark)
+    assert alias in training.excluded
+    assert alias in site.ledger.resume("t").excluded
+    for purpose, run in (("evaluate", "t"), ("audit", "t"), ("evaluate", "another")):
+        assert site.ledger.admit("later", purpose=purpose, run=run, fingerprint=mark).excluded == {alias}
+
+
+def test_who_is_linked_after_the_reservation_and_withdraws_leaves_the_run(file_site: Site) -> None:
+    """The other order: the run began with the alias in it, and the person withdraws under the first id."""
+    site, keys = file_site, file_site.keys
+    alias = keys.patient_key("clinic", "99")
+    mark = add_cohort(site, "later", {**people(keys, 50, 60), alias: [record(keys, 4)]}, 3.5)
+    assert not site.ledger.reserve(site.plan, "later", run="t", fingerprint=mark).excluded
+    site.ledger.withdraw(keys.patient_key("clinic", "4"))
+    assert alias in site.ledger.resume("t").excluded
+    assert alias in site.ledger.admit("later", purpose="audit", run="t", fingerprint=mark).excluded
