@@ -86,8 +86,8 @@ class PatientGradients:
             for what no rule fits (for instance layers that take the sequence before the batch).
         measure: choose between equally exact ways of forming convolution gradients by timing them once a
             shape; off: by counting multiplications.
-        verify: compare one patient's gradients with plain autograd's in the first chunk of two patients or
-            more (one more backward pass and the memory of a kept graph, once).
+        verify: compare one patient's gradients with plain autograd's in the first chunk that holds records of
+            two patients or more (one more backward pass and the memory of a kept graph, once).
 
     Raises:
         CheckRefused: a parameter without a rule, a layer that mixes records, a first chunk whose gradients do
@@ -240,7 +240,7 @@ class PatientGradients:
     def _sum(self, tape: Tape, layout: Layout, losses: Tensor) -> ClippedSum:
         weights = layout.record_weight.to(losses.dtype)
         training = self.model.training
-        verify = self._unverified and layout.patients > 1
+        verify = self._unverified and layout.present > 1
         explore = training not in self._explored
         watched = [source for source in self._sources.values() if source.name not in self._slow]
         tape.mode = "record"

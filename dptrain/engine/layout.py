@@ -58,6 +58,11 @@ class Layout:
         """Records of the patient who has most."""
         return max(self._host_counts, default=0)
 
+    @property
+    def present(self) -> int:
+        """Patients who have a record here."""
+        return sum(count > 0 for count in self._host_counts)
+
     def per_row(self, values: Tensor, rows: int) -> Tensor:
         """Spread a value per patient [P] to the rows [N·k] of an activation."""
         spread = values[self.patient]

@@ -499,6 +499,28 @@ def test_refuses_layers_that_mix_records() -> None:
         oracle.run(model, torch.randn(4, 4), torch.zeros(4), torch.arange(4), 4, 1.0)
 
 
+def test_a_first_chunk_of_one_patient_does_not_pass_for_verified() -> None:
+    """Patients without a record tell nothing about mixing: the next chunk is compared instead."""
+
+    class Turned(nn.Module):
+        """Takes the sequence before the batch, so that rows do not lie with their records."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.transpose(0, 1)).transpose(0, 1)
+
+    torch.manual_seed(0)
+    model, x, y = Turned(), torch.randn(6, 6, 8), torch.zeros(6)
+    engine = PatientGradients(model, max_grad_norm=1.0, measure=False)
+    engine.clipped_sum(oracle.squares(model(x), y), torch.zeros(6, dtype=torch.int64), 2)
+    with pytest.raises(CheckRefused, match="own rows"):
+        engine.clipped_sum(oracle.squares(model(x), y), torch.tensor(RECORDS), 3)
+    engine.detach()
+
+
 def test_optimizer_refuses_what_would_break_the_account() -> None:
     steps = Steps(sigma=1.0)
     chunk = steps.engine.clipped_sum(steps.model(torch.ones(2, 40)).sum(1), torch.arange(2), 2)
