@@ -26,20 +26,26 @@ PLANTED = (*MISLABELLED, BLANK, COPIES)
 
 
 def planted(noise: float, clip: float) -> Material:
-    """Two noisy classes; three wrong labels, one empty image, one wrong label thirty times."""
+    """Two noisy classes; three wrong labels, one empty image, one unlike the others (rightly labelled) thirty times.
+
+    Thirty copies of a usual image do not stand out: a patient's gradient is the mean over the records, so that they
+    weigh as one (AUC 0.6, ranks 40 to 55, in two audits).
+    """
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 4, PATIENTS)
     counts[COPIES] = 30
     patient = np.repeat(np.arange(PATIENTS), counts)
     cls = np.arange(PATIENTS) % 2
-    centre = 0.8 * rng.normal(size=20)
+    centre = rng.normal(size=20)
     own = rng.normal(size=(PATIENTS, 20))[patient]
     x = 0.7 * own + 0.7 * rng.normal(size=own.shape) + np.where(cls[patient, None] == 1, centre, -centre)
     y = cls[patient].copy()
-    for p in (*MISLABELLED, COPIES):
+    for p in MISLABELLED:
         y[patient == p] = 1 - y[patient == p]
     x[patient == BLANK] = 0.0
-    x[patient == COPIES] = x[patient == COPIES][0]
+    unlike = rng.normal(size=20)
+    unlike -= centre * (unlike @ centre) / (centre @ centre)  # says nothing for either class
+    x[patient == COPIES] = 1.5 * np.sqrt(20) * unlike / np.linalg.norm(unlike)
     plan = make_plan(public_size=60, expected_batch_size=15, steps=200, noise_multiplier=noise, max_grad_norm=clip)
     return make_material(
         module=mlp(20, 1, (24,)),
@@ -52,6 +58,11 @@ def planted(noise: float, clip: float) -> Material:
     )
 
 
+def ranks(auc: np.ndarray) -> np.ndarray:
+    """The patients, the most recognisable first."""
+    return np.argsort(-auc, kind="stable")
+
+
 def everybody(count: int) -> People:
     return People([f"{i:016x}" for i in range(count)], np.full(count, "all"), {})
 
@@ -61,12 +72,15 @@ def test_planted_patients_rank_on_top_without_privacy_and_are_confirmed() -> Non
     member = masks.draw(48, PATIENTS)
     scores = train_together(material, member)
     summary = summarise(scores, member, material.patient.numpy(), everybody(PATIENTS), AuditConfig())
-    rank = np.argsort(np.argsort(-summary.area.auc))
-    assert rank[list(PLANTED)].max() < 12
+    # AUCs of the planted: 1.00 in six audits; of the next: at most 0.93
+    assert set(ranks(summary.area.auc)[: len(PLANTED)]) == set(PLANTED)
     assert summary.exposed[list(PLANTED)].all()
     config = AuditConfig(confirm=2, confirm_models=24, stack=96)
     found = confirm(material, scores, member, summary, config, None, torch.device("cpu"))
     assert (found["tested"], found["confirmed"]) == (2, 2)
+    named = {int(row["patient"], 16) for row in summary.rows if row["confirmed"]}
+    assert len(named) == 2
+    assert named <= set(PLANTED)
 
 
 def test_planted_patients_are_lost_in_the_crowd_at_epsilon_one() -> None:
@@ -81,6 +95,9 @@ def test_planted_patients_are_lost_in_the_crowd_at_epsilon_one() -> None:
     q = statistics.benjamini_hochberg(patients.p_values(scores, member, owner, fold))
     assert np.sum(q <= 0.05) <= 2
     assert np.mean(auc[list(PLANTED)]) < 0.68
+    order = ranks(auc)
+    assert not set(PLANTED) <= set(order[:20])  # by chance alone once in 10,000 audits
+    assert len(set(PLANTED) & set(order[: len(PLANTED)])) < 4
     ceiling = accounting.tradeoff(material.plan.mechanisms)
     fpr, tpr = statistics.pooled_roc(evidence, member)
     assert (tpr <= ceiling.tpr(fpr) + 0.05).all()

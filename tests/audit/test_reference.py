@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,10 @@ from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Draws, Material, train_in_processes, train_together, way_of
 from dptrain.audit.run import choose_trainer, train_references
 from dptrain.config import OptimizerConfig
+from dptrain.engine import ClippedSum, NoiseSource
 from dptrain.errors import ConfigError
 from dptrain.models.nets import cnn1d, linear_head, mlp, small_cnn
+from dptrain.training import loop
 from dptrain.training.losses import loss_for_task
 from tests.audit.made import make_material, make_plan
 
@@ -193,6 +197,15 @@ def test_no_two_models_share_draws_noise_or_start() -> None:
 
 @pytest.mark.parametrize("trainer", ["together", "engine"])
 def test_nobody_in_the_training_leaves_noise_of_the_promised_size(trainer: str) -> None:
+    check_noise(trainer)
+
+
+@pytest.mark.parametrize("trainer", ["together", "engine"])
+def test_the_normaliser_does_not_follow_the_batch(trainer: str) -> None:
+    check_normaliser(trainer)
+
+
+def check_noise(trainer: str) -> None:
     """The structural test for noise that is scaled down or reused: an empty cohort trains on noise alone."""
     plan = make_plan(noise_multiplier=2.0, max_grad_norm=0.5, steps=4, expected_batch_size=20)
     module = nn.Linear(400, 1, bias=False)
@@ -214,8 +227,7 @@ def test_nobody_in_the_training_leaves_noise_of_the_promised_size(trainer: str) 
     assert np.abs(np.corrcoef(scores) - np.eye(4)).max() < 0.25
 
 
-@pytest.mark.parametrize("trainer", ["together", "engine"])
-def test_the_normaliser_does_not_follow_the_batch(trainer: str) -> None:
+def check_normaliser(trainer: str) -> None:
     """The structural test for a normaliser that follows the draws: twice the patients move twice as far."""
     moved = []
     for count in (10, 20):
@@ -235,6 +247,67 @@ def test_the_normaliser_does_not_follow_the_batch(trainer: str) -> None:
         moved.append(float(scores[0, 0]))
     assert moved[0] == pytest.approx(10 * 0.1 * np.sqrt(3) / 40, rel=5e-3)
     assert moved[1] == pytest.approx(2 * moved[0], rel=1e-3)
+
+
+def one_seed_for_all_trainings(patch: pytest.MonkeyPatch) -> None:
+    correct = NoiseSource._start
+
+    def reused(source: NoiseSource) -> None:
+        correct(source)
+        source._random = np.random.Generator(np.random.SFC64(0))
+
+    patch.setattr(NoiseSource, "_start", reused)
+
+
+def one_noise_for_the_stack(patch: pytest.MonkeyPatch) -> None:
+    correct = Draws.noise
+    patch.setattr(Draws, "noise", lambda draws, like, scale: correct(draws, like[:1], scale).expand_as(like))
+
+
+def engine_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
+    class Realised(loop.PatientOptimizer):
+        drawn = 0
+
+        def accumulate(self, chunk: ClippedSum | None = None) -> None:
+            super().accumulate(chunk)
+            self.drawn += 0 if chunk is None else chunk.patients
+
+        def add_noise(self) -> None:
+            super().add_noise()
+            for p in self.params:
+                p.grad *= self.expected_batch_size / max(1, self.drawn)
+            self.drawn = 0
+
+    patch.setattr(loop, "PatientOptimizer", Realised)
+
+
+def stack_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
+    correct = reference._noisy_mean
+
+    def realised(sums: Any, draws: Draws, plan: Any) -> list[Tensor]:
+        factor = plan.expected_batch_size / draws.member.sum(dim=1).float()  # everybody is drawn in this test
+        return [value * factor.reshape(-1, *[1] * (value.dim() - 1)) for value in correct(sums, draws, plan)]
+
+    patch.setattr(reference, "_noisy_mean", realised)
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "trainer"),
+    [
+        (one_seed_for_all_trainings, check_noise, "engine"),
+        (one_noise_for_the_stack, check_noise, "together"),
+        (engine_divides_by_those_drawn, check_normaliser, "engine"),
+        (stack_divides_by_those_drawn, check_normaliser, "together"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_structural_tests_catch_what_scores_hardly_show(
+    fault: Callable[[pytest.MonkeyPatch], None], check: Callable[[str], None], trainer: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        fault(patch)
+        with pytest.raises(AssertionError):
+            check(trainer)
 
 
 def test_engine_and_stack_agree_without_noise() -> None:
