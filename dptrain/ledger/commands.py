@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,19 @@ def _given(text: str) -> str:
     return text
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("it must be a whole number, 1 or more")
+    return int(text)
+
+
+def _kind(text: str) -> str:
+    if text not in KINDS:
+        raise ValueError(f"a budget is open or planned. {suggest(text, KINDS)}")
+    return text
+
+
+KINDS = ("open", "planned")
 PLACES = {
     "ledger.url": Word(_given, "path of the ledger (SQLite), or postgresql://… (default: DPTRAIN_LEDGER)", None),
     "ledger.keys": Word(_given, "folder of the keys (default: DPTRAIN_KEYS, or `keys` beside the ledger)", None),
@@ -74,7 +87,7 @@ SPECS: dict[str, dict[str, Word]] = {
         "epsilon": Word(float, "what is granted"),
         "reason": REASON,
         "delta": Word(float, "default: min(1e-5, 1/(10 N))", None),
-        "kind": Word(str, "open (any runs) or planned (exactly the declared ones)", "open"),
+        "kind": Word(_kind, "open (any runs) or planned (exactly the declared ones)", "open"),
         "minimum_charge": Word(float, "below this remainder the cohort is locked (default: 1 % of epsilon)", None),
         "advice": Word(str, "what the data protection officer advised", None),
         "expected_batch_size": Word(int, "forecast: expected patients a step of a typical run", None),
@@ -92,7 +105,7 @@ SPECS: dict[str, dict[str, Word]] = {
     "history": {
         "cohort": Word(str, "only this cohort", None),
         "run": Word(str, "only this run", None),
-        "last": Word(int, "so many entries", 30),
+        "last": Word(_count, "so many entries, 1 or more", 30),
     },
     "verify": {},
     "heads": {"to": Word(str, "append the signed head to this file, for somebody else to keep", None)},
@@ -102,7 +115,8 @@ SPECS: dict[str, dict[str, Word]] = {
         "cohort": COHORT,
         "purpose": Word(str, "evaluate or audit"),
         "reason": REASON,
-        "run": Word(str, "only for this run", None),
+        "run": Word(str, "only for this run (default: whichever comes first)", None),
+        "other_ledger": Word(yes_or_no, "yes: this run was trained under another ledger", False),
     },
     "withdraw": {
         "issuer": Word(str, "who gave the patient's id"),
@@ -175,6 +189,7 @@ HELP: dict[str, tuple[str, str]] = {
     "migrate": ("Bring an older ledger to this program's schema (back it up first).", "dptrain ledger migrate"),
 }
 SHOWN_RUNS = 30
+TURNS = 10  # at most, to find a forecast's order and noise; two or three are usual
 MOST_RUNS = 1000  # of a declaration
 FLAGS = {"show": ("--steward",)}
 
@@ -447,8 +462,9 @@ def _forecast(
     if batch is None and steps is None and noise is None:
         if settings and forecast is not None:
             one = forecast(settings, status.public_size, values["epsilon"], values["delta"])
-            if values["kind"] == "planned" and values["runs"] > 1 and values["noise_multiplier"] is None:
-                training, *rest = one  # so much noise that all of them together stay within epsilon
+            chosen = any(word.lstrip("+").startswith("privacy.noise_multiplier=") for word in settings)
+            if (values["kind"] == "open" or values["runs"] > 1) and not chosen:
+                training, *rest = one  # so much noise that all of them together fit the budget
                 one = (_with_noise(training, values, status, also=tuple(rest) * values["runs"]), *rest)
             return one * int(values["runs"])
         if values["kind"] == "open" and status.order is not None:
@@ -468,14 +484,34 @@ def _forecast(
 def _with_noise(
     one: Mechanism, values: Mapping[str, Any], status: CohortStatus, also: tuple[Mechanism, ...] = ()
 ) -> Mechanism:
-    """The mechanism with the least noise at which all `runs` of it stay within epsilon."""
+    """The mechanism with the least noise at which all `runs` of it stay within epsilon, by the budget's own gate.
+
+    An open budget takes the order that is best for its forecast, and a forecast at that order's noise may have a
+    better one: each turn needs no more noise than the one before. A raise keeps its order.
+    """
     from dptrain import accounting
     from dptrain.plan import default_delta
 
-    delta = default_delta(status.public_size) if values["delta"] is None else values["delta"]
-    noise = accounting.calibrate_noise(
-        values["epsilon"], delta, one.sample_rate, one.steps * values["runs"], also=also
-    )
+    epsilon, steps = values["epsilon"], one.steps * values["runs"]
+    before = next((budget for budget in status.budgets if budget.kind == "open"), None)
+    delta = values["delta"]
+    if delta is None:
+        delta = default_delta(status.public_size)
+        if before is not None and values["kind"] == "open":
+            delta = before.delta
+    noise = accounting.calibrate_noise(epsilon, delta, one.sample_rate, steps, also=also)
+    if values["kind"] == "planned":
+        return replace(one, noise_multiplier=noise)
+    order = None if before is None else before.order
+    for _ in range(TURNS):
+        used = (replace(one, noise_multiplier=noise, steps=steps), *also)
+        best = accounting.best_order(epsilon, delta, used) if before is None else before.order
+        noise = accounting.calibrate_noise(
+            epsilon, delta, one.sample_rate, steps, also=also, accountant="rdp", order=best
+        )
+        if best == order:
+            break
+        order = best
     return replace(one, noise_multiplier=noise)
 
 
@@ -635,7 +671,9 @@ def _alone(epsilon: float | None, *, private: bool) -> str:
 
 def _history(values: Mapping[str, Any], out: Output) -> int:
     ledger, _ = _open(values)
-    found = []
+    if values["cohort"] is not None:
+        ledger.status(values["cohort"])  # refuses an unknown one
+    found, seen = [], set()
     grants: dict[int, tuple[str | None, str | None]] = {}
     plans: dict[str, Mapping[str, Any]] = {}
     runs: dict[str, str] = {}
@@ -649,10 +687,13 @@ def _history(values: Mapping[str, Any], out: Output) -> int:
         if entry.kind == "finish":
             cohort, run = grants[body["admission"]]
         cohort = cohort or runs.get(run or "")
+        seen.add(run)
         if values["cohort"] not in (None, cohort) or values["run"] not in (None, run):
             continue
         found.append((entry, body, cohort, run))
-    found = found[-max(0, values["last"]) :] if values["last"] else []
+    if values["run"] is not None and values["run"] not in seen:
+        raise _no_run(values["run"], seen)
+    found = found[-values["last"] :]
     out.give(
         [
             {"seq": entry.seq, "time": entry.time, "kind": entry.kind, "hash": entry.hash.hex(), "body": body}
@@ -675,6 +716,13 @@ def _history(values: Mapping[str, Any], out: Output) -> int:
     columns = ("#", "time (UTC)", "entry", "cohort", "run", "what", "signed by", "hash")
     out.table(f"Ledger {ledger.store.name}", columns, rows, right=(0,))
     return EXIT_DONE
+
+
+def _no_run(name: str, known: Iterable[str | None]) -> LedgerRefused:
+    names = [run for run in known if run is not None]
+    return LedgerRefused(
+        f"The ledger knows no run '{name}'.", remedy=suggest(name, names) if names else "It has no runs yet."
+    )
 
 
 def _what(kind: str, body: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
@@ -796,11 +844,19 @@ def _unlock(values: Mapping[str, Any], out: Output) -> int:
 
 def _permit(values: Mapping[str, Any], out: Output) -> int:
     ledger, keys = _open(values)
-    number = ledger.permit(
-        values["purpose"], values["cohort"], _controller(keys), reason=values["reason"], run=values["run"]
-    )
-    out.say(f"Permitted (entry {number}): one {values['purpose']} of '{values['cohort']}'.")
-    out.give({"permit": number})
+    run = values["run"]
+    with ledger.view() as (_, state):
+        known = list(state.runs)
+    if run is not None and run not in known and not values["other_ledger"]:
+        refusal = _no_run(run, known)
+        raise LedgerRefused(
+            refusal.message,
+            remedy=f"{refusal.remedy} Was it trained under another ledger? Then add other_ledger=yes.",
+        )
+    number = ledger.permit(values["purpose"], values["cohort"], _controller(keys), reason=values["reason"], run=run)
+    whose = "any run" if run is None else f"run '{run}'"
+    out.say(f"Permitted (entry {number}): one {values['purpose']} of '{values['cohort']}', for {whose}.")
+    out.give({"permit": number, "run": run})
     return EXIT_DONE
 
 

@@ -53,7 +53,7 @@ def scan(words: Sequence[str], keys: Keys) -> ScanResult:
 
 def forecast(words: Sequence[str], size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
     """What a recipe would train."""
-    assert list(words) == ["recipe=chest"]
+    assert list(words) in (["recipe=chest"], ["recipe=chest", "privacy.noise_multiplier=8"])
     assert size == 20
     return small_plan().mechanisms
 
@@ -203,6 +203,54 @@ def test_a_withdrawal_for_nobody_is_no_quiet_success(desk: Desk, monkeypatch: py
     beforehand = desk.json("withdraw issuer=elsewhere patient=3 new_issuer=yes")
     assert beforehand == {"withdrawn": True, "in_a_cohort": False}
     assert desk.json("show cohort=chest --steward")["steward"]["withdrawn"] == 1
+
+
+def test_small_typos_are_no_quiet_answers(desk: Desk) -> None:
+    desk("register public_size=20 owner=Radiology")
+    desk("budget cohort=chest epsilon=2 delta=0.001 recipe=chest", "reason=first study")
+    ledger, _ = open_ledger(*[place.partition("=")[2] for place in desk.places])
+    ledger.reserve(small_plan(), "chest", run="demo", fingerprint=ledger.status("chest").fingerprint)
+    before = desk.json("heads")["hash"]
+    for line, code, what in (
+        ("history cohort=chst", EXIT_REFUSED_BY_LEDGER, "chest"),
+        ("history run=dmo", EXIT_REFUSED_BY_LEDGER, "demo"),
+        ("history last=-5", EXIT_USAGE, "1 or more"),
+        ("history last=0", EXIT_USAGE, "1 or more"),
+        ("permit cohort=chest purpose=audit run=dmo reason=x", EXIT_REFUSED_BY_LEDGER, "demo"),
+        ("budget cohort=chest epsilon=1 kind=opne reason=x", EXIT_USAGE, "open"),
+    ):
+        said = desk(line, expect=code)
+        assert what in said, line
+        assert "forecast" not in said
+    assert desk.json("heads")["hash"] == before
+    assert "run 'demo'" in desk("permit cohort=chest purpose=audit run=demo reason=x")
+    assert "any run" in desk("permit cohort=chest purpose=audit reason=x")
+    assert "'abroad'" in desk("permit cohort=chest purpose=evaluate run=abroad other_ledger=yes reason=x")
+    assert len(desk.json("history last=1")) == 1
+    assert [row["kind"] for row in desk.json("history run=abroad")] == ["permit"]
+
+
+@pytest.mark.parametrize("words", ["recipe=chest", "expected_batch_size=20 steps=10", "recipe=chest runs=3"])
+def test_an_open_budgets_forecast_is_of_runs_that_fit(desk: Desk, words: str) -> None:
+    """The noise that `show` lists for a forecast must be one with which that use is granted, and no more."""
+    desk("register public_size=20 owner=Radiology")
+    desk(f"budget cohort=chest epsilon=3 delta=0.001 minimum_charge=0 {words} reason=pilot")
+    (budget,) = desk.json("show cohort=chest")["budgets"]
+    noise = {mechanism["noise_multiplier"] for mechanism in budget["planned"]}
+    assert len(noise) == 1
+    ledger, _ = open_ledger(*[place.partition("=")[2] for place in desk.places])
+    fingerprint = ledger.status("chest").fingerprint
+    for number in range(len(budget["planned"])):
+        plan = small_plan(noise_multiplier=noise.copy().pop())
+        ledger.reserve(plan, "chest", run=f"run{number}", fingerprint=fingerprint)
+    assert ledger.status("chest").spent_epsilon == pytest.approx(3, rel=1e-3)
+
+
+def test_a_forecast_with_a_noise_of_its_own_keeps_it(desk: Desk) -> None:
+    desk("register public_size=20 owner=Radiology")
+    desk("budget cohort=chest epsilon=3 delta=0.001 recipe=chest privacy.noise_multiplier=8 reason=pilot")
+    (budget,) = desk.json("show cohort=chest")["budgets"]
+    assert [mechanism["noise_multiplier"] for mechanism in budget["planned"]] == [8.0]
 
 
 def test_bad_budgets_by_command(desk: Desk) -> None:
