@@ -173,40 +173,27 @@ class GroupNorm(Function):
         x, w, mean, rstd = ctx.saved_tensors
         g = g.contiguous()
         n, c = x.shape[:2]
-        groups = ctx.groups
-        gp, xp = precise(g).view(n, c, -1), precise(x).view(n, c, -1)
-        size = xp.shape[2]
-        gx = None
-        if c * size >= 1 << 16 and g.device.type == "cpu" and g.dtype == gp.dtype:
-            # torch's kernel, record by record: it gives all three in one reading of the maps
-            wanted = [bool(ctx.needs_input_grad[1]), True, True]
-            gx = torch.empty_like(g) if wanted[0] else None
-            scale, shift = g.new_empty(n, c), g.new_empty(n, c)
-            for i in range(n):
-                one, scale[i], shift[i] = torch.ops.aten.native_group_norm_backward(
-                    g[i : i + 1], x[i : i + 1], mean[i : i + 1], rstd[i : i + 1], w, 1, c, size, groups, wanted
-                )
-                if gx is not None:
-                    gx[i] = one[0]
-        elif size >= 16 and g.device.type == "cpu":
-            # batch norm's kernel on rows × channels as channels: both sums without a product in memory
-            spread = (n, groups, c // groups)
-            centre = mean.to(gp.dtype).unsqueeze(2).expand(spread).reshape(-1)
-            inverse = rstd.to(gp.dtype).unsqueeze(2).expand(spread).reshape(-1)
+        groups, size = ctx.groups, math.prod(x.shape[2:])
+        wanted = bool(ctx.needs_input_grad[1])
+        if precise(g[:0]).dtype == g.dtype:
+            # torch's kernel with each row's channels as channels of their own: what it sums over rows is one row
             flat = (1, n * c, size)
-            _, scale, shift = torch.ops.aten.native_batch_norm_backward(
-                gp.view(flat), xp.view(flat), None, None, None, centre, inverse, True, 0.0, [False, True, True]
-            )
-            scale, shift = scale.view(n, c), shift.view(n, c)
+            gx, scale, shift = torch.ops.aten.native_group_norm_backward(
+                g.view(flat), x.view(flat), mean.view(1, -1), rstd.view(1, -1), None if w is None else w.repeat(n),
+                1, n * c, size, n * groups, [wanted, True, True],
+            )  # fmt: skip
+            scale, shift, gx = scale.view(n, c), shift.view(n, c), gx.view(x.shape) if wanted else None
         else:
+            gp, xp = precise(g).view(n, c, size), precise(x).view(n, c, size)
             shift = gp.sum(2)
             scale = (gp * xp).sum(2).view(n, groups, -1)
             scale = ((scale - mean.unsqueeze(2) * shift.view(n, groups, -1)) * rstd.unsqueeze(2)).view(n, c)
+            gx = None
+            if wanted:
+                gx = torch.ops.aten.native_group_norm_backward(
+                    g, x, mean, rstd, w, n, c, size, groups, [True, False, False]
+                )[0]
         ctx.use.tape.receive(ctx.use, scale, shift)
-        if ctx.needs_input_grad[1] and gx is None:
-            gx = torch.ops.aten.native_group_norm_backward(
-                g, x, mean, rstd, w, n, c, size, groups, [True, False, False]
-            )[0]
         return None, gx, None, None, None, None, None
 
 
