@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -217,17 +218,45 @@ def precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
+def _places(device: torch.device) -> tuple[Any, ...] | None:
+    """Where torch keeps how roughly it may multiply float32 on this device; None where torch is below 2.9."""
+    cpu: Any = torch.backends.mkldnn
+    cudnn: Any = torch.backends.cudnn
+    if not hasattr(cpu, "matmul"):
+        return None
+    if device.type == "cuda":
+        return torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+    return cpu.matmul, cpu.conv, cpu.rnn
+
+
 class exact_math:  # noqa: N801
-    """Products in true float32 on CUDA (no TF32) while it is entered."""
+    """Float32 products in true float32 while it is entered: neither TF32 on CUDA nor bf16 on CPUs that have it.
+
+    Whatever had been set, by torch's old switches or by its new ones, is as before afterwards.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self.places = _places(device)
         self.cuda = device.type == "cuda"
 
     def __enter__(self) -> None:
-        if self.cuda:
-            self.saved = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        if self.places is None:
+            self.old = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+            torch.set_float32_matmul_precision("highest")
+            if self.cuda:
+                torch.backends.cudnn.allow_tf32 = False
+            return
+        self.rough = [(place, place.fp32_precision) for place in self.places]
+        self.rough = [(place, allowed) for place, allowed in self.rough if allowed not in ("ieee", "none")]
+        for place, _ in self.rough:
+            place.fp32_precision = "ieee"
 
     def __exit__(self, *_: object) -> None:
-        if self.cuda:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.saved
+        if self.places is None:
+            precision, torch.backends.cudnn.allow_tf32 = self.old
+            torch.set_float32_matmul_precision(precision)
+            return
+        for place, allowed in self.rough:
+            place.fp32_precision = "none"  # as where the setting for everything was meant: it goes on to follow that
+            if place.fp32_precision != allowed:
+                place.fp32_precision = allowed

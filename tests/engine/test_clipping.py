@@ -178,6 +178,17 @@ def test_holds(check: Callable[[], None]) -> None:
     check()
 
 
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_holds_where_matrix_products_may_be_rough(check: Callable[[], None]) -> None:
+    """On a CPU with AMX, "medium" makes every float32 product a bf16 one."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        check()
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # --- the faults ---------------------------------------------------------------------------------------------------
 
 
