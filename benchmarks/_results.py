@@ -27,6 +27,17 @@ def meta(command: str) -> dict[str, str]:
     }
 
 
+def command_of(benchmark: str, words: Sequence[str]) -> str:
+    """The command that made rows, without the folder that they were written to first."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if not skip and not word.lstrip("-").startswith("folder"):
+            kept.append(word)
+        skip = word == "--folder"
+    return " ".join([f"python -m benchmarks.{benchmark}", *kept])
+
+
 def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 

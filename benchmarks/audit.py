@@ -682,7 +682,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=None, help="at most so many units a data set")
     parser.add_argument("--diabetes-patients", type=int, default=20000)
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run")
+    parser.add_argument("--anew", action="store_true", help="begin with an empty table")
     parser.add_argument("--renew", action="store_true", help="after what is missing, the rows of other commits")
     parser.add_argument("--table", action="store_true", help="write table and plot of the rows that are there")
     parser.add_argument("--speed-only", action="store_true")
@@ -695,7 +695,7 @@ def main() -> None:
     os.environ["DPTRAIN_QUIET"] = "1"
     begun = time.monotonic()
     every = planned(list(SETS))
-    rows = earlier(arguments.folder) if arguments.resume or arguments.table else []
+    rows = [] if arguments.anew else earlier(arguments.folder)
     jobs = [] if arguments.table else planned(arguments.only)
     if arguments.no_speed or arguments.speed_only:
         jobs = [job for job in jobs if (job.what == "speed") == arguments.speed_only]
@@ -748,7 +748,7 @@ def save(rows: list[dict[str, Any]], every: list[Job], folder: Path) -> None:
         "## Not run",
         "\n".join(f"- {text}" for text in told),
     ]
-    command = "python -m benchmarks.audit " + " ".join(sys.argv[1:])
+    command = _results.command_of("audit", sys.argv[1:])
     _results.write(
         "audit",
         [*rows, *missing],

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._networks import Entry, entries
-from benchmarks._results import RESULTS, write
+from benchmarks._results import RESULTS, command_of, write
 from dptrain.models import FixedDraws, make_private
 
 MODES = ("engine", "opacus hooks", "opacus ghost")
@@ -448,9 +448,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         parser.error("no network of the table has that name")
     torch.set_num_threads(1)
-    command = "python -m benchmarks.coverage" + "".join(
-        f" {word}" for word in (sys.argv[1:] if argv is None else argv)
-    )
+    command = command_of("coverage", sys.argv[1:] if argv is None else argv)
 
     def publish(rows: list[dict[str, Any]], head: dict[str, str] | None = None) -> None:
         write(

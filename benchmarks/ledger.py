@@ -261,7 +261,7 @@ def main(argv: Sequence[str]) -> int:
     path = _results.write(
         "ledger",
         rows,
-        command=" ".join(["python -m benchmarks.ledger", *argv]),
+        command=_results.command_of("ledger", argv),
         folder=values["folder"],
         title="Time and memory of the ledger",
         table_columns=[

@@ -600,7 +600,7 @@ def main(argv: Sequence[str]) -> int:
     )
     rows = _earlier(values["folder"]) if values["resume"] else {}
     whole = rows.pop(("all", ""), {}).get("seconds", 0.0)
-    command = " ".join(["python -m benchmarks.ledger_faults", *argv])
+    command = _results.command_of("ledger_faults", argv)
     goals = {("server", "PostgreSQL"): values["server"], ("kill", "PostgreSQL"): values["kills_pg"]}
     goals |= {(fault, store): values[word] for store in ("SQLite", "PostgreSQL") for fault, word in RACES.items()}
     goals[("kill", "SQLite")] = values["kills"]

@@ -408,7 +408,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str]) -> int:
     """Run the rows asked for; results are written after each row."""
-    from benchmarks._results import RESULTS, write
+    from benchmarks._results import RESULTS, command_of, write
 
     if argv[:1] == ["child"]:
         _child(json.loads(argv[1]))
@@ -429,7 +429,7 @@ def main(argv: list[str]) -> int:
     tasks = [(row, count) for row in chosen for count in row.records if records is None or count in records]
     path = folder / f"{name}.json"
     table: dict[tuple[Any, ...], dict[str, Any]] = {}
-    command = f"python -m benchmarks.step_time {' '.join(w for w in argv if not w.startswith('folder='))}".strip()
+    command = command_of("step_time", argv)
     if path.exists():
         known = json.loads(path.read_text())
         table = {_key(row): row for row in known["rows"]}

@@ -850,7 +850,7 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
     path = folder / "utility.json"
     known = json.loads(path.read_text()) if path.exists() else {"meta": {"command": ""}, "rows": []}
     rows = [row for row in known["rows"] if row["epsilon"] is not None]
-    command = " ".join(["python -m benchmarks.utility", *(argv if argv is not None else sys.argv[1:])])
+    command = _results.command_of("utility", argv if argv is not None else sys.argv[1:])
     commands = [*known["meta"]["command"].split("; "), *([] if options.tables else [command])]
     command = "; ".join(dict.fromkeys(filter(None, commands)))
     made = {name: _results.meta("")[name] for name in ("date", "commit")}
