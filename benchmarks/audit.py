@@ -1,10 +1,10 @@
 """Who is exposed, at which epsilon and model size; and how fast reference models train together.
 
-    python -m benchmarks.audit                       everything that fits into 35 minutes on two cores
+    python -m benchmarks.audit                       what is missing in the table, as far as 35 minutes go
+    python -m benchmarks.audit --anew                the same, from an empty table
     python -m benchmarks.audit --minutes 5 --only ecg_beats --models 32
     python -m benchmarks.audit --speed-only
-    python -m benchmarks.audit --resume              keep the rows that are there, run those that are missing
-    python -m benchmarks.audit --resume --renew      then measure the rows of other commits again
+    python -m benchmarks.audit --renew               then measure the rows of other commits again
     python -m benchmarks.audit --table               no measurement: write table and plot anew
 
 Rows are written as they come, in order of importance, each with the commit that made it; what was not run is

@@ -180,7 +180,7 @@ def trials(*, quick: bool, wanted: Sequence[str]) -> list[Trial]:
         ("readmission", MAIN, epsilons, seeds, (), None, "dptrain"),
         ("chest_xray_findings", MAIN, epsilons, seeds, (), None, "dptrain"),
         ("ecg_beats", MAIN, epsilons, seeds, (), None, "dptrain"),
-        ("hippocampus_segmentation", MAIN, epsilons, seeds, (), None, "dptrain"),
+        ("hippocampus_segmentation", MAIN, (8.0, math.inf) if quick else epsilons, seeds, (), None, "dptrain"),
     ]
     if not quick:
         plans += [
@@ -796,7 +796,9 @@ def _cell(row: dict[str, Any] | None) -> str:
     return f"{row['value']:.3f} ({row['seed_low']:.3f} to {row['seed_high']:.3f})"
 
 
-def keep(rows: list[dict[str, Any]], command: str, folder: Path, head: dict[str, str] | None = None) -> None:
+def keep(
+    rows: list[dict[str, Any]], command: str, folder: Path, head: dict[str, str] | None = None, ran: str = ""
+) -> None:
     """Write JSON, table and plot of what is there; `head` is the origin of rows that were measured earlier."""
     whole = [*rows, *sweep_rows(rows)]
     notes = "\n".join(
@@ -806,7 +808,7 @@ def keep(rows: list[dict[str, Any]], command: str, folder: Path, head: dict[str,
             "ledger; `sweep_epsilon` is what all private trials of a recipe together would have cost otherwise, and "
             "`random_stopping_epsilon` the tighter account of a sweep of as many trials like the one at ε = 1 whose "
             "number is random and whose best alone is released, beside their plain sum. The JSON names each row's "
-            "date and commit (for the oldest rows those of the first table that held them).",
+            "date and commit (for the oldest rows those of the first table that held them). " + ran,
             "",
             goals(rows),
             confidence(rows),
@@ -853,6 +855,7 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
     command = _results.command_of("utility", argv if argv is not None else sys.argv[1:])
     commands = [*known["meta"]["command"].split("; "), *([] if options.tables else [command])]
     command = "; ".join(dict.fromkeys(filter(None, commands)))
+    begun = time.monotonic()
     made = {name: _results.meta("")[name] for name in ("date", "commit")}
     done = {(r["recipe"], r["variant"], r["epsilon"], r["seed"]) for r in rows}
     todo = [
@@ -896,8 +899,11 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
                 path.write_text(json.dumps({"meta": _results.meta(command), "rows": rows}) + "\n")
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    if not todo and rows:
-        keep(rows, command, folder, known["meta"] if options.tables else None)
+    if not rows:
+        return 0
+    ran = f"The last command ran {len(todo)} trials in {(time.monotonic() - begun) / 60:.1f} minutes." if todo else ""
+    say(ran)
+    keep(rows, command, folder, known["meta"] if options.tables else None, ran)
     return 0
 
 
