@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dptrain.errors import LedgerRefused
+from dptrain.accounting.units import budget_units
+from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate, members, store
-from dptrain.ledger.chain import read_witness
+from dptrain.ledger.chain import Entry, read_witness
 from dptrain.ledger.charges import Charge, charge_of
 from dptrain.ledger.keys import signed_by
 from dptrain.ledger.state import RunState, State
@@ -40,8 +41,9 @@ def verify(ledger: Ledger, witness: str | None) -> list[Fault]:
     """Every fault found, the first bad entry first; empty for a sound ledger.
 
     Checks, in this order: the file itself (SQLite's own integrity check), the schema's version, every entry's
-    place, hash, site signature and countersignature, that every grant was within its budget when it was given and
-    left out the right classes of patients, the head row, the snapshot, the member tables against the digests in
+    place, hash, site signature and countersignature, that every open budget's units follow from its epsilon, delta
+    and order, that every grant was within its budget when it was given and left out the right classes of patients,
+    the head row, the snapshot, the member tables against the digests in
     the chain, and descent from the witness's heads. A sound copy from yesterday passes: only a witness shows it.
     """
     faults: list[Fault] = []
@@ -75,7 +77,9 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
         try:
             entry = read_entry(row)
             follow(state, entry)
-            if entry.kind == "reserve":
+            if entry.kind == "budget":
+                check_budget(entry)
+            elif entry.kind == "reserve":
                 check_grant(state, state.runs[entry.facts["run"]])
         except LedgerRefused as error:
             faults.append(Fault("entries", number, error.message))
@@ -130,6 +134,27 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
             ledger.descends(connection, state, heads)
         except LedgerRefused as error:
             faults.append(Fault("witness", None, error.message))
+
+
+def check_budget(entry: Entry) -> None:
+    """Raises LedgerRefused where an open budget's units are more than its epsilon, delta and order allow.
+
+    A planned budget has no units of its own to spend: what it sets aside for other cohorts is not computed again.
+    """
+    from dptrain.accounting import ORDERS
+
+    facts = entry.facts
+    order, index = float(facts["order"]), int(facts["order_index"])
+    if not 0 <= index < len(ORDERS) or ORDERS[index] != order:
+        raise LedgerRefused(f"entry {entry.seq} grants at order {order:g}, but counts charges at another order")
+    if facts["kind"] != "open":
+        return
+    try:
+        true = budget_units(float(facts["epsilon"]), float(facts["delta"]), order)
+    except ConfigError:
+        raise LedgerRefused(f"entry {entry.seq} has an epsilon or delta that no open budget can have") from None
+    if int(facts["units"]) > true * (1 + 1e-6):
+        raise LedgerRefused(f"entry {entry.seq} lets more than its epsilon and delta allow be spent")
 
 
 def check_grant(state: State, run: RunState) -> None:

@@ -8,7 +8,7 @@ import random
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,36 @@ def test_a_forged_budget_is_found_by_name(copied: Site) -> None:
     assert "forged" in faults[0].what
     with pytest.raises(LedgerRefused, match="forged"):
         Ledger.open(copied.place, copied.keys)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda facts: {"units": facts["units"] * 10}, "more than"),
+        (lambda facts: {"units": facts["units"] + facts["units"] // 1000}, "more than"),
+        (lambda facts: {"epsilon": facts["epsilon"] * 0.99}, "more than"),
+        (lambda facts: {"delta": facts["delta"] / 2}, "more than"),
+        (lambda facts: {"order_index": facts["order_index"] + 1}, "order"),
+        (lambda facts: {"order_index": -1}, "order"),
+        (lambda facts: {"epsilon": 1e9}, "no open budget"),
+    ],
+)
+def test_a_signed_budget_whose_units_its_terms_do_not_allow(
+    copied: Site, change: Callable[[dict[str, Any]], dict[str, Any]], what: str
+) -> None:
+    """A program with wrong mathematics, or somebody with all the keys, signed more than (epsilon, delta) holds."""
+    real = copied.ledger.entries()[2]
+    with copied.ledger.write() as (connection, _):
+        copied.ledger.append(connection, "budget", {**real.facts, "changes": 3}, None, copied.controller)
+    assert copied.ledger.verify() == []
+    forged = {**real.facts, **change(real.facts), "changes": 3}
+    with copied.ledger.write() as (connection, _):
+        copied.ledger.append(connection, "budget", forged, None, copied.controller)
+    copied.ledger.lock(COHORT, reason="a later entry")
+    faults = copied.again().verify()
+    assert [fault.entry for fault in faults] == [12]
+    assert "entry 12" in faults[0].what
+    assert what in faults[0].what
 
 
 def test_a_signature_cannot_be_moved_to_another_place(copied: Site) -> None:
