@@ -674,6 +674,30 @@ tested, with `largest AUC` the top whether exposed or not.
 """
 
 
+GROUP_NOTES = """
+Exposed share of each group in per cent, adjusted for class and number of records, with 95 % patient-bootstrap
+intervals and the group's size; rows in which anybody was exposed. Groups that are too small are suppressed; columns
+of more than 12 groups (the 47 persons of the beats) are in the JSON.
+"""
+
+
+def group_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a model, epsilon and column of groups."""
+    found = []
+    for row in rows:
+        for column, cells in row["groups"].items() if row["exposed"] else ():
+            shown = [
+                f"{name}: {100 * cell['share']:.1f} ({100 * cell['low']:.1f} to {100 * cell['high']:.1f}; "
+                f"{cell['patients']:,})"
+                for name, cell in cells.items()
+                if cell.get("share") is not None
+            ]
+            if 1 < len(shown) <= 12:
+                facts = {key: row[key] for key in ("dataset", "model", "epsilon")}
+                found.append({**facts, "column": column, "shares": "; ".join(shown)})
+    return found
+
+
 def main() -> None:
     """Run what fits into the time, most important rows first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -695,7 +719,11 @@ def main() -> None:
     os.environ["DPTRAIN_QUIET"] = "1"
     begun = time.monotonic()
     every = planned(list(SETS))
-    rows = [] if arguments.anew else earlier(arguments.folder)
+    path = arguments.folder / "audit.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() and not arguments.anew else None
+    rows = [] if known is None else earlier(known)
+    commands = [] if known is None else known["meta"]["command"].split("; ")
+    head = _results.meta("; ".join(dict.fromkeys([*commands, _results.command_of("audit", sys.argv[1:])])))
     jobs = [] if arguments.table else planned(arguments.only)
     if arguments.no_speed or arguments.speed_only:
         jobs = [job for job in jobs if (job.what == "speed") == arguments.speed_only]
@@ -709,16 +737,12 @@ def main() -> None:
         found = job.run(arguments)
         rows = [row for row in rows if key_of(row) != job.key] + found
         print({key: found[-1].get(key) for key in ("what", "dataset", "model", "epsilon", "seconds")}, flush=True)
-        save(rows, every, arguments.folder)
-    save(rows, every, arguments.folder)
+        save(rows, every, arguments.folder, head)
+    save(rows, every, arguments.folder, known["meta"] if arguments.table and known is not None else head)
 
 
-def earlier(folder: Path) -> list[dict[str, Any]]:
+def earlier(held: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that earlier runs finished."""
-    path = folder / "audit.json"
-    if not path.exists():
-        return []
-    held = json.loads(path.read_text(encoding="utf-8"))
     rows = [{"commit": held["meta"]["commit"], **row} for row in held["rows"] if row["status"] == "run"]
     for row in rows:
         if row.get("exposed") is not None:  # the interval follows from the counts
@@ -726,7 +750,7 @@ def earlier(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def save(rows: list[dict[str, Any]], every: list[Job], folder: Path) -> None:
+def save(rows: list[dict[str, Any]], every: list[Job], folder: Path, head: dict[str, str]) -> None:
     """Results so far, in the table's order, with what was not run."""
     place = {job.key: number for number, job in enumerate(every)}
     rows = sorted(rows, key=lambda row: place.get(key_of(row), len(place)))
@@ -739,6 +763,9 @@ def save(rows: list[dict[str, Any]], every: list[Job], folder: Path) -> None:
     of = {what: [row for row in rows if row["what"] == what] for what in ("exposure", "speed", "confirmation")}
     notes = [
         NOTES.strip(),
+        "## Groups",
+        GROUP_NOTES.strip(),
+        _results.table(group_rows(of["exposure"]), ("dataset", "model", "epsilon", "column", "shares")),
         "## Confirmed on fresh models",
         _results.table(of["confirmation"], CONFIRMED_COLUMNS),
         CONFIRMED_NOTES.strip(),
@@ -748,11 +775,11 @@ def save(rows: list[dict[str, Any]], every: list[Job], folder: Path) -> None:
         "## Not run",
         "\n".join(f"- {text}" for text in told),
     ]
-    command = _results.command_of("audit", sys.argv[1:])
     _results.write(
         "audit",
         [*rows, *missing],
-        command=command.strip(),
+        command=head["command"],
+        head=head,
         table_columns=COLUMNS,
         table_rows=of["exposure"],
         title="Audit: exposed patients, and speed",
