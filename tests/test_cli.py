@@ -110,3 +110,60 @@ def test_an_unknown_option_is_named(command: str, capfd: pytest.CaptureFixture[s
     assert "'--jsn'" in shown
     assert "Lexer" not in shown
     assert "usage:" not in shown
+
+
+# --- what the check refuses, and how --------------------------------------------------------------------------------
+
+SMALL = "data.image_shape=[1,16,16]"
+NORMED = ["model=sequential", "model.network.modules=[{_target_: torch.nn.Flatten}, {_target_: torch.nn.Linear, "
+          "in_features: 256, out_features: 8}, {_target_: torch.nn.BatchNorm1d, num_features: 8}, "
+          "{_target_: torch.nn.BatchNorm1d, num_features: 8}, {_target_: torch.nn.Linear, in_features: 8, "
+          "out_features: 1}]"]  # fmt: skip
+
+
+def test_batchnorm_without_leave_is_refused_beside_every_other_fault(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    mixing = "data.augment=[{_target_: monai.transforms.MixUpd, keys: [image], batch_size: 2}]"
+    assert cli.main(["check", SMALL, *NORMED, "model.batchnorm=refuse", mixing]) == 4
+    shown = capsys.readouterr().out
+    assert "model.batchnorm=replace" in shown
+    assert "MixUpd" in shown
+    assert "several patients" in shown
+
+
+def test_layers_that_are_changed_alike_make_one_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["check", SMALL, *NORMED, "model.batchnorm=replace"]) == 0
+    assert "BatchNorm1d -> GroupNorm: 2 layers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        "{_target_: monai.transforms.NoSuchThing, keys: [image]}",
+        "{_target_: os.system}",
+        "{_target_: monai.transforms.CutOutd, keys: [image], batch_size: 2}",
+        "{_target_: monai.transforms.CutMixd, keys: [image], batch_size: 2}",
+        "{_target_: monai.transforms.Flipd, keys: [image], no_such_argument: 1}",
+    ],
+)
+def test_transforms_that_the_data_would_refuse_are_refused_by_the_check(
+    transform: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", SMALL, f"data.augment=[{transform}]"]) == 4
+    assert "data.augment" in capsys.readouterr().out
+
+
+def test_a_network_given_as_a_whole_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "model.network={_target_: monai.networks.nets.UNet, spatial_dims: 2}"]) == 2
+    assert "+model.network.NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["training.loss=dice", "data.sampler=weighted"])
+def test_loss_and_sampler_are_not_to_be_set(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", word]) == 2
+    assert "no setting" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,16 @@ SHAPE_ONLY = (
     "EnsureType", "EnsureChannelFirst", "CastToType", "Transpose", "RepeatChannel", "Flip", "Rotate90",
     "AsDiscrete", "SqueezeDim",
 )  # fmt: skip
+
+
+_MIXING = re.compile(
+    r"^(rand)?(mix_?up|cut_?mix|cut_?out|mixer|sample_?pairing|manifold_?mixup|copy_?paste|mosaic)d?(ict)?$", re.I
+)
+
+
+def mixes(name: str) -> bool:
+    """Whether a transform of this name works on several patients' records at once."""
+    return _MIXING.match(name) is not None
 
 
 class TransformFailed(Exception):
@@ -51,10 +62,10 @@ def _build_one(node: Any, random: bool) -> Any:
 
     transform, target = _instantiate(dict(node)) if isinstance(node, Mapping) else (node, type(node).__name__)
     name = target.rpartition(".")[2]
-    if any(word in name for word in ("MixUp", "CutMix", "CutOut")):
+    if any(mixes(kind) for kind in (name, *(parent.__name__ for parent in type(transform).__mro__))):
         raise CheckRefused(
-            f"{name} mixes records of a batch, so one patient's gradient would depend on another's image.",
-            remedy="Remove it: mixing across patients has no per-patient guarantee.",
+            f"{name} works on whole batches and mixes records of several patients.",
+            remedy="Remove it; more views of one patient (privacy.views) regularise without mixing.",
         )
     if not isinstance(transform, MapTransform):
         raise ConfigError(
@@ -88,7 +99,7 @@ def _instantiate(node: dict[str, Any]) -> tuple[Any, str]:
         raise ConfigError(f"MONAI has no transform '{name}'.", remedy="See the list of monai.transforms.")
     try:
         return found(**node), target
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise ConfigError(f"{name} does not take these arguments: {error}.") from None
 
 

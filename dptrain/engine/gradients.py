@@ -376,7 +376,8 @@ class PatientGradients:
                 raise CheckRefused(
                     f"the gradient of {source.name} does not come from the patient's own rows: a layer mixes the "
                     "records of a batch, or does not hold them in its first dimension.",
-                    remedy=f"If it is only the order of dimensions, give rules={{'{source.name}': 'one-by-one'}}.",
+                    remedy="If it is only the order of dimensions, build the layer with batch_first=True, or give "
+                    f"PatientGradients rules={{'{source.name}': 'one-by-one'}} from Python.",
                 )
         return True
 

@@ -12,7 +12,7 @@ from dptrain.models.nets import (
     small_cnn,
     unet3d,
 )
-from dptrain.models.preflight import Finding, check_separable, preflight, print_findings, refuse
+from dptrain.models.preflight import Finding, check_rules, check_separable, made_up, preflight, print_findings, refuse
 from dptrain.models.pretrained import pretrained_efficientnet_lite
 from dptrain.models.private import Change, FrozenBatchNorm, make_private
 from dptrain.models.split import head_name, split_frozen
@@ -25,6 +25,7 @@ __all__ = [
     "FixedDraws",
     "FrozenBatchNorm",
     "build",
+    "check_rules",
     "check_separable",
     "cnn1d",
     "file_sha256",
@@ -32,6 +33,7 @@ __all__ = [
     "head_name",
     "linear_head",
     "load_weights",
+    "made_up",
     "make_private",
     "mlp",
     "preflight",

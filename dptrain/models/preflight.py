@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from dptrain.data.transforms import mixes
+from dptrain.engine import PatientGradients, coverage
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.models.draws import FixedDraws
 from dptrain.models.private import FrozenBatchNorm
@@ -122,11 +125,6 @@ def check_sampler(sampler: Any) -> list[Finding]:
     return [Finding(f"sampler {kind}", "refused", why, remedy)]
 
 
-_MIXING = re.compile(
-    r"^(rand)?(mix_?up|cut_?mix|mixer|sample_?pairing|manifold_?mixup|copy_?paste|mosaic)d?(ict)?$", re.I
-)
-
-
 def _transform_names(transforms: Any) -> Iterator[tuple[str, int]]:
     """(name, views) of transforms given as objects, as `_target_` mappings, as names, or nested in either."""
     if transforms is None:
@@ -151,7 +149,7 @@ def _transform_names(transforms: Any) -> Iterator[tuple[str, int]]:
         inner = getattr(transforms, "cropper", transforms)
         views = getattr(transforms, "num_samples", getattr(inner, "num_samples", 1))
         for kind in type(transforms).__mro__:
-            if _MIXING.match(kind.__name__) and not type(transforms).__name__.startswith("CutOut"):
+            if mixes(kind.__name__):
                 yield kind.__name__, 1
                 return
         yield type(transforms).__name__, views if isinstance(views, int) else 1
@@ -162,8 +160,8 @@ def check_transforms(transforms: Any) -> list[Finding]:
     findings, count = [], 0
     for name, views in _transform_names(transforms):
         count += 1
-        if _MIXING.match(name):
-            why = "it mixes the records of several patients into one"
+        if mixes(name):
+            why = "it works on whole batches and mixes records of several patients"
             remedy = "Leave it out; more views of one patient (privacy.views) regularise without mixing."
             findings.append(Finding(f"transform {name}", "refused", why, remedy))
         elif views > 1:
@@ -388,6 +386,37 @@ def _judged(
         why = f"perturbed, removed, added and permuted others change nothing ({precision})"
         findings.append(Finding(what, "ok", why, ""))
     return findings
+
+
+def check_rules(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> list[Finding]:
+    """Take one clipped sum of made-up patients with the engine itself, and see what it refuses or warns of.
+
+    Args:
+        model: the part that is trained; a copy is tried.
+        loss: (output, label) -> [N].
+        image: made-up inputs of that part, of four records: one patient has two of them.
+        label: their labels.
+    """
+    what = "gradient rules"
+    findings: list[Finding] = []
+    patient = torch.tensor([0, 1, 1, 2])
+    try:
+        for rule in coverage(model):
+            if rule.cost:
+                why = f"no fast rule: {rule.rule}; {rule.cost}"
+                findings.append(Finding(f"{rule.name} ({rule.type})", "ok", why))
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            twin = _shaken(model)
+            engine = PatientGradients(twin, max_grad_norm=1.0, measure=False)
+            engine.clipped_sum(loss(twin(image), label), patient, 4)
+    except CheckRefused as error:
+        return [*findings, Finding(what, "refused", error.message, error.remedy or "")]
+    except Exception as error:
+        why = f"a step of made-up patients fails: {type(error).__name__}: {_first_line(error)}"
+        return [*findings, Finding(what, "refused", why, "Check the network, data.image_shape and the task.")]
+    slow = [str(one.message) for one in said if "one patient at a time" in str(one.message)]
+    return findings + [Finding(what, "ok", text) for text in slow]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -14,6 +14,7 @@ from dptrain.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_REFUSED_BY_CHECK,
+    ConfigError,
     DptrainError,
     LedgerRefused,
 )
@@ -40,7 +41,12 @@ Is this network, loss and pipeline fit for private training? Uses made-up data o
 Exit code 4 where something is refused.
 
   dptrain check recipe=chest_xray_pneumonia
-  dptrain check model.network._target_=monai.networks.nets.DenseNet121 model.batchnorm=replace"""
+  dptrain check model=densenet121 data.image_shape=[1,64,64]
+  dptrain check model=densenet121 model.network._target_=monai.networks.nets.DenseNet169
+  dptrain check model.network._target_=monai.networks.nets.resnet18 +model.network.spatial_dims=2 \\
+      +model.network.n_input_channels=1 ~model.network.in_channels ~model.network.channels model.batchnorm=replace
+
+An argument that only the named network takes is added with +, one that it does not take is removed with ~."""
 
 TRAIN_HELP = """\
 usage: dptrain train [recipe=…] [group=option] [name=value …] [-m for a sweep] [--cfg job]
@@ -162,6 +168,12 @@ def check_main(argv: list[str]) -> int:
     """`dptrain check`."""
     if _help(argv, CHECK_HELP):
         return EXIT_DONE
+    if any(word.lstrip("+").startswith("model.network={") for word in argv):
+        raise ConfigError(
+            "model.network is set one argument at a time.",
+            remedy="Write model.network._target_=…, then +model.network.NAME=… for each argument that is new "
+            "and ~model.network.NAME for each that the network does not take (dptrain check --help has an example).",
+        )
     settings = load(argv)
     from dptrain import models
     from dptrain.training.session import check

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,7 @@ from torch import Tensor, nn
 from dptrain import data, models
 from dptrain.config import Settings, from_yaml
 from dptrain.data import Cohort, Tensors
-from dptrain.data.config import shape_of
-from dptrain.engine import coverage
+from dptrain.data.config import DataConfig, shape_of
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, open_ledger
 from dptrain.plan import Plan
@@ -160,32 +161,87 @@ def check(settings: Settings, network: Network | None = None) -> list[models.Fin
 
     Returns every finding; :func:`refuse` raises for the refused ones.
     """
-    network = network or build_network(settings)
+    findings: list[models.Finding] = []
+    if network is None:
+        try:
+            network = build_network(settings)
+        except CheckRefused as error:  # said in the table, beside what else would be refused
+            findings.append(
+                models.Finding(
+                    "network", "refused", f"{error.message} Below: what else there is.", error.remedy or ""
+                )
+            )
+            other = replace(settings, model=replace(settings.model, batchnorm="replace"))
+            network = build_network(other)
+            network.changes = []
     loss = losses.loss_for_task(settings.data.task)
-    findings = models.preflight(
+    pipeline, transforms = _pipeline(settings.data)
+    findings += pipeline
+    findings += models.preflight(
         network.whole,
         loss,
         shape_of(settings.data),
         settings.data.task,  # type: ignore[arg-type]
         classes=len(settings.data.classes),
-        transforms=[*settings.data.transforms, *settings.data.augment],
+        transforms=transforms,
     )
-    try:
-        for rule in coverage(network.trainable):
-            if rule.cost:
-                findings.append(
-                    models.Finding(f"{rule.name} ({rule.type})", "ok", f"no fast rule: {rule.rule}; {rule.cost}", "")
-                )
-    except CheckRefused as error:
-        findings.append(models.Finding("gradient rules", "refused", error.message, error.remedy or ""))
+    if not any(finding.what == "separability" and finding.status == "refused" for finding in findings):
+        findings += _tried(settings, network, loss)
     if settings.data.same_pixels == "merge":
         why = (
             "ids that share a picture, directly or through others, are one unit: epsilon is that of the linked group"
         )
         findings.append(models.Finding("unit of privacy", "changed", why, "Drop pictures that many ids have."))
-    for change in network.changes:
-        findings.append(models.Finding(str(change), "changed", "made fit for private training", ""))
-    return findings
+    return findings + _changes(network.changes)
+
+
+def _pipeline(config: DataConfig) -> tuple[list[models.Finding], list[Any]]:
+    """The transforms as the data would build them, and what it would refuse."""
+    findings, built = [], []
+    for name, nodes, random in (
+        ("data.transforms", config.transforms, False),
+        ("data.augment", config.augment, True),
+    ):
+        for node in nodes:
+            try:
+                built += data.transforms.build([node], random=random)
+            except (ConfigError, CheckRefused) as error:
+                target = node.get("_target_", "") if isinstance(node, Mapping) else type(node).__name__
+                what = f"{name}: {str(target).rpartition('.')[2]}"
+                findings.append(models.Finding(what, "refused", error.message, error.remedy or ""))
+    return findings, built
+
+
+def _tried(settings: Settings, network: Network, loss: nn.Module) -> list[models.Finding]:
+    """What the engine says to a step of made-up patients, through the frozen part as in training."""
+    image, label = models.made_up(
+        shape_of(settings.data),
+        settings.data.task,  # type: ignore[arg-type]
+        4,
+        len(settings.data.classes),
+        0,
+    )
+    image = image.float()
+    if network.frozen is not None:
+        with torch.no_grad():
+            image = copy.deepcopy(network.frozen).eval()(image)
+    return models.check_rules(network.trainable, loss, image, label)
+
+
+def _changes(changes: list[Any]) -> list[models.Finding]:
+    """One row for all layers that were changed alike."""
+    alike: dict[tuple[str, str, str], list[Any]] = {}
+    for change in changes:
+        before, after = (text.partition("(")[0] for text in (change.before, change.after))
+        alike.setdefault((before, after, change.why), []).append(change)
+    return [
+        models.Finding(
+            str(same[0]) if len(same) == 1 else f"{before} -> {after}: {len(same)} layers ({why})",
+            "changed",
+            "made fit for private training",
+        )
+        for (before, after, why), same in alike.items()
+    ]
 
 
 def refuse(findings: list[models.Finding]) -> None:

@@ -211,6 +211,7 @@ def test_transforms_that_mix_records_are_refused_and_crops_are_views():
     for bad in (
         [Compose([RandFlip(), MixUp(4)])],
         CutMixd(keys="image", batch_size=3),
+        CutOut(2),
         [{"_target_": "monai.transforms.Compose", "transforms": [{"_target_": "monai.transforms.MixUpd"}]}],
         ["monai.transforms.CutMixD", "torchvision.transforms.v2.MixUp"],
     ):
@@ -218,12 +219,53 @@ def test_transforms_that_mix_records_are_refused_and_crops_are_views():
         assert found, bad
         assert "several patients" in found[0].why
     named = {"_target_": "monai.transforms.RandSpatialCropSamplesd", "num_samples": 3, "keys": ["image"]}
-    fine = models.preflight(dense(), binary, (1, 8, 8), "binary", transforms=[crops, named, RandFlip(), CutOut(2)])
+    fine = models.preflight(dense(), binary, (1, 8, 8), "binary", transforms=[crops, named, RandFlip()])
     assert not refused(fine)
     assert [f.why for f in fine if "crops" in f.why] == [
         "its 4 crops are views of their patient",
         "its 3 crops are views of their patient",
     ]
+
+
+class Turned(nn.Module):
+    """An attention layer that takes the sequence before the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+
+    def forward(self, x):
+        return self.layer(x.transpose(0, 1)).transpose(0, 1).flatten(1)[:, :1]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.head = nn.LSTM(8, 4, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.memory(x)[0][:, -1])
+
+
+def test_what_the_engine_would_refuse_is_found_before_any_charge():
+    """Rows that do not lie with their records pass the separability test, but no step would."""
+    torch.manual_seed(0)
+    net = Turned()
+    assert not refused(tried(net, shape=(4, 8)))
+    image, label = models.made_up((4, 8), "binary", 4, 2, 0)
+    state = torch.random.get_rng_state()
+    found = refused(models.check_rules(net, binary, image.float(), label))
+    assert "own rows" in found[0].why
+    assert "batch_first" in found[0].remedy
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not any("weight" in module.__dict__ for module in net.modules())
+
+
+def test_layers_taken_one_patient_at_a_time_are_said_with_their_cost():
+    image, label = models.made_up((6, 8), "binary", 4, 2, 0)
+    found = models.check_rules(Recurrent(), binary, image.float(), label)
+    assert not refused(found)
+    assert any("memory" in finding.why and "backward pass for each" in finding.why for finding in found)
 
 
 def test_samplers_other_than_poisson_draws_are_refused():
