@@ -362,6 +362,41 @@ def test_views_count_as_records_of_their_patient() -> None:
     assert oracle.distance(four.sums, once.sums) < 1e-12
 
 
+def test_views_cost_no_norm_work_of_their_own() -> None:
+    """Multiplications beyond a plain step's, counted: with 16 views a patient they are a smaller share."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def count(views: int, ours: bool) -> int:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3),
+        )  # fmt: skip
+        x, y, patient = (
+            torch.randn(2 * views, 1, 16, 16),
+            torch.zeros(2 * views),
+            torch.arange(2).repeat_interleave(views),
+        )
+        engine = PatientGradients(model, max_grad_norm=1.0, measure=False, verify=False) if ours else None
+
+        def step() -> None:
+            losses = oracle.squares(model(x), y)
+            if engine is None:
+                losses.mean().backward()
+            else:
+                engine.clipped_sum(losses, patient, 2)
+
+        step()  # the first chunk looks for parameters without a rule
+        with FlopCounterMode(display=False) as counter:
+            step()
+        return counter.get_total_flops()
+
+    plain, ours = {k: count(k, False) for k in (1, 16)}, {k: count(k, True) for k in (1, 16)}
+    assert plain[16] == 16 * plain[1]
+    assert ours[16] <= 1.05 * plain[16]
+    assert ours[16] / plain[16] <= ours[1] / plain[1]
+
+
 def test_empty_draws_and_empty_chunks() -> None:
     model = small()
     engine = PatientGradients(model, max_grad_norm=1.0)

@@ -18,14 +18,14 @@ few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChec
 
 @st.composite
 def cohorts(draw: st.DrawFn) -> tuple[Tensor, int]:
-    """Ragged patients in any order, some perhaps without a record."""
-    counts = draw(st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any))
+    """Ragged patients in any order, some or all perhaps without a record."""
+    counts = draw(st.lists(st.integers(0, 4), min_size=1, max_size=4))
     if draw(st.booleans()):
-        counts = [max(1, counts[0])] * len(counts)
+        counts = [counts[0]] * len(counts)
     patient = [i for i, count in enumerate(counts) for _ in range(count)]
     if draw(st.booleans()):
         patient = draw(st.permutations(patient))
-    return torch.tensor(patient), len(counts)
+    return torch.tensor(patient, dtype=torch.int64), len(counts)
 
 
 @st.composite

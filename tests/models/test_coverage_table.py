@@ -36,6 +36,14 @@ def test_right_gradients_pass(small):
     assert row["float32_error"] <= row["float32_limit"]
 
 
+@pytest.mark.parametrize("network", ["UNet", "ViT", "UNETR"])
+def test_networks_of_monai_are_exact(network):
+    entry = next(entry for entry in entries() if entry.network == network and entry.dims == 2)
+    row = coverage.examine(entry, "engine")
+    assert row["ok"], row["reason"]
+    assert row["max_rel_error"] < 1e-9
+
+
 @pytest.mark.parametrize("fault", ["a bias left out", "one patient scaled", "records, not patients"])
 def test_wrong_gradients_are_seen(small, fault, monkeypatch):
     right = engine.PatientGradients.clipped_sum
