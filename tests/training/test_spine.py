@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,25 @@ def test_two_runs_from_one_seed_draw_other_noise(make_site: Callable[..., Site])
     words = ["privacy.target_epsilon=2", "training.evaluate=false", "training.seed=5"]
     one, two = run(site, "one", *words), run(site, "two", *words)
     assert one.read_facts()["model"]["sha256"] != two.read_facts()["model"]["sha256"]
+
+
+def test_one_checkpoint_resumed_twice_draws_other_noise(
+    make_site: Callable[..., Site], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The site is put back to the moment of the crash: were the noise part of the checkpoint, it would come again."""
+    site = make_site()
+    words = [*site.words, f"training.run={site.folder / 'run'}", "training.lease=4", "training.checkpoint_steps=2"]
+    killed = subprocess.run([sys.executable, "-c", KILL, "5", *words], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    crashed = tmp_path_factory.mktemp("crashed") / "site"
+    shutil.copytree(site.folder, crashed)
+    weights = []
+    for _ in range(2):
+        outcome = train(site.settings(f"training.resume={site.folder / 'run'}"), say=quiet)
+        weights.append(outcome.facts["model"]["sha256"])
+        shutil.rmtree(site.folder)
+        shutil.copytree(crashed, site.folder)
+    assert weights[0] != weights[1]
 
 
 def test_ctrl_c_ends_after_the_step_and_closes_the_charge(make_site: Callable[..., Site]) -> None:
