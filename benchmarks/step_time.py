@@ -4,6 +4,7 @@
     python -m benchmarks.step_time rows=resnet18-64,unet-48 records=1 steps=9 modes=plain,ours
     python -m benchmarks.step_time rows=all minutes=120   # the long rows too
     python -m benchmarks.step_time what=memory            # peak memory alone, kept beside the times of before
+    python -m benchmarks.step_time what=table             # nothing measured: table and plot of what is there
     python -m benchmarks.step_time device=cuda precision=bf16 name=step_time_cuda
 
 Every mode computes one logical step of `chunks` chunks: gradients, clipping, noise, update. The modes of a row
@@ -363,17 +364,17 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     if not groups:
         return
     shown = [m for m in MODES if m != "plain" and any(m in group for group in groups.values())]
-    figure, axes = plt.subplots(2, 1, figsize=(max(6, 0.9 * len(groups)), 7), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(max(6, 0.5 * len(groups)), 7), sharex=True, layout="constrained")
     for axis, key, label in zip(axes, ("ratio", "peak_ratio"), ("time / plain SGD", "peak memory / plain SGD")):
         for k, mode in enumerate(shown):
             values = [(group.get(mode) or {}).get(key) or float("nan") for group in groups.values()]
             places = [i + (k - len(shown) / 2 + 0.5) * 0.8 / len(shown) for i in range(len(groups))]
             bars = axis.bar(places, values, 0.8 / len(shown), label={"ours": "dptrain"}.get(mode, f"Opacus {mode}"))
             if mode == "ours":
-                axis.bar_label(bars, [f"{v:.2f}" for v in values], fontsize=7, padding=1)
+                axis.bar_label(bars, [f"{v:.2f}" for v in values], fontsize=6, padding=1)
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_yscale("log")
-        axis.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+        axis.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
         axis.minorticks_off()
         axis.set_ylabel(label)
     axes[0].legend(frameon=False, ncols=len(shown), loc="lower left", bbox_to_anchor=(0, 1))
@@ -406,9 +407,32 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     return f"Of {len(ours)} rows these miss the goals (time 1.3 in 2-D, 1.5 in 3-D; memory 1.3). " + "; ".join(lines)
 
 
+def publish(
+    rows: list[dict[str, Any]], command: str, folder: Path, name: str, head: dict[str, str] | None = None
+) -> None:
+    """Write rows, table and plot; `head` is the origin of rows that were measured earlier."""
+    from benchmarks._results import write
+
+    results = [row for row in rows if row.keys() & {"seconds", "peak_bytes", "note"}]
+    place = {network: number for number, network in enumerate(dict.fromkeys(row.network for row in PLAN))}
+    results.sort(
+        key=lambda r: (place[r["network"]], r["size"], r["chunks"], r["records_per_patient"], MODES.index(r["mode"]))
+    )
+    measured = {(r["network"], r["size"], r["chunks"]) for r in results if r.get("ratio")}
+    missing = [r.name for r in PLAN if (r.network, r.size, r.chunks) not in measured]
+    notes = [(__doc__ or "").split("\n\n", 2)[2], verdict(results)]
+    notes += ["A mode of Opacus without a row was not run, or did not end in the time that its row had."]
+    notes += [f"Not run: {', '.join(missing)}."] if missing else []
+    write(
+        name, results, command=command, notes="\n\n".join(notes), table_columns=COLUMNS, folder=folder, head=head,
+        title="Step time and peak memory against plain SGD",
+    )  # fmt: skip
+    plot(results, folder / f"{name}.png")
+
+
 def main(argv: list[str]) -> int:
     """Run the rows asked for; results are written after each row."""
-    from benchmarks._results import RESULTS, command_of, write
+    from benchmarks._results import RESULTS, command_of
 
     if argv[:1] == ["child"]:
         _child(json.loads(argv[1]))
@@ -422,7 +446,7 @@ def main(argv: list[str]) -> int:
     precision, noise = words.pop("precision", "float32"), words.pop("noise", "cryptographic")
     what, name = words.pop("what", "time,memory").split(","), words.pop("name", "step_time")
     folder = Path(words.pop("folder", str(RESULTS)))
-    if words or set(modes) - set(MODES) or set(what) - {"time", "memory"}:
+    if words or set(modes) - set(MODES) or set(what) - {"time", "memory", "table"}:
         print(f"unknown: {' '.join(words) or f'{modes} {what}'}\n{__doc__}", file=sys.stderr)
         return 2
     chosen = [r for r in PLAN if rows == "all" or (rows == "default" and not r.long) or r.name in rows.split(",")]
@@ -433,6 +457,9 @@ def main(argv: list[str]) -> int:
     if path.exists():
         known = json.loads(path.read_text())
         table = {_key(row): row for row in known["rows"]}
+        if what == ["table"]:
+            publish(known["rows"], "", folder, name, known["meta"])
+            return 0
         command = "; ".join(dict.fromkeys([*known["meta"]["command"].split("; "), command]))
     begun = time.monotonic()
     for index, (row, count) in enumerate(tasks):
@@ -462,17 +489,7 @@ def main(argv: list[str]) -> int:
             if plain and one.get("peak_bytes"):
                 one["peak_ratio"] = one["peak_bytes"] / plain
             print(row.name, count, mode, {k: round(v, 3) for k, v in one.items() if isinstance(v, float)}, flush=True)
-        results = [row for row in table.values() if row.keys() & {"seconds", "peak_bytes", "note"}]
-        measured = {(r["network"], r["size"], r["chunks"]) for r in results if r.get("ratio")}
-        missing = [r.name for r in PLAN if (r.network, r.size, r.chunks) not in measured]
-        notes = [(__doc__ or "").split("\n\n", 2)[2], verdict(results)]
-        notes += ["A mode of Opacus without a row was not run, or did not end in the time that its row had."]
-        notes += [f"Not run: {', '.join(missing)}."] if missing else []
-        write(
-            name, results, command=command, notes="\n\n".join(notes), table_columns=COLUMNS, folder=folder,
-            title="Step time and peak memory against plain SGD",
-        )  # fmt: skip
-        plot(results, folder / f"{name}.png")
+        publish(list(table.values()), command, folder, name)
     return 0
 
 
