@@ -95,6 +95,27 @@ def test_another_site_s_keys_or_ledger(owned: Site, tmp_path: Path) -> None:
         reopen(owned)
 
 
+def test_what_was_signed_holds_until_another_decision_ends_it(owned: Site) -> None:
+    """Neither a lock nor a new key takes back a permission, a budget or a declaration; a smaller budget does."""
+    ledger, old = owned.ledger, owned.controller
+    ledger.permit("audit", COHORT, old, reason="yearly", run="one")
+    ledger.declare_weights("ab" * 32, source="zoo", licence="MIT", controller=old)
+    keys = ledger.rotate_controller_key(old, "another passphrase")
+    ledger.lock(COHORT, reason="theft")
+    with pytest.raises(LedgerRefused, match="not the controller's key"):
+        ledger.unlock(COHORT, reason="x", controller=old)
+    ledger.admit(COHORT, purpose="audit", run="one", fingerprint=owned.fingerprint).close()
+    assert ledger.weights("ab" * 32) is not None
+    new = keys.controller("another passphrase")
+    ledger.unlock(COHORT, reason="found", controller=new)
+    ledger.reserve(owned.plan, COHORT, run="one", fingerprint=owned.fingerprint)
+    epsilon = ledger.status(COHORT).spent_epsilon * 0.9
+    ledger.budget(COHORT, epsilon=epsilon, forecast=(), reason="theft", controller=new)
+    with pytest.raises(LedgerRefused, match="locked"):
+        ledger.reserve(owned.plan, COHORT, run="two", fingerprint=owned.fingerprint)
+    assert ledger.verify() == []
+
+
 def test_site_key_rotated_and_lost(owned: Site, tmp_path: Path) -> None:
     backup = shutil.copytree(owned.keys.folder, tmp_path / "backup")
     head = owned.ledger.head()
