@@ -181,6 +181,25 @@ def test_a_spoiled_snapshot_is_read_past(copied: Site) -> None:
     assert Ledger.open(copied.place, copied.keys).status(COHORT).spent_epsilon > 0
 
 
+def test_a_grant_by_a_program_that_began_from_a_snapshot_is_sound(file_site: Site) -> None:
+    """It holds classes 8 to 13 in the order of their names as text; the chain's reader in that of the entries."""
+    ledger, keys = file_site.ledger, file_site.keys
+    for number in range(6):
+        ledger.register(
+            f"other {number}", unit="patient", issuer="clinic", public_size=9, owner="Cardiology",
+            patients=people(keys, number, number + 1),
+        )  # fmt: skip
+    for number in range(6):
+        ledger.withdraw(keys.patient_key("clinic", str(number)))
+    with ledger.write() as (connection, state):
+        assert max(state.classes) > 9
+        ledger.write_snapshot(connection, state)
+    again = file_site.again()
+    grant = again.reserve(file_site.plan, COHORT, run="one", fingerprint=file_site.fingerprint)
+    assert len(grant.excluded) == 6
+    assert again.verify() == []
+
+
 def test_a_forged_budget_is_found_by_name(copied: Site) -> None:
     """The training account holds the site's key, but not the controller's."""
     forger = Controller(Ed25519PrivateKey.generate())
