@@ -429,8 +429,11 @@ def _one_line(text: str | None) -> str:
 
 
 def _budget(values: Mapping[str, Any], settings: Sequence[str], forecast: Forecast | None, out: Output) -> int:
+    from dptrain.ledger import gate
+
     ledger, keys = _open(values)
     before = ledger.status(values["cohort"])
+    gate.check_epsilon(values["epsilon"])
     controller = _controller(keys)
     mechanisms = _forecast(values, settings, forecast, before)
     ledger.budget(

@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from dptrain.accounting.units import from_units
-from dptrain.errors import LedgerRefused
+from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger.charges import Charge
 from dptrain.ledger.state import Budget, PatientClass, RunState, State, Version
 from dptrain.plan import Mechanism, Plan
@@ -221,6 +221,21 @@ def excluded_now(state: State, run: RunState) -> list[int]:
         if run.version in klass.versions
         and (klass.withdrawn or any(before.id in barred for before in state.history(klass.id)))
     ]
+
+
+LEAST_EPSILON, MOST_EPSILON = 1e-6, 10_000.0
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Raises ConfigError for a budget that no training could keep to, or that promises nothing."""
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ConfigError(f"epsilon={epsilon} must be a finite number above 0.")
+    if epsilon > MOST_EPSILON:
+        raise ConfigError(f"epsilon={epsilon:g} protects nobody.", remedy="Choose a budget below 100.")
+    if epsilon < LEAST_EPSILON:
+        raise ConfigError(
+            f"epsilon={epsilon:g} is less than any training could keep to.", remedy="Choose 0.1 or more."
+        )
 
 
 def check_delta(delta: float, public_size: int, cohort: str, others: Sequence[float] = ()) -> None:

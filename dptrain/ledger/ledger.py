@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 NAME_LENGTH = 200
 TEXT_LENGTH = 2000
-MOST_EPSILON = 10_000.0
 
 
 class Ledger(Book):
@@ -259,10 +258,7 @@ class Ledger(Book):
 
         if kind not in ("open", "planned"):
             raise ConfigError(f"a budget of the kind '{kind}' does not exist: open or planned.")
-        if not (math.isfinite(epsilon) and epsilon > 0):
-            raise ConfigError(f"epsilon={epsilon} must be a finite number above 0.")
-        if epsilon > MOST_EPSILON:
-            raise ConfigError(f"epsilon={epsilon:g} protects nobody.", remedy="Choose a budget below 100.")
+        gate.check_epsilon(epsilon)
         _check_texts("a budget", reason=reason, advice=advice)
         if minimum_charge is not None and not (math.isfinite(minimum_charge) and 0 <= minimum_charge <= epsilon):
             raise ConfigError(f"minimum_charge={minimum_charge} must lie between 0 and epsilon={epsilon:g}.")
@@ -871,6 +867,9 @@ class Ledger(Book):
         if not barred:
             return set()
         linked = members.units(connection)
+        merged = [unit for unit in barred if unit not in linked]
+        if merged:  # into a unit of a lower number since; which of them nobody wrote down, so all of them stay out
+            barred = [*barred, *(unit for unit in linked if unit < max(merged))]
         return {
             key
             for unit in barred

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger.chain import Entry, read_json, write_json
 from dptrain.ledger.charges import ORDERS_VERSIONS, Charge
 from dptrain.plan import Mechanism, Plan
 
-STATE_VERSION = 2
+T = TypeVar("T")
+STATE_VERSION = 3
 ADJACENCY = "add_remove"
 
 
@@ -237,17 +238,30 @@ class State:
         values = read_json(text)
         if values.pop("state_version", None) != STATE_VERSION:
             return cls()
-        values["cohorts"] = {name: CohortState(**value) for name, value in values["cohorts"].items()}
-        values["versions"] = [Version(**value) for value in values["versions"]]
-        values["budgets"] = {int(name): Budget(**value) for name, value in values["budgets"].items()}
-        values["runs"] = {name: RunState(**value) for name, value in values["runs"].items()}
-        values["admissions"] = {int(name): Admission(**value) for name, value in values["admissions"].items()}
-        values["permits"] = {int(name): Permit(**value) for name, value in values["permits"].items()}
-        values["classes"] = {int(name): PatientClass(**value) for name, value in values["classes"].items()}
-        values["weights"] = {name: Weights(**value) for name, value in values["weights"].items()}
+        versions = [Version(**value) for value in values["versions"]]
+        values["versions"] = versions
+        cohorts = {name: CohortState(**value) for name, value in values["cohorts"].items()}
+        begun = list(dict.fromkeys(version.cohort for version in versions))
+        values["cohorts"] = dict(sorted(cohorts.items(), key=lambda item: begun.index(item[0])))
+        # the text is in the order of its names; whoever replays the chain has the order of events
+        values["budgets"] = _numbered(Budget, values["budgets"])
+        values["admissions"] = _numbered(Admission, values["admissions"])
+        values["permits"] = _numbered(Permit, values["permits"])
+        values["classes"] = _numbered(PatientClass, values["classes"])
+        values["runs"] = _by_entry(RunState, values["runs"])
+        values["weights"] = _by_entry(Weights, values["weights"])
         values["patients_digest"] = int(values["patients_digest"], 16)
         values["records_digest"] = int(values["records_digest"], 16)
         return cls(**values)
+
+
+def _numbered(kind: Callable[..., T], values: dict[str, Any]) -> dict[int, T]:
+    return dict(sorted((int(name), kind(**value)) for name, value in values.items()))
+
+
+def _by_entry(kind: Callable[..., T], values: dict[str, Any]) -> dict[str, T]:
+    ordered = sorted(values.items(), key=lambda item: int(item[1]["seq"]))
+    return {name: kind(**value) for name, value in ordered}
 
 
 def _plain(value: Any) -> Any:
@@ -484,7 +498,7 @@ def _close(state: State, entry: Entry, body: dict[str, Any], _: dict[str, Any]) 
     run.status, run.closed = str(body["status"]), entry.time
     run.steps_run = int(body["steps_run"])
     run.epsilon_pld = body["epsilon_pld"]
-    run.did = list(body["did"])
+    run.did = [*run.did, *(purpose for purpose in body["did"] if purpose not in run.did)]
     if body["model"] is not None:
         run.model = str(body["model"])
         state.models[run.model] = run.id

@@ -413,3 +413,29 @@ def test_a_lock_by_hand_is_not_answered_with_a_cheaper_run(file_site: Site) -> N
     said = str(refused.value)
     assert "ledger unlock" in said
     assert "costs less" not in said
+
+
+def test_a_declared_evaluation_is_not_admitted_again_after_the_close(file_site: Site) -> None:
+    """It was carried out while the run was open; a close that does not mention it must not forget it."""
+    site = file_site
+    grant = site.ledger.reserve(site.plan, COHORT, run="one", fingerprint=site.fingerprint)
+    grant.commit(site.plan.steps)
+    with site.ledger.admit(COHORT, purpose="evaluate", run="one", fingerprint=site.fingerprint) as own:
+        assert own.basis == "declared"
+    grant.close()
+    assert site.ledger.run("one").did == ["evaluate"]
+
+
+def test_a_start_from_a_snapshot_knows_the_order_of_events(file_site: Site) -> None:
+    """Names in a snapshot stand in the order of their letters; the runs ended in another."""
+    site = file_site
+    for name in ("zebra", "ape"):
+        grant = site.ledger.reserve(site.plan, COHORT, run=name, fingerprint=site.fingerprint)
+        grant.commit(site.plan.steps)
+        grant.close()
+    with site.ledger.write() as (connection, state):
+        site.ledger.append(connection, "lock", {"cohort": COHORT, "reason": "x"})
+        site.ledger.write_snapshot(connection, state)
+    before = site.ledger.status(COHORT)
+    assert [run.run for run in before.runs] == ["zebra", "ape"]
+    assert site.again().status(COHORT).runs == before.runs

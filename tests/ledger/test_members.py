@@ -316,3 +316,18 @@ def test_who_is_linked_after_the_reservation_and_withdraws_leaves_the_run(file_s
     site.ledger.withdraw(keys.patient_key("clinic", "4"))
     assert alias in site.ledger.resume("t").excluded
     assert alias in site.ledger.admit("later", purpose="audit", run="t", fingerprint=mark).excluded
+
+
+def test_a_barred_unit_stays_out_when_it_was_merged_into_an_older_one(file_site: Site) -> None:
+    """Units are merged into the lowest number: a run that barred the higher one must not lose sight of it."""
+    site, keys = file_site, file_site.keys
+    first, second = keys.patient_key("b", "1"), keys.patient_key("b", "2")
+    add_cohort(site, "links", {first: [record(keys, 1)], second: [record(keys, 2)]}, 9.0)
+    for number in range(3):
+        run(site, COHORT, site.fingerprint, f"r{number}")  # both are spent, under either key
+    mark = add_cohort(site, "small", {second: [record(keys, 2)], **people(keys, 60, 70)}, 9.0)
+    grant = site.ledger.reserve(site.plan, "small", run="t", fingerprint=mark)
+    assert second in grant.excluded
+    bridge = keys.patient_key("b", "3")
+    site.ledger.register("bridge", patients={bridge: [record(keys, 1), record(keys, 2)]}, **FACTS)
+    assert second in site.ledger.resume("t").excluded
