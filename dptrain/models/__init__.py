@@ -12,7 +12,7 @@ from dptrain.models.nets import (
     small_cnn,
     unet3d,
 )
-from dptrain.models.preflight import Finding, check_rules, check_separable, made_up, preflight, print_findings, refuse
+from dptrain.models.preflight import Finding, check_separable, made_up, preflight, print_findings, refuse
 from dptrain.models.pretrained import pretrained_efficientnet_lite
 from dptrain.models.private import Change, FrozenBatchNorm, make_private
 from dptrain.models.split import head_name, split_frozen
@@ -25,7 +25,6 @@ __all__ = [
     "FixedDraws",
     "FrozenBatchNorm",
     "build",
-    "check_rules",
     "check_separable",
     "cnn1d",
     "file_sha256",

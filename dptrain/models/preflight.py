@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +20,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dptrain.data.transforms import mixes
-from dptrain.engine import PatientGradients, coverage
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.models.draws import FixedDraws
 from dptrain.models.private import FrozenBatchNorm
@@ -212,7 +210,7 @@ def made_up(
     return image, label
 
 
-def _shaken(model: nn.Module) -> nn.Module:
+def shaken(model: nn.Module) -> nn.Module:
     """A copy in training mode whose all-zero parameters are not zero (a zero head would hide every leak)."""
     twin = copy.deepcopy(model).train()
     generator = torch.Generator().manual_seed(1)
@@ -318,7 +316,7 @@ def check_separable(
         )
 
     def attempt(double: bool) -> tuple[dict[str, _Seen], dict[str, Tensor]]:
-        net = _shaken(model)
+        net = shaken(model)
         net = net.double() if double else net
         a, b = ready(image, double), ready(changed, double)
         la, lb, strange = ready(label, double), ready(changed_label, double), ready(other, double)
@@ -346,7 +344,7 @@ def check_separable(
     except _NotPerRecord as error:
         return [Finding(what, "refused", *error.args)]
     except Exception as error:
-        why = f"the network or its loss does not run on made-up data: {type(error).__name__}: {_first_line(error)}"
+        why = f"the network or its loss does not run on made-up data: {type(error).__name__}: {first_line(error)}"
         remedy = f"Check data.image_shape={list(input_shape)}, channels, classes and task={label_kind}."
         return [Finding(what, "refused", why, remedy)]
     return findings
@@ -388,44 +386,13 @@ def _judged(
     return findings
 
 
-def check_rules(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> list[Finding]:
-    """Take one clipped sum of made-up patients with the engine itself, and see what it refuses or warns of.
-
-    Args:
-        model: the part that is trained; a copy is tried.
-        loss: (output, label) -> [N].
-        image: made-up inputs of that part, of four records: one patient has two of them.
-        label: their labels.
-    """
-    what = "gradient rules"
-    findings: list[Finding] = []
-    patient = torch.tensor([0, 1, 1, 2])
-    try:
-        for rule in coverage(model):
-            if rule.cost:
-                why = f"no fast rule: {rule.rule}; {rule.cost}"
-                findings.append(Finding(f"{rule.name} ({rule.type})", "ok", why))
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            twin = _shaken(model)
-            engine = PatientGradients(twin, max_grad_norm=1.0, measure=False)
-            engine.clipped_sum(loss(twin(image), label), patient, 4)
-    except CheckRefused as error:
-        return [*findings, Finding(what, "refused", error.message, error.remedy or "")]
-    except Exception as error:
-        why = f"a step of made-up patients fails: {type(error).__name__}: {_first_line(error)}"
-        return [*findings, Finding(what, "refused", why, "Check the network, data.image_shape and the task.")]
-    slow = [str(one.message) for one in said if "one patient at a time" in str(one.message)]
-    return findings + [Finding(what, "ok", text) for text in slow]
-
-
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(
         torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=1e-9))
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:200]
 
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from dptrain import data, models
 from dptrain.config import Settings, from_yaml
 from dptrain.data import Cohort, Tensors
 from dptrain.data.config import DataConfig, shape_of
+from dptrain.engine import PatientGradients, coverage
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, open_ledger
+from dptrain.models.preflight import first_line, shaken
 from dptrain.plan import Plan
 from dptrain.progress import progress
 from dptrain.training import losses
@@ -225,7 +228,38 @@ def _tried(settings: Settings, network: Network, loss: nn.Module) -> list[models
     if network.frozen is not None:
         with torch.no_grad():
             image = copy.deepcopy(network.frozen).eval()(image)
-    return models.check_rules(network.trainable, loss, image, label)
+    return check_rules(network.trainable, loss, image, label)
+
+
+def check_rules(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> list[models.Finding]:
+    """Take one clipped sum of made-up patients with the engine itself, and see what it refuses or warns of.
+
+    Args:
+        model: the part that is trained; a copy is tried.
+        loss: (output, label) -> [N].
+        image: made-up inputs of that part, of four records: one patient has two of them.
+        label: their labels.
+    """
+    what = "gradient rules"
+    findings: list[models.Finding] = []
+    patient = torch.tensor([0, 1, 1, 2])
+    try:
+        for rule in coverage(model):
+            if rule.cost:
+                why = f"no fast rule: {rule.rule}; {rule.cost}"
+                findings.append(models.Finding(f"{rule.name} ({rule.type})", "ok", why))
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            twin = shaken(model)
+            engine = PatientGradients(twin, max_grad_norm=1.0, measure=False)
+            engine.clipped_sum(loss(twin(image), label), patient, 4)
+    except CheckRefused as error:
+        return [*findings, models.Finding(what, "refused", error.message, error.remedy or "")]
+    except Exception as error:
+        why = f"a step of made-up patients fails: {type(error).__name__}: {first_line(error)}"
+        return [*findings, models.Finding(what, "refused", why, "Check the network, data.image_shape and the task.")]
+    slow = [str(one.message) for one in said if "one patient at a time" in str(one.message)]
+    return findings + [models.Finding(what, "ok", text) for text in slow]
 
 
 def _changes(changes: list[Any]) -> list[models.Finding]:

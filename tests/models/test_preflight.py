@@ -13,6 +13,7 @@ from dptrain import models
 from dptrain.errors import CheckRefused
 from dptrain.models.draws import FixedDraws
 from dptrain.models.preflight import check_separable
+from dptrain.training.session import check_rules
 
 
 def binary(output, label):
@@ -254,7 +255,7 @@ def test_what_the_engine_would_refuse_is_found_before_any_charge():
     assert not refused(tried(net, shape=(4, 8)))
     image, label = models.made_up((4, 8), "binary", 4, 2, 0)
     state = torch.random.get_rng_state()
-    found = refused(models.check_rules(net, binary, image.float(), label))
+    found = refused(check_rules(net, binary, image.float(), label))
     assert "own rows" in found[0].why
     assert "batch_first" in found[0].remedy
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -263,7 +264,7 @@ def test_what_the_engine_would_refuse_is_found_before_any_charge():
 
 def test_layers_taken_one_patient_at_a_time_are_said_with_their_cost():
     image, label = models.made_up((6, 8), "binary", 4, 2, 0)
-    found = models.check_rules(Recurrent(), binary, image.float(), label)
+    found = check_rules(Recurrent(), binary, image.float(), label)
     assert not refused(found)
     assert any("memory" in finding.why and "backward pass for each" in finding.why for finding in found)
 
