@@ -176,13 +176,13 @@ class GroupNorm(Function):
         groups, size = ctx.groups, math.prod(x.shape[2:])
         wanted = bool(ctx.needs_input_grad[1])
         if precise(g[:0]).dtype == g.dtype:
-            # torch's kernel with each row's channels as channels of their own: what it sums over rows is one row
-            flat = (1, n * c, size)
+            # torch's kernel with each row's channels as channels of their own: what it sums over rows is one row.
+            # gx must not be a view: autograd adds to a gradient in place only where nothing else holds its memory
             gx, scale, shift = torch.ops.aten.native_group_norm_backward(
-                g.view(flat), x.view(flat), mean.view(1, -1), rstd.view(1, -1), None if w is None else w.repeat(n),
+                g, x, mean.view(1, -1), rstd.view(1, -1), None if w is None else w.repeat(n),
                 1, n * c, size, n * groups, [wanted, True, True],
             )  # fmt: skip
-            scale, shift, gx = scale.view(n, c), shift.view(n, c), gx.view(x.shape) if wanted else None
+            scale, shift, gx = scale.view(n, c), shift.view(n, c), gx if wanted else None
         else:
             gp, xp = precise(g).view(n, c, size), precise(x).view(n, c, size)
             shift = gp.sum(2)
