@@ -303,6 +303,13 @@ def explain(error: BaseException) -> ConfigError:
     if unknown is not None:
         key = unknown.group(1)
         names = setting_names()
+        if key == "model.network":
+            return ConfigError(
+                "model.network is set one argument at a time.",
+                remedy="Write model.network._target_=…, then +model.network.NAME=… for each argument that is new "
+                "and ~model.network.NAME for each that the network does not take (dptrain check --help has an "
+                "example).",
+            )
         free = next((name for name in FREE if key.startswith(f"{name}.")), None)
         if free is not None:
             return ConfigError(f"'{key}' is not among the entries of {free}.", remedy=f"Write +{key}=… to add it.")

@@ -30,6 +30,7 @@ from torch.func import functional_call, grad, vmap
 from dptrain.audit.scores import Array, confidence, from_loss
 from dptrain.config import OptimizerConfig
 from dptrain.errors import ConfigError, quiet
+from dptrain.models.preflight import first_line
 from dptrain.plan import Plan
 
 Tick = Callable[[int], None]
@@ -104,7 +105,7 @@ def unstackable(material: Material) -> str:
         with torch.no_grad():
             vmap(lambda some: functional_call(module.eval(), (some, _fixed(module)), (x[0],)))(weights)
     except (RuntimeError, TypeError, ValueError) as error:
-        return str(error).split("\n")[0][:200] or type(error).__name__
+        return first_line(error) or type(error).__name__
     return ""
 
 

@@ -607,14 +607,15 @@ def canary_bound(
     member[:, -count:] = masks.draw(trainings, count)
     if work is not None:
         planted, member = work.canaries(planted, member, len(material.inputs))
-    if trainer == "together":
-        with progress(trainings * material.plan.steps, "training with canaries") as bar:
-            scores = reference.train_together(planted, member, device=device, tick=bar.advance)
-    else:
-        engine = dataclasses.replace(config, trainer="engine")
-        scores = train_references(
-            planted, member, engine, work, torch.device(device), "training with canaries", "canary"
-        )
+    scores = train_references(
+        planted,
+        member,
+        dataclasses.replace(config, trainer=trainer),
+        work,
+        torch.device(device),
+        "training with canaries",
+        "canary",
+    )
     bound = bounds.lower_bound(
         canary_scores(scores, planted, count),
         member[:, -count:],

@@ -495,9 +495,7 @@ class Ledger(Book):
                 )
             self.append(connection, "resume", {"run": run, "attempt": held.attempt + 1})
             version = state.version_of(held)
-            keys = members.keys_in(connection, gate.excluded_now(state, held))
-            keys |= self._linked_keys(connection, state, version, held.excluded_units)
-            keys |= self._withdrawn_keys(connection, state, version)
+            keys = self._left_out(connection, state, version, held)
             return Grant(
                 self,
                 id=held.seq,
@@ -541,10 +539,7 @@ class Ledger(Book):
                 "permit": permit,
             }
             entry = self.append(connection, "admit", body)
-            keys = self._withdrawn_keys(connection, state, version)
-            if held is not None and held.version == version.id:
-                keys |= members.keys_in(connection, gate.excluded_now(state, held))
-                keys |= self._linked_keys(connection, state, version, held.excluded_units)
+            keys = self._left_out(connection, state, version, held)
             return Grant(
                 self,
                 id=entry.seq,
@@ -850,29 +845,23 @@ class Ledger(Book):
                     found.update(here)
         return found, barred
 
-    def _withdrawn_keys(self, connection: Connection, state: State, version: Version) -> set[bytes]:
-        """This version's keys of everybody who withdrew, under this key or any other of the same unit."""
-        gone = {klass.id for klass in state.classes.values() if klass.withdrawn}
-        if not gone:
-            return set()
-        here = [number for number in gone if version.id in state.classes[number].versions]
-        keys = members.keys_in(connection, here)
-        units = [unit for unit, held in members.units(connection).items() if any(klass in gone for _, klass in held)]
-        return keys | self._linked_keys(connection, state, version, units)
-
-    def _linked_keys(
-        self, connection: Connection, state: State, version: Version, barred: Sequence[int]
+    def _left_out(
+        self, connection: Connection, state: State, version: Version, run: RunState | None
     ) -> set[bytes]:
-        """The keys of barred units that belong to this version."""
-        if not barred:
-            return set()
-        linked = members.units(connection)
-        merged = [unit for unit in barred if unit not in linked]
-        if merged:  # into a unit of a lower number since; which of them nobody wrote down, so all of them stay out
-            barred = [*barred, *(unit for unit in linked if unit < max(merged))]
-        return {
+        """This version's keys of everybody who withdrew, under this key or any other, and of whom `run` left out."""
+        gone = {klass.id for klass in state.classes.values() if klass.withdrawn}
+        classes = [number for number in gone if version.id in state.classes[number].versions]
+        linked = members.units(connection) if state.links else {}
+        units = {unit for unit, pairs in linked.items() if any(klass in gone for _, klass in pairs)}
+        if run is not None and run.version == version.id:
+            classes += gate.excluded_now(state, run)
+            units.update(run.excluded_units)
+            merged = [unit for unit in run.excluded_units if unit not in linked]
+            if merged:  # into a unit of a lower number since; which of them nobody wrote down: all of them stay out
+                units.update(unit for unit in linked if unit < max(merged))
+        return members.keys_in(connection, classes) | {
             key
-            for unit in barred
+            for unit in units
             for key, klass in linked.get(unit, [])
             if klass and version.id in state.classes[klass].versions
         }

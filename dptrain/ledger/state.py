@@ -238,12 +238,10 @@ class State:
         values = read_json(text)
         if values.pop("state_version", None) != STATE_VERSION:
             return cls()
-        versions = [Version(**value) for value in values["versions"]]
-        values["versions"] = versions
-        cohorts = {name: CohortState(**value) for name, value in values["cohorts"].items()}
-        begun = list(dict.fromkeys(version.cohort for version in versions))
-        values["cohorts"] = dict(sorted(cohorts.items(), key=lambda item: begun.index(item[0])))
         # the text is in the order of its names; whoever replays the chain has the order of events
+        values["versions"] = [Version(**value) for value in values["versions"]]
+        names = dict.fromkeys(version.cohort for version in values["versions"])
+        values["cohorts"] = {name: CohortState(**values["cohorts"][name]) for name in names}
         values["budgets"] = _numbered(Budget, values["budgets"])
         values["admissions"] = _numbered(Admission, values["admissions"])
         values["permits"] = _numbered(Permit, values["permits"])

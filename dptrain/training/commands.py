@@ -14,7 +14,6 @@ from dptrain.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_REFUSED_BY_CHECK,
-    ConfigError,
     DptrainError,
     LedgerRefused,
 )
@@ -168,12 +167,6 @@ def check_main(argv: list[str]) -> int:
     """`dptrain check`."""
     if _help(argv, CHECK_HELP):
         return EXIT_DONE
-    if any(word.lstrip("+").startswith("model.network={") for word in argv):
-        raise ConfigError(
-            "model.network is set one argument at a time.",
-            remedy="Write model.network._target_=…, then +model.network.NAME=… for each argument that is new "
-            "and ~model.network.NAME for each that the network does not take (dptrain check --help has an example).",
-        )
     settings = load(argv)
     from dptrain import models
     from dptrain.training.session import check

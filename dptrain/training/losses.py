@@ -53,9 +53,8 @@ class SegmentationLoss(nn.Module):
         label = label.long()
         entropy = functional.cross_entropy(logits, label, reduction="none").flatten(1).mean(1)
         probability = logits.softmax(1).flatten(2)
-        classes = torch.arange(
-            logits.shape[1], device=label.device
-        )  # functional.one_hot reads values: vmap forbids it
+        classes = torch.arange(logits.shape[1], device=label.device)
+        # one-hot by comparison: functional.one_hot reads values, which vmap forbids
         truth = (label.flatten(1)[:, None] == classes[:, None]).to(probability.dtype)
         overlap = (probability * truth).sum(2)
         total = probability.sum(2) + truth.sum(2)
