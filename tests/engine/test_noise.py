@@ -7,14 +7,18 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from scipy import special, stats
 from torch import nn
 
+from dptrain.data.crypto_random import new_bits
 from dptrain.engine import NoiseSource, PatientGradients, PatientOptimizer
+from dptrain.engine.noise import quantiles
 from dptrain.errors import ConfigError
 
 
@@ -35,6 +39,63 @@ def test_noise_is_standard_normal(generator: str, dtype: torch.dtype) -> None:
     assert abs((values[: n // 2] * values[n // 2 :]).mean()) < 5.5 / (n / 2) ** 0.5
 
 
+def test_quantiles_are_those_of_the_normal_distribution() -> None:
+    """Known answers from the least word to the largest: exactly symmetric, never infinite, right in the far tail."""
+    rng = np.random.default_rng(5)
+    upper = np.concatenate([[0, 1, 2, (1 << 52) - 1, (1 << 52) - 2], rng.integers(0, 1 << 52, 2000)])
+    near = (1 << 52) - 1 - (1 << rng.integers(0, 40, 200))
+    words = np.concatenate([upper, near]).astype(np.int64) << 11 | 2047  # the lower 11 bits are not looked at
+    out, mirrored = torch.empty(len(words), dtype=torch.float64), torch.empty(len(words), dtype=torch.float64)
+    quantiles(words.copy(), out, torch.empty_like(out))
+    quantiles(~words, mirrored, torch.empty_like(out))
+    assert torch.equal(out, -mirrored)
+    beyond = (2 * ((1 << 52) - (words >> 11)) - 1) * 2.0**-54  # the probability above, exact in double precision
+    expected = -special.ndtri(beyond)
+    assert np.allclose(out.numpy(), expected, rtol=2e-13, atol=1e-17)
+    assert out.max() == pytest.approx(-special.ndtri(2.0**-54), rel=1e-12)
+    assert out.min() > 0
+
+
+def test_the_bits_are_those_of_aes_in_counter_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NIST FIPS 197, appendix B's cipher on counters: keyed from os.urandom, each block once, in one long stream."""
+    key = bytes(range(16))
+    monkeypatch.setattr(os, "urandom", lambda count: key[:count])
+    fill = new_bits()
+    words = np.full(40, -1, np.int64)
+    for part in (words[:10], words[10:12], words[12:]):
+        fill(part)
+    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    expected = b"".join(block.update(i.to_bytes(16, "big")) for i in range(20))
+    assert words.tobytes() == expected
+
+
+@pytest.mark.parametrize("kind", ["cryptographic", "fast"])
+def test_bits_are_even(kind: str) -> None:
+    """Each of the 64 bits is set half of the time and alone; false alarms below one in a million runs."""
+    words = np.empty(1 << 17, np.int64)
+    new_bits(kind)(words)
+    bits = np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1).astype(np.float64) * 2 - 1
+    n = len(bits)
+    assert abs(bits.mean(0)).max() < 6.5 / n**0.5
+    together = bits.T @ bits / n
+    assert abs(together - np.diag(np.diag(together))).max() < 7 / n**0.5
+    assert abs((bits[1:] * bits[:-1]).mean(0)).max() < 6.5 / n**0.5
+
+
+def test_the_background_thread_leaves_the_other_cores_alone() -> None:
+    """Spread over the network's cores, the noise would take more from the step than it saves."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        source = NoiseSource()
+        source.prepare(40_000)
+        assert source._thread is not None
+        assert source._thread.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_no_value_comes_twice() -> None:
     """What was drawn ahead is handed out once; sizes may change between requests."""
     source = NoiseSource()
@@ -46,6 +107,14 @@ def test_no_value_comes_twice() -> None:
     first, second = source.normal((200, 300)), source.normal((200, 300))
     assert first.shape == (200, 300)
     assert not torch.equal(first, second)
+
+
+def test_two_threads_never_get_the_same_numbers() -> None:
+    source = NoiseSource()
+    source.prepare(20_000)
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(lambda _: source.normal(20_000), range(64)))
+    assert len({tuple(values[:4].tolist()) for values in drawn}) == 64
 
 
 PROGRAM = """
