@@ -20,8 +20,9 @@ its module when it is first used. No module is called like a public name, or the
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dptrain.lazy import attach
 
 if TYPE_CHECKING:
     from dptrain.accounting.attacks import TradeOff as TradeOff
@@ -50,26 +51,15 @@ if TYPE_CHECKING:
     from dptrain.accounting.units import from_units as from_units
     from dptrain.accounting.units import to_units as to_units
 
-_NAMES = {
-    "attacks": ("TradeOff", "tradeoff"),
-    "gaussian": ("GaussianBudget", "gaussian_budget", "gaussian_charge"),
-    "losses": ("epsilon_over_steps", "event", "group", "pld_delta", "pld_epsilon"),
-    "noise": ("calibrate_noise",),
-    "renyi": ("ORDERS", "ORDERS_VERSION", "best_order", "rdp", "rdp_budget", "rdp_delta", "rdp_epsilon"),
-    "trials": ("random_stopping_epsilon",),
-    "units": ("INFINITE_UNITS", "UNIT_BITS", "budget_units", "charge_units", "from_units", "to_units"),
-}
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "attacks": ("TradeOff", "tradeoff"),
+        "gaussian": ("GaussianBudget", "gaussian_budget", "gaussian_charge"),
+        "losses": ("epsilon_over_steps", "event", "group", "pld_delta", "pld_epsilon"),
+        "noise": ("calibrate_noise",),
+        "renyi": ("ORDERS", "ORDERS_VERSION", "best_order", "rdp", "rdp_budget", "rdp_delta", "rdp_epsilon"),
+        "trials": ("random_stopping_epsilon",),
+        "units": ("INFINITE_UNITS", "UNIT_BITS", "budget_units", "charge_units", "from_units", "to_units"),
+    },
+)

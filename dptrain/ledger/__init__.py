@@ -5,7 +5,9 @@ Imports nothing heavy at import; the names below load their modules on first use
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dptrain.lazy import attach
 
 if TYPE_CHECKING:
     from dptrain.ledger.chain import SignedHead as SignedHead
@@ -29,39 +31,26 @@ if TYPE_CHECKING:
     from dptrain.ledger.status import RunCharge as RunCharge
     from dptrain.ledger.verify import Fault as Fault
 
-_NAMES = {
-    "chain": ("SignedHead",),
-    "commands": ("ScanResult",),
-    "keys": ("Controller", "Keys", "recovery"),
-    "grants": (
-        "CohortVersion",
-        "GateFacts",
-        "Grant",
-        "PublicDeclaration",
-        "Receipt",
-        "WeightsSource",
-        "charged",
-        "default_lease",
-    ),
-    "ledger": ("Ledger",),
-    "members": ("fingerprint",),
-    "places": ("open_ledger",),
-    "status": ("BudgetStatus", "CohortStatus", "RunCharge"),
-    "verify": ("Fault",),
-}
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "chain": ("SignedHead",),
+        "commands": ("ScanResult",),
+        "keys": ("Controller", "Keys", "recovery"),
+        "grants": (
+            "CohortVersion",
+            "GateFacts",
+            "Grant",
+            "PublicDeclaration",
+            "Receipt",
+            "WeightsSource",
+            "charged",
+            "default_lease",
+        ),
+        "ledger": ("Ledger",),
+        "members": ("fingerprint",),
+        "places": ("open_ledger",),
+        "status": ("BudgetStatus", "CohortStatus", "RunCharge"),
+        "verify": ("Fault",),
+    },
+)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dptrain.lazy import attach
 
 if TYPE_CHECKING:
     from dptrain.training.bundle import load_bundle as load_bundle
@@ -19,29 +21,14 @@ if TYPE_CHECKING:
     from dptrain.training.session import load_run as load_run
     from dptrain.training.session import prepare as prepare
 
-_HOME = {
-    "FitResult": "loop",
-    "Prepared": "session",
-    "Run": "session",
-    "calibrate": "planning",
-    "evaluate_run": "run",
-    "fit": "loop",
-    "load_bundle": "bundle",
-    "load_run": "session",
-    "loss_for_task": "losses",
-    "make_plan": "planning",
-    "predict": "bundle",
-    "prepare": "session",
-    "train": "run",
-}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "bundle": ("load_bundle", "predict"),
+        "loop": ("FitResult", "fit"),
+        "losses": ("loss_for_task",),
+        "planning": ("calibrate", "make_plan"),
+        "run": ("evaluate_run", "train"),
+        "session": ("Prepared", "Run", "load_run", "prepare"),
+    },
+)

@@ -172,19 +172,12 @@ def evaluate_classification(
 ) -> dict[str, Any]:
     """`restricted/metrics.json` of a classification: overall, by class, by group, with small cells suppressed."""
     overall, by_class = classification(probability, label, patient, classes, task)
-    tables: dict[str, dict[str, Any]] = {}
-    suppressed: list[dict[str, str]] = []
-    for column, values in groups.items():
-        tables[column] = {}
-        for value in sorted(set(values) - {""}):
-            inside = np.array([item == value for item in values])
-            patients = len(np.unique(patient[inside]))
-            why = too_small(label[inside], patients, task)
-            if why:
-                suppressed.append({"group": column, "value": value, "why": why})
-                continue
-            metrics, _ = classification(probability[inside], label[inside], patient[inside], classes, task)
-            tables[column][value] = {"patients": patients, "records": int(inside.sum()), **metrics}
+    tables, suppressed = _by_group(
+        groups,
+        patient,
+        lambda inside, patients: too_small(label[inside], patients, task),
+        lambda inside: classification(probability[inside], label[inside], patient[inside], classes, task)[0],
+    )
     if task == "multilabel":
         for column_index, name in enumerate(classes):
             if name not in by_class:
@@ -210,10 +203,43 @@ def evaluate_classification(
     }
 
 
+def _by_group(
+    groups: Mapping[str, Sequence[str]],
+    patient: NDArray[np.int64],
+    withheld: Callable[[NDArray[np.bool_], int], str | None],
+    metrics: Callable[[NDArray[np.bool_]], dict[str, Any]],
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """Metrics of each group of each column, and the cells that are withheld, with the reason.
+
+    Args:
+        groups: column -> each record's group; records without one are in none.
+        withheld: (records inside [R], patients inside) -> why nothing is said of them, or None.
+        metrics: records inside [R] -> their metrics.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    suppressed: list[dict[str, str]] = []
+    for column, values in groups.items():
+        tables[column] = {}
+        for value in sorted(set(values) - {""}):
+            inside = np.array([item == value for item in values])
+            patients = len(np.unique(patient[inside]))
+            why = withheld(inside, patients)
+            if why:
+                suppressed.append({"group": column, "value": value, "why": why})
+            else:
+                tables[column][value] = {"patients": patients, "records": int(inside.sum()), **metrics(inside)}
+    return tables, suppressed
+
+
+def too_few(patients: int) -> str | None:
+    """Why a group of so many patients is withheld, or None."""
+    return f"fewer than {MINIMUM_PATIENTS} patients" if patients < MINIMUM_PATIENTS else None
+
+
 def too_small(label: NDArray[Any], patients: int, task: str) -> str | None:
     """Why a group's cell is withheld, or None: too few patients, or too few of a class to score."""
-    if patients < MINIMUM_PATIENTS:
-        return f"fewer than {MINIMUM_PATIENTS} patients"
+    if too_few(patients):
+        return too_few(patients)
     if task == "binary" and min((label > 0).sum(), (label <= 0).sum()) < MINIMUM_OF_A_CLASS:
         return f"fewer than {MINIMUM_OF_A_CLASS} records of one class"
     return None
@@ -241,18 +267,12 @@ def evaluate_segmentation(
         return {"dice": interval(each.mean(axis=1))}, by_class
 
     overall, by_class = table(dice, patient)
-    tables: dict[str, dict[str, Any]] = {}
-    suppressed: list[dict[str, str]] = []
-    for column, values in groups.items():
-        tables[column] = {}
-        for value in sorted(set(values) - {""}):
-            inside = np.array([item == value for item in values])
-            patients = len(np.unique(patient[inside]))
-            if patients < MINIMUM_PATIENTS:
-                suppressed.append({"group": column, "value": value, "why": f"fewer than {MINIMUM_PATIENTS} patients"})
-                continue
-            metrics, _ = table(dice[inside], patient[inside])
-            tables[column][value] = {"patients": patients, "records": int(inside.sum()), **metrics}
+    tables, suppressed = _by_group(
+        groups,
+        patient,
+        lambda _, patients: too_few(patients),
+        lambda inside: table(dice[inside], patient[inside])[0],
+    )
     return {
         "schema": METRICS_SCHEMA,
         "split": split,
