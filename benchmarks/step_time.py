@@ -5,14 +5,14 @@
     python -m benchmarks.step_time rows=all minutes=120   # the long rows too
     python -m benchmarks.step_time what=memory            # peak memory alone, kept beside the times of before
     python -m benchmarks.step_time what=table             # nothing measured: table and plot of what is there
-    python -m benchmarks.step_time device=cuda precision=bf16 name=step_time_cuda
+    python -m benchmarks.step_time device=cuda precision=bf16 scale=64 name=step_time_cuda   # 64 times the images
 
 Every mode computes one logical step of `chunks` chunks: gradients, clipping, noise, update. The modes of a row
 take turns, step by step, in one process, so that whatever else the machine does falls on all of them; a step's
 noise is drawn within that step's time, beside its network, never in another mode's. The ratio is the median of
 the ratios of neighbouring steps; `cpu_ratio` is the same of processor time (all threads, the noise's included),
-which a busy machine disturbs less. Peak memory is taken apart, one fresh process a mode: the highest resident
-memory above what was resident before the first step (CUDA: the allocator's peak).
+which a busy machine disturbs less. Peak memory is taken apart, in fresh processes, three a mode: the median of
+the highest resident memory above what was resident before the first step (CUDA: the allocator's peak).
 
 Batch norm is group norm for all modes. Opacus cannot run in-place additions under its hooks, so that stock
 Opacus fails on most MONAI networks; to have its times at all, its modes run with in-place operations turned
@@ -30,18 +30,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 MODES = ("plain", "ours", "hooks", "ghost", "functorch")
 COLUMNS = (
     "network", "dims", "size", "records_per_patient", "patients", "chunks", "mode", "seconds", "spread", "ratio",
-    "cpu_ratio", "noise_seconds", "peak_bytes", "peak_ratio", "steps", "note",
+    "cpu_ratio", "noise_seconds", "peak_bytes", "peak_spread", "peak_ratio", "steps", "note",
 )  # fmt: skip
 SLOW_STEPS = 3  # of Opacus's modes; the others go on, their own ratios need no slow neighbours
 GOALS = {2: 1.3, 3: 1.5}
+CUDA_GOAL = 1.2  # in bf16, at batches that fill the card
 MEMORY_GOAL = 1.3
+MEMORY_RUNS = 3  # processes: one is one sample of resident memory
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,7 @@ def _child(task: dict[str, Any]) -> None:
 
     torch.set_num_threads(task["threads"])
     row = next(r for r in PLAN if r.name == task["row"])
+    row = replace(row, images=row.images * task["scale"])
     settings = (task["device"], task["precision"], task["noise"])
     if task["what"] == "memory":
         print(json.dumps(measure_memory(row, task["records"], task["mode"], *settings)), flush=True)
@@ -385,9 +388,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def _label(row: dict[str, Any]) -> str:
     chunks = f" ×{row['chunks']}" if row["chunks"] > 1 else ""
-    return (
-        f"{row['network']} {row['size']}{'³' if row['dims'] == 3 else ''}{chunks}, {row['records_per_patient']} rec."
-    )
+    size = f"{row['size']}{'³' if row['dims'] == 3 else ''}"
+    return f"{row['network']} {size}{chunks}, {row['patients']}·{row['records_per_patient']}"
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
@@ -395,7 +397,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     missed: dict[str, list[str]] = {"time": [], "memory": [], "ahead of Opacus": []}
     ours = [r for r in rows if r["mode"] == "ours" and r.get("ratio")]
     for row in ours:
-        if row["ratio"] > GOALS[row["dims"]]:
+        if row["ratio"] > (CUDA_GOAL if row["device"] == "cuda" else GOALS[row["dims"]]):
             missed["time"].append(f"{_label(row)} {row['ratio']:.2f} (noise {row.get('noise_seconds', 0):.2f} s)")
         if (row.get("peak_ratio") or 0) > MEMORY_GOAL:
             missed["memory"].append(f"{_label(row)} {row['peak_ratio']:.2f}")
@@ -404,7 +406,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         if others and min(others) <= row["ratio"]:
             missed["ahead of Opacus"].append(f"{_label(row)} {row['ratio']:.2f} against {min(others):.2f}")
     lines = [f"{what}: {', '.join(names) or 'none'}" for what, names in missed.items()]
-    return f"Of {len(ours)} rows these miss the goals (time 1.3 in 2-D, 1.5 in 3-D; memory 1.3). " + "; ".join(lines)
+    goals = "time 1.3 in 2-D, 1.5 in 3-D, 1.2 on CUDA; memory 1.3; a row's name ends with patients · records of each"
+    return f"Of {len(ours)} rows these miss the goals ({goals}). " + "; ".join(lines)
 
 
 def publish(
@@ -416,7 +419,7 @@ def publish(
     results = [row for row in rows if row.keys() & {"seconds", "peak_bytes", "note"}]
     place = {network: number for number, network in enumerate(dict.fromkeys(row.network for row in PLAN))}
     results.sort(
-        key=lambda r: (place[r["network"]], r["size"], r["chunks"], r["records_per_patient"], MODES.index(r["mode"]))
+        key=lambda r: (place[r["network"]], r["size"], r["chunks"], *_batch(r), MODES.index(r["mode"]))
     )
     measured = {(r["network"], r["size"], r["chunks"]) for r in results if r.get("ratio")}
     missing = [r.name for r in PLAN if (r.network, r.size, r.chunks) not in measured]
@@ -445,6 +448,7 @@ def main(argv: list[str]) -> int:
     minutes, device = float(words.pop("minutes", "60")), words.pop("device", "cpu")
     precision, noise = words.pop("precision", "float32"), words.pop("noise", "cryptographic")
     what, name = words.pop("what", "time,memory").split(","), words.pop("name", "step_time")
+    scale = int(words.pop("scale", "1"))
     folder = Path(words.pop("folder", str(RESULTS)))
     if words or set(modes) - set(MODES) or set(what) - {"time", "memory", "table"}:
         print(f"unknown: {' '.join(words) or f'{modes} {what}'}\n{__doc__}", file=sys.stderr)
@@ -466,24 +470,29 @@ def main(argv: list[str]) -> int:
         left = minutes * 60 - (time.monotonic() - begun)
         facts = {
             "network": row.network, "dims": row.dims, "size": row.size, "records_per_patient": count,
-            "patients": max(1, row.images // count), "chunks": row.chunks, "precision": precision, "device": device,
+            "patients": max(1, row.images * scale // count), "chunks": row.chunks, "precision": precision,
+            "device": device,
         }  # fmt: skip
         if left < 30:
             continue
         found = {mode: table.setdefault(_key({**facts, "mode": mode}), {**facts, "mode": mode}) for mode in modes}
         task = {
-            "row": row.name, "records": count, "device": device, "precision": precision, "noise": noise,
-            "threads": threads, "steps": steps, "modes": modes, "what": "time",
+            "row": row.name, "scale": scale, "records": count, "device": device, "precision": precision,
+            "noise": noise, "threads": threads, "steps": steps, "modes": modes, "what": "time",
             "seconds": left / (len(tasks) - index) * (0.3 if len(what) > 1 else 0.6),
         }  # fmt: skip
         if "time" in what:
             timed, reason = _run(task, max(60.0, left))
             for one in timed or [{"mode": mode, "note": reason} for mode in modes]:
+                found[one["mode"]].pop("note", None)
                 found[one["mode"]].update(one)
         for mode in modes if "memory" in what else ():
             if "fails" not in found[mode].get("note", ""):
-                peak, reason = _run({**task, "what": "memory", "mode": mode}, max(60.0, left))
-                found[mode].update(peak[0] if peak else {"note": reason})
+                runs = [_run({**task, "what": "memory", "mode": mode}, max(60.0, left)) for _ in range(MEMORY_RUNS)]
+                peaks = [peak[0]["peak_bytes"] for peak, _ in runs if peak]
+                spread = (max(peaks) - min(peaks)) / statistics.median(peaks) if peaks else 0.0
+                measured = {"peak_bytes": int(statistics.median(peaks)), "peak_spread": spread} if peaks else {}
+                found[mode].update(measured or {"note": runs[0][1]})
         plain = (found.get("plain") or {}).get("peak_bytes")
         for mode, one in found.items():
             if plain and one.get("peak_bytes"):
@@ -493,8 +502,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _batch(row: dict[str, Any]) -> tuple[int, int]:
+    return row["records_per_patient"], row["patients"]
+
+
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[k] for k in ("network", "size", "records_per_patient", "chunks", "precision", "device", "mode"))
+    return *(row[k] for k in ("network", "size", "chunks", "precision", "device", "mode")), *_batch(row)
 
 
 if __name__ == "__main__":
