@@ -1,4 +1,4 @@
-"""Weight gradients of convolutions, patient by patient: four exact ways and a choice between them.
+"""Convolutions, and their weight gradients patient by patient: several exact ways and a choice between them.
 
 All work on one form. A convolution `out[o, t] = Σ W[o, c, k] · inp[c, s·t + d·k − p]` has the weight gradient
 `Σ_t g[o, t] · inp[c, s·t + d·k − p]`; a transposed convolution has the same with input and gradient swapped.
@@ -43,7 +43,44 @@ class Geometry:
         n = len(self.kernel)
         return self.kernel == (1,) * n == self.stride and self.padding == (0,) * n
 
-    def native(self, x: Tensor, g: Tensor, w: Tensor, wanted: list[bool]) -> list[Tensor]:
+    def _products(self, x: Tensor, g: Tensor) -> bool:
+        """Whether plain matrix products do the work of x and g.
+
+        On CPUs they take a third to two thirds of the time of torch's convolution for 1×1 kernels, which copies its
+        operands to layouts of its own (32 maps of 480 to 80 channels at 4×4: 0.25 ms against 0.6 ms).
+        """
+        return (
+            self.pointwise
+            and self.groups == 1
+            and not self.transposed
+            and x.device.type == "cpu"
+            and x.dtype in (torch.float32, torch.float64)
+            and x.is_contiguous()
+            and g.is_contiguous()
+        )
+
+    def output(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        """[rows, O, *places] of x [rows, C, *space]."""
+        if self._products(x, w):
+            return _channels(w.flatten(1), x, b)
+        return torch.ops.aten.convolution(
+            x, w, b, self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+        )
+
+    def input_gradient(self, x: Tensor, g: Tensor, w: Tensor) -> Tensor:
+        """[rows, C, *space] of the output gradient g [rows, O, *places]."""
+        if self._products(x, g):
+            return _channels(w.flatten(1).t(), g)
+        return self._native(x, g, w, [True, False, False])[0]
+
+    def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        """The weight gradient summed over all rows."""
+        if self._products(x, g):
+            x, g = (maps.flatten(2).transpose(0, 1).reshape(maps.shape[1], -1) for maps in (x, g))
+            return (g @ x.t()).view(self.weight)
+        return self._native(x, g, x.new_empty(self.weight), [False, True, False])[1]
+
+    def _native(self, x: Tensor, g: Tensor, w: Tensor, wanted: list[bool]) -> list[Tensor]:
         """torch's own backward: [input gradient, weight gradient, bias gradient] as wanted."""
         return torch.ops.aten.convolution_backward(
             g,
@@ -59,9 +96,21 @@ class Geometry:
             wanted,
         )
 
-    def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
-        """The weight gradient summed over all rows."""
-        return self.native(x, g, x.new_empty(()).expand(self.weight), [False, True, False])[1]
+
+def _channels(matrix: Tensor, maps: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[rows, O, *space] of matrix [O, C] times the channels of maps [rows, C, *space]; no view, autograd minds."""
+    n, c, *space = maps.shape
+    out = maps.new_empty(n, len(matrix), *space)
+    places = math.prod(space)
+    maps, flat = maps.view(n, c, places), out.view(n, len(matrix), places)
+    if places == 1:
+        torch.mm(maps.squeeze(2), matrix.t(), out=flat.squeeze(2))
+    elif places <= 8 or matrix.numel() > places << 14:  # one product of all rows: one a row would be too small
+        product = maps.transpose(1, 2).reshape(-1, c) @ matrix.t()
+        flat.copy_(product.view(n, places, -1).transpose(1, 2))
+    else:
+        torch.bmm(matrix.expand(n, *matrix.shape), maps, out=flat)
+    return out if bias is None else out.add_(bias.view(-1, *[1] * len(space)))
 
 
 def _windows(big: Tensor, places: Sequence[int], geo: Geometry) -> Tensor:
@@ -214,9 +263,8 @@ def shifted_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Formed:
 def native_gradients(x: Tensor, g: Tensor, geo: Geometry) -> Formed:
     """By torch's weight-gradient kernel, one patient at a time; x, g are [m, R, …] as they came."""
     out = x.new_empty(len(x), *geo.weight)
-    empty = x.new_empty(()).expand(geo.weight)
     for i in range(len(x)):
-        out[i] = geo.native(x[i], g[i], empty, [False, True, False])[1]
+        out[i] = geo.weight_gradient(x[i], g[i])
     return Formed(out.view(1, len(x), -1), lambda flat: flat.reshape(geo.weight))
 
 

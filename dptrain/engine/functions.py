@@ -124,10 +124,7 @@ class Convolution(Function):
     def forward(ctx: Any, token: Tensor, x: Tensor, w: Tensor, b: Tensor | None, use: ConvUse) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.use = use
-        geo = use.geo
-        return torch.ops.aten.convolution(
-            x, w, b, geo.stride, geo.padding, geo.dilation, geo.transposed, geo.output_padding, geo.groups
-        )
+        return use.geo.output(x, w, b)
 
     @staticmethod
     @once_differentiable
@@ -135,7 +132,7 @@ class Convolution(Function):
         x, w = ctx.saved_tensors
         g = g.contiguous()
         ctx.use.tape.receive(ctx.use, x, g)
-        gx = ctx.use.geo.native(x, g, w, [True, False, False])[0] if ctx.needs_input_grad[1] else None
+        gx = ctx.use.geo.input_gradient(x, g, w) if ctx.needs_input_grad[1] else None
         return None, gx, None, None, None
 
 
@@ -179,7 +176,7 @@ class GroupNorm(Function):
             # torch's kernel with each row's channels as channels of their own: what it sums over rows is one row.
             # gx must not be a view: autograd adds to a gradient in place only where nothing else holds its memory
             gx, scale, shift = torch.ops.aten.native_group_norm_backward(
-                g, x, mean.view(1, -1), rstd.view(1, -1), None if w is None else w.repeat(n),
+                g, x, mean.view(1, -1), rstd.view(1, -1), None if w is None else w.expand(n, c).reshape(-1),
                 1, n * c, size, n * groups, [wanted, True, True],
             )  # fmt: skip
             scale, shift, gx = scale.view(n, c), shift.view(n, c), gx if wanted else None
