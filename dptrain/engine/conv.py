@@ -107,7 +107,7 @@ def _channels(matrix: Tensor, maps: Tensor, bias: Tensor | None = None) -> Tenso
         torch.mm(maps.squeeze(2), matrix.t(), out=flat.squeeze(2))
     elif places <= 8 or matrix.numel() > places << 14:  # one product of all rows: one a row would be too small
         product = maps.transpose(1, 2).reshape(-1, c) @ matrix.t()
-        flat.copy_(product.view(n, places, -1).transpose(1, 2))
+        flat.copy_(product.view(n, places, len(matrix)).transpose(1, 2))
     else:
         torch.bmm(matrix.expand(n, *matrix.shape), maps, out=flat)
     return out if bias is None else out.add_(bias.view(-1, *[1] * len(space)))

@@ -243,7 +243,7 @@ class PatientGradients:
         verify = self._unverified and layout.present > 1
         explore = training not in self._explored
         watched = [source for source in self._sources.values() if source.name not in self._slow]
-        tape.mode = "record"
+        tape.mode, tape.exact = "record", exact_math(losses.device)
         reached = torch.autograd.grad(
             losses,
             [self._recorder.token, *(source.plain for source in watched)],
@@ -262,11 +262,10 @@ class PatientGradients:
             self._slow.update({source.name: source for source in unexpected})
         self._explored.add(training)
         tape.mode = "off"
-        with torch.no_grad(), exact_math(losses.device):
+        with torch.no_grad(), tape.exact:
             self._descend(tape, layout)
             for source in self._slow.values():
-                if source in tape.formed or source in tape.deferred:
-                    self._form(tape, layout, source)
+                self._form(tape, layout, source)
             self._one_by_one(tape, layout, losses, weights)
             if verify:
                 self._unverified = not self._verify(tape, layout, losses, weights)
@@ -280,6 +279,9 @@ class PatientGradients:
         formed = tape.formed.pop(source, None)
         if formed is not None:
             tape.add(source, formed.tensor())
+        rows = tape.rows.pop(source, None)
+        if rows is not None:
+            tape.add(source, layout.sum_rows(rows).reshape(layout.patients, *source.shape))
 
     def _descend(self, tape: Tape, layout: Layout) -> None:
         """Carry the patient gradients of values computed from parameters on to the parameters."""
@@ -383,13 +385,12 @@ class PatientGradients:
 
     def _squared(self, tape: Tape, layout: Layout) -> Tensor:
         """Squared norm of each patient's gradient [P], in float64."""
-        parts = [block.squared for block in tape.blocks(layout)]
-        parts += [kept.squared.double() for kept in tape.deferred.values()]
-        return (
-            torch.stack(parts).sum(0)
-            if parts
-            else torch.zeros(layout.patients, dtype=torch.float64, device=layout.device)
-        )
+        total = torch.zeros(layout.patients, dtype=torch.float64, device=layout.device)
+        for block in tape.blocks(layout):
+            total += block.squared
+        if tape.deferred:
+            total += torch.stack([kept.squared.double() for kept in tape.deferred.values()]).sum(0)
+        return total
 
     def _sums(self, tape: Tape, layout: Layout, factors: Tensor) -> dict[str, Tensor]:
         """Σ_i factors[i] · gradient_i of every parameter."""
