@@ -269,15 +269,24 @@ def native_gradients(x: Tensor, g: Tensor, geo: Geometry) -> Formed:
     return Formed(out.view(1, len(x), -1), lambda flat: flat.reshape(geo.weight))
 
 
-def folded_gradients(x: Tensor, g: Tensor, geo: Geometry) -> Formed:
-    """By torch's kernel for all patients at once, each patient's channels a group of their own; for many groups."""
-    m = len(x)
-    wide = replace(geo, weight=(m * geo.weight[0], *geo.weight[1:]), groups=m * geo.groups)
+def correlated_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Formed:
+    """By one grouped convolution whose kernels are the small maps, its stride and dilation swapped; for many groups.
 
-    def fold(maps: Tensor) -> Tensor:
-        return maps.transpose(0, 1).reshape(maps.shape[1], -1, *maps.shape[3:])
-
-    return Formed(wide.weight_gradient(fold(x), fold(g)).view(1, m, -1), lambda flat: flat.reshape(geo.weight))
+    Σ_t s[t] · b[s·t + d·k − p], read over k, is a convolution of b with the kernel s. For 32 patients' 5×5 kernels of
+    1,152 separate channels it takes 0.9 ms, torch's weight gradient of the batch's sum 10 ms.
+    """
+    m, r, c = big.shape[:3]
+    o, groups, n = small.shape[2], geo.groups, len(geo.kernel)
+    maps = big.reshape(m, r, groups, c // groups, *big.shape[3:]).permute(3, 0, 2, 1, *range(4, 4 + n))
+    kernels = small.reshape(m, r, groups, o // groups, *small.shape[3:]).permute(0, 2, 3, 1, *range(4, 4 + n))
+    found = torch.ops.aten.convolution(
+        maps.reshape(c // groups, m * groups * r, *big.shape[3:]),
+        kernels.reshape(m * o, r, *small.shape[3:]),
+        None, geo.dilation, geo.padding, geo.stride, False, (0,) * n, m * groups,
+    )  # fmt: skip
+    for axis, k in enumerate(geo.kernel):
+        found = found.narrow(2 + axis, 0, k)  # more fit where the last places were left out by the stride
+    return Formed(found.transpose(0, 1).reshape(1, m, -1), lambda flat: flat.reshape(geo.weight))
 
 
 def gram_norms(big: Tensor, small: Tensor, geo: Geometry) -> tuple[Tensor, Tensor]:
@@ -376,7 +385,7 @@ def rows(geo: Geometry, x: Tensor, g: Tensor) -> int:
 
 
 def choose(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, measure: bool) -> str:
-    """`gram`, or the way to form the gradients: `native`, `shifted`, `unfolded`.
+    """`gram`, or the way to form the gradients: `native` or one of `_WAYS`.
 
     By measuring on the tensors at hand, once for each geometry, map size and (rounded) number of patients
     and records; by counting multiplications where `measure` is off or the layer is small.
@@ -386,8 +395,8 @@ def choose(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, measure: bool) -
     p = geo.weight[0] // geo.groups
     d = math.prod(geo.weight[1:])
     counted = "gram" if 2 * t * t < p * d * geo.groups else "native"
-    if geo.pointwise and counted != "gram":
-        counted = "unfolded"
+    if counted != "gram" and (geo.pointwise or geo.groups > 1):
+        counted = "unfolded" if geo.pointwise else "correlated"
     work = t * p * d * geo.groups * layout.patients
     if not measure or work < WORTH:
         return counted
@@ -424,8 +433,8 @@ def _measured(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, t: int, p: in
     if not candidates or formed < max(1 << 25, 4 * kept):
         names = ["unfolded"] if geo.pointwise else ["native", "shifted"]
         if geo.groups > 1:
-            names = ["native", "folded", "shifted"]
-        if not geo.pointwise and layout.patients * t * d * geo.groups * element < 1 << 28:
+            names = ["native", "correlated", "shifted"]
+        if not geo.pointwise and layout.patients * t * d * geo.groups * element < 1 << 26:
             names.append("unfolded")
         if not geo.pointwise and set(geo.stride) == {1} and p < geo.weight[1]:
             names.append("turned")
@@ -452,16 +461,20 @@ def _pair(geo: Geometry, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     return (g, x) if geo.transposed else (x, g)
 
 
-_NATIVE = {"native": native_gradients, "folded": folded_gradients}
-_WAYS = {"shifted": shifted_gradients, "unfolded": unfolded_gradients, "turned": turned_gradients}
+_WAYS = {
+    "shifted": shifted_gradients,
+    "unfolded": unfolded_gradients,
+    "turned": turned_gradients,
+    "correlated": correlated_gradients,
+}
 
 
 def patient_gradients(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, way: str) -> Formed:
     """The patients' gradients the named way; x and g have N·k rows."""
     out: Formed | None = None
     for members, (xs, gs) in layout.groups(x, g):
-        if way in _NATIVE:
-            part = _NATIVE[way](xs, gs, geo)
+        if way == "native":
+            part = native_gradients(xs, gs, geo)
         else:
             part = _WAYS[way](*_pair(geo, xs, gs), geo)
         if isinstance(members, slice):

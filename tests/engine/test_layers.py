@@ -61,7 +61,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
 @given(
     convolutions(),
     cohorts(),
-    st.sampled_from(["gram", "native", "folded", "shifted", "unfolded", "turned"]),
+    st.sampled_from(["gram", "native", "correlated", "shifted", "unfolded", "turned"]),
     st.booleans(),
 )
 def test_convolutions_are_exact(
