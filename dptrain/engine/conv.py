@@ -323,22 +323,20 @@ def _window_products(
 ) -> Tensor:  # fmt: skip
     """[b, r, T, r, T] products of windows, from the products of places [b, r, S, r, S]."""
     b, r = products.shape[:2]
-    products = products.view(b, r, *space, r, *space)
-    total = products.new_zeros(b, r, *places, r, *places)
-    every: Any = slice(None)
-    for shift in itertools.product(*(range(k) for k in kernel)):
-        to: list[Any] = []
-        of: list[Any] = []
-        for at, s, d, p, size, count in zip(shift, stride, dilation, padding, space, places, strict=True):
+    ahead, behind = 1, math.prod(space)
+    for k, s, p, d, size, count in zip(kernel, stride, padding, dilation, space, places, strict=True):
+        behind //= size
+        products = products.reshape(b, r, ahead, size, behind, r, ahead, size, behind)
+        total = products.new_zeros(b, r, ahead, count, behind, r, ahead, count, behind)
+        for at in range(k):  # one axis after the other: fewer sums than places of the kernel
             offset = d * at - p
-            low = max(0, -(offset // s))
-            high = min(count, (size - 1 - offset) // s + 1)
-            to.append(slice(low, max(low, high)))
-            of.append(slice(s * low + offset, s * low + offset + max(0, s * (high - low - 1) + 1), s))
-        if any(part.start == part.stop for part in to):
-            continue
-        total[(every, every, *to, every, *to)] += products[(every, every, *of, every, *of)]
-    return total.view(b, r, math.prod(places), r, math.prod(places))
+            low, high = max(0, -(offset // s)), min(count, (size - 1 - offset) // s + 1)
+            if low < high:
+                first = s * low + offset
+                to, of = slice(low, high), slice(first, first + s * (high - low - 1) + 1, s)
+                total[:, :, :, to, :, :, :, to] += products[:, :, :, of, :, :, :, of]
+        products, ahead = total, ahead * count
+    return products.reshape(b, r, ahead, r, ahead)
 
 
 @functools.lru_cache(maxsize=64)

@@ -396,7 +396,7 @@ class PatientGradients:
         for block in tape.blocks(layout):
             total += block.squared
         if tape.deferred:
-            total += torch.stack([kept.squared.double() for kept in tape.deferred.values()]).sum(0)
+            total += torch.stack([kept.squared for kept in tape.deferred.values()]).double().sum(0)
         return total
 
     def _sums(self, tape: Tape, layout: Layout, factors: Tensor) -> dict[str, Tensor]:
@@ -442,7 +442,7 @@ class PatientGradients:
         if not tape.deferred:
             return
         eps = torch.finfo(next(iter(tape.deferred.values())).bound.dtype).eps
-        error = 4 * eps * torch.stack([kept.bound.double() for kept in tape.deferred.values()]).sum(0)
+        error = 4 * eps * torch.stack([kept.bound for kept in tape.deferred.values()]).double().sum(0)
         negative = (torch.stack([kept.squared for kept in tape.deferred.values()]) < 0).any(0)
         size = self._squared(tape, layout).clamp_min(0)
         if math.isfinite(goal):
