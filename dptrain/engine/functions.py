@@ -30,10 +30,16 @@ def _per_row(g: Tensor, factors: Tensor | None) -> Tensor:
 class LinearUse(Use):
     """`x @ weightᵀ + bias`; x is [rows, …, D], the output gradient [rows, …, p]."""
 
+    def by_row(self, slot: str, kept: Sequence[Tensor]) -> Tensor | None:
+        if slot == "weight":
+            return None
+        g = precise(kept[1])
+        return g.flatten(1, -2).sum(1) if g.dim() > 2 else g
+
     def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
-        x, g = (precise(t) for t in kept)
         if slot == "bias":
-            return layout.sum_rows(g.flatten(1, -2).sum(1) if g.dim() > 2 else g)
+            return super().patient_gradients(slot, layout, kept)
+        x, g = (precise(t) for t in kept)
         out: Tensor | None = None
         for members, (xs, gs) in layout.groups(x, g):
             part = torch.bmm(gs.flatten(1, -2).transpose(1, 2), xs.flatten(1, -2))
@@ -49,7 +55,7 @@ class LinearUse(Use):
         x, g = kept
         t = x[0].numel() // x.shape[-1] * (len(x) // layout.records) * layout.most
         p, d = g.shape[-1], x.shape[-1]
-        if slot == "bias" or t * t * (p + d) > t * p * d + 8 * p * d:
+        if t * t * (p + d) > t * p * d + 8 * p * d:
             return None
         squared = torch.zeros(layout.patients, dtype=precise(x[:0]).dtype, device=x.device)
         bound = squared.clone()
@@ -58,13 +64,14 @@ class LinearUse(Use):
         return squared, bound
 
     def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
+        if slot == "bias":
+            return super().weighted(slot, kept, factors)
         x, g = (precise(t) for t in kept)
-        if slot == "weight" and x.shape[-1] < g.shape[-1]:
+        if x.shape[-1] < g.shape[-1]:
             x = _per_row(x, factors)
         else:
             g = _per_row(g, factors)
-        g = g.reshape(-1, g.shape[-1])
-        return g.sum(0) if slot == "bias" else g.t() @ x.reshape(-1, x.shape[-1])
+        return g.reshape(-1, g.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
 
 
 class Linear(Function):
@@ -91,29 +98,28 @@ class ConvUse(Use):
         self.measure = measure
         self.way = "native"
 
+    def by_row(self, slot: str, kept: Sequence[Tensor]) -> Tensor | None:
+        return precise(kept[1]).flatten(2).sum(2) if slot == "bias" else None
+
     def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
-        x, g = (precise(t) for t in kept)
         if slot == "bias":
-            return layout.sum_rows(g.flatten(2).sum(2))
+            return super().patient_gradients(slot, layout, kept)
+        x, g = (precise(t) for t in kept)
         return conv.patient_gradients(self.geo, layout, x, g, "native").tensor()
 
     def formed(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> conv.Formed:
-        if slot == "bias":
-            return super().formed(slot, layout, kept)
         x, g = (precise(t) for t in kept)
         return conv.patient_gradients(self.geo, layout, x, g, self.way)
 
     def norms(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
-        if slot == "bias":
-            return None
         x, g = (precise(t) for t in kept)
         self.way = conv.choose(self.geo, layout, x, g, self.measure)
         return conv.norms(self.geo, layout, x, g) if self.way == "gram" else None
 
     def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
-        x, g = (precise(t) for t in kept)
         if slot == "bias":
-            return _per_row(g, factors).transpose(0, 1).flatten(1).sum(1)
+            return super().weighted(slot, kept, factors)
+        x, g = (precise(t) for t in kept)
         if x[0].numel() < g[0].numel():
             return self.geo.weight_gradient(_per_row(x, factors), g)
         return self.geo.weight_gradient(x, _per_row(g, factors))
@@ -124,10 +130,7 @@ class Convolution(Function):
     def forward(ctx: Any, token: Tensor, x: Tensor, w: Tensor, b: Tensor | None, use: ConvUse) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.use = use
-        geo = use.geo
-        return torch.ops.aten.convolution(
-            x, w, b, geo.stride, geo.padding, geo.dilation, geo.transposed, geo.output_padding, geo.groups
-        )
+        return use.geo.output(x, w, b)
 
     @staticmethod
     @once_differentiable
@@ -135,22 +138,16 @@ class Convolution(Function):
         x, w = ctx.saved_tensors
         g = g.contiguous()
         ctx.use.tape.receive(ctx.use, x, g)
-        gx = ctx.use.geo.native(x, g, w, [True, False, False])[0] if ctx.needs_input_grad[1] else None
+        gx = ctx.use.geo.input_gradient(x, g, w) if ctx.needs_input_grad[1] else None
         return None, gx, None, None, None
 
 
 class ScaleUse(Use):
     """`weight · x̂ + bias` with one weight a channel; kept are x̂·g summed over space, and g summed: [rows, C]."""
 
-    def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
+    def by_row(self, slot: str, kept: Sequence[Tensor]) -> Tensor:
         scale, shift = kept
-        return layout.sum_rows(scale if slot == "weight" else shift).reshape(
-            layout.patients, *self.sources[slot].shape
-        )
-
-    def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
-        scale, shift = kept
-        return _per_row(scale if slot == "weight" else shift, factors).sum(0).reshape(self.sources[slot].shape)
+        return scale if slot == "weight" else shift
 
 
 class GroupNorm(Function):
@@ -162,7 +159,7 @@ class GroupNorm(Function):
     ) -> Tensor:
         x = x.contiguous()
         n, c = x.shape[:2]
-        out, mean, rstd = torch.native_group_norm(x, w, b, n, c, x[0, 0].numel(), groups, eps)
+        out, mean, rstd = torch.native_group_norm(x, w, b, n, c, math.prod(x.shape[2:]), groups, eps)
         ctx.save_for_backward(x, w, mean, rstd)
         ctx.groups, ctx.use = groups, use
         return out
@@ -175,11 +172,11 @@ class GroupNorm(Function):
         n, c = x.shape[:2]
         groups, size = ctx.groups, math.prod(x.shape[2:])
         wanted = bool(ctx.needs_input_grad[1])
-        if precise(g[:0]).dtype == g.dtype:
+        if precise(g) is g:
             # torch's kernel with each row's channels as channels of their own: what it sums over rows is one row.
             # gx must not be a view: autograd adds to a gradient in place only where nothing else holds its memory
             gx, scale, shift = torch.ops.aten.native_group_norm_backward(
-                g, x, mean.view(1, -1), rstd.view(1, -1), None if w is None else w.repeat(n),
+                g, x, mean.view(1, -1), rstd.view(1, -1), None if w is None else w.expand(n, c).reshape(-1),
                 1, n * c, size, n * groups, [wanted, True, True],
             )  # fmt: skip
             scale, shift, gx = scale.view(n, c), shift.view(n, c), gx if wanted else None
@@ -229,13 +226,7 @@ class LayerNorm(Function):
 class PReLUUse(Use):
     """One slope, or one a channel; kept is the gradient by place [rows, C, …]."""
 
-    def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
-        return layout.sum_rows(self._by_row(kept)).reshape(layout.patients, *self.sources[slot].shape)
-
-    def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
-        return _per_row(self._by_row(kept), factors).sum(0).reshape(self.sources[slot].shape)
-
-    def _by_row(self, kept: Sequence[Tensor]) -> Tensor:
+    def by_row(self, slot: str, kept: Sequence[Tensor]) -> Tensor:
         by_place = precise(kept[0])
         if self.sources["weight"].shape.numel() == 1:
             return by_place.reshape(len(by_place), -1).sum(1, keepdim=True)
@@ -317,13 +308,9 @@ class Embedding(Function):
 class SpreadUse(Use):
     """A value given to every row alike; kept is the gradient of each row's copy [rows, *shape]."""
 
-    def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
-        (g,) = kept
-        return layout.sum_rows(precise(g)).reshape(layout.patients, *self.sources[slot].shape)
-
-    def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
-        (g,) = kept
-        return _per_row(precise(g), factors).sum(0).reshape(self.sources[slot].shape)
+    def by_row(self, slot: str, kept: Sequence[Tensor]) -> Tensor | None:
+        g = precise(kept[0])
+        return g.reshape(len(g), -1)
 
 
 class Spread(Function):

@@ -49,9 +49,18 @@ class Use:
         for source in self.sources.values():
             tape.count(source)
 
+    def by_row(self, slot: str, kept: Sequence[Tensor]) -> Tensor | None:
+        """Each row's gradient [rows, n] in float32 (float64 for float64 tensors), for biases and scales.
+
+        Those of all uses are worked on together. None where the methods below have something better.
+        """
+        return None
+
     def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
         """[P, *shape] in float32 (float64 for float64 tensors)."""
-        raise NotImplementedError
+        rows = self.by_row(slot, kept)
+        assert rows is not None
+        return layout.sum_rows(rows).reshape(layout.patients, *self.sources[slot].shape)
 
     def formed(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Formed:
         """The same in any layout; asked for after :meth:`norms` gave None."""
@@ -69,7 +78,10 @@ class Use:
 
     def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
         """The weight gradient of the rows, each weighted with its factor [rows]; plain sum for None."""
-        raise NotImplementedError
+        rows = self.by_row(slot, kept)
+        assert rows is not None
+        total = rows.sum(0) if factors is None else factors.to(rows.dtype) @ rows
+        return total.reshape(self.sources[slot].shape)
 
 
 @dataclass
@@ -85,11 +97,14 @@ class Deferred:
 
 @dataclass
 class Block:
-    """Patient gradients [B, P, n]: of one parameter in any layout, or of several side by side (B = 1)."""
+    """Patient gradients [B, P, n]: of one parameter in any layout, or of several side by side (B = 1).
+
+    Attributes:
+        parts: each parameter, and what brings its part [B, m] of a gradient into its shape.
+    """
 
     matrix: Tensor
-    sources: list[Source]
-    arrange: Callable[[Tensor], Tensor] | None = None
+    parts: list[tuple[Source, Callable[[Tensor], Tensor]]]
     _squared: Tensor | None = None
 
     @property
@@ -115,13 +130,14 @@ class Tape:
         self.records = records
         self.mode = "idle"
         self.layout: Layout | None = None
+        self.exact: exact_math | None = None
         self.uses: dict[Source, int] = {}
         self.derived: list[Source] = []
         self.gradients: dict[Source, Tensor] = {}
+        self.rows: dict[Source, Tensor] = {}
         self.formed: dict[Source, Formed] = {}
         self.deferred: dict[Source, Deferred] = {}
         self.truth: dict[Source, Tensor] = {}
-        self.arrangements: dict[Source, Callable[[Tensor], Tensor]] = {}
         self._blocks: list[Block] | None = None
 
     def count(self, source: Source, uses: int = 1) -> None:
@@ -139,27 +155,35 @@ class Tape:
         """Called in the backward pass with what the use's weight gradients are made of."""
         if self.mode == "off":
             return
-        if self.layout is None:
+        if self.layout is None or self.exact is None:
             raise CheckRefused(
                 "a backward pass ran outside clipped_sum: parameters get no gradients while PatientGradients "
                 "holds the network.",
                 remedy="Call clipped_sum(losses, patient, patients) instead of backward(), or detach() first.",
             )
         kept = tuple(tensor.detach() for tensor in kept)
-        with exact_math(kept[-1].device):
+        with self.exact:
             for slot, source in use.sources.items():
                 if self.mode == "verify":
                     whole = use.weighted(slot, kept, None)
                     self.truth[source] = self.truth[source] + whole if source in self.truth else whole
-                    continue
-                if self.uses.get(source) == 1 and source.is_root:
-                    known = use.norms(slot, self.layout, kept)
-                    if known is not None:
-                        self.deferred[source] = Deferred(use, slot, kept, *known)
-                    else:
-                        self.formed[source] = use.formed(slot, self.layout, kept)
-                    continue
-                self.add(source, use.patient_gradients(slot, self.layout, kept))
+                elif self.uses.get(source) == 1 and source.is_root:
+                    self._keep(use, slot, source, kept)
+                else:
+                    self.add(source, use.patient_gradients(slot, self.layout, kept))
+
+    def _keep(self, use: Use, slot: str, source: Source, kept: tuple[Tensor, ...]) -> None:
+        """Take what comes of a parameter that is used once."""
+        assert self.layout is not None
+        rows = use.by_row(slot, kept)
+        if rows is not None and rows.shape[1] <= SMALL:
+            self.rows[source] = rows
+            return
+        known = use.norms(slot, self.layout, kept)
+        if known is not None:
+            self.deferred[source] = Deferred(use, slot, kept, *known)
+        else:
+            self.formed[source] = use.formed(slot, self.layout, kept)
 
     def add(self, source: Source, gradients: Tensor) -> None:
         """Add to a source's patient gradients [P, *shape]."""
@@ -170,7 +194,7 @@ class Tape:
 
     def close(self) -> None:
         """Let go of everything: tape and uses hold each other, and tensors must not wait for a collector."""
-        for held in (self.uses, self.gradients, self.formed, self.deferred, self.truth, self.arrangements):
+        for held in (self.uses, self.gradients, self.rows, self.formed, self.deferred, self.truth):
             held.clear()
         self.derived.clear()
         self._blocks = None
@@ -181,18 +205,23 @@ class Tape:
             for source, gradients in self.gradients.items():
                 if source.is_root:
                     self.formed[source] = Formed(gradients.reshape(1, layout.patients, -1), _shaper(source))
-            self._blocks, small = [], []
+            self._blocks = []
+            small: dict[torch.dtype, list[tuple[Source, Formed]]] = {}
             for source, formed in self.formed.items():
-                size, _, n = formed.matrix.shape
-                if size == 1 and n <= SMALL:
-                    small.append((source, formed))
+                if len(formed.matrix) == 1 and formed.matrix.shape[2] <= SMALL:
+                    small.setdefault(formed.matrix.dtype, []).append((source, formed))
                 else:
-                    self._blocks.append(Block(formed.matrix, [source], formed.arrange))
-            for dtype in {formed.matrix.dtype for _, formed in small}:
-                some = [pair for pair in small if pair[1].matrix.dtype == dtype]
-                self._blocks.append(Block(torch.cat([f.matrix for _, f in some], 2), [source for source, _ in some]))
-            self.arrangements = {source: formed.arrange for source, formed in small}
-            self.gradients, self.formed = {}, {}
+                    self._blocks.append(Block(formed.matrix, [(source, formed.arrange)]))
+            for some in small.values():
+                matrix = torch.cat([formed.matrix for _, formed in some], 2)
+                self._blocks.append(Block(matrix, [(source, formed.arrange) for source, formed in some]))
+            alike: dict[Any, list[Source]] = {}
+            for source, rows in self.rows.items():
+                alike.setdefault((rows.dtype, len(rows)), []).append(source)
+            for sources in alike.values():
+                matrix = layout.sum_rows(torch.cat([self.rows[source] for source in sources], 1))
+                self._blocks.append(Block(matrix.unsqueeze(0), [(source, _shaper(source)) for source in sources]))
+            self.gradients, self.rows, self.formed = {}, {}, {}
         return self._blocks
 
     def sums(self, layout: Layout, factors: Tensor) -> dict[Source, Tensor]:
@@ -200,12 +229,9 @@ class Tape:
         found: dict[Source, Tensor] = {}
         for block in self.blocks(layout):
             flat = factors.to(block.matrix.dtype) @ block.matrix
-            if block.arrange is not None:
-                found[block.sources[0]] = block.arrange(flat)
-                continue
-            pieces = flat.split([source.shape.numel() for source in block.sources], 1)
-            for source, piece in zip(block.sources, pieces, strict=True):
-                found[source] = self.arrangements[source](piece)
+            sizes = [source.shape.numel() // len(flat) for source, _ in block.parts]
+            for (source, arrange), piece in zip(block.parts, flat.split(sizes, 1), strict=True):
+                found[source] = arrange(piece)
         return found
 
 
@@ -232,26 +258,34 @@ def _places(device: torch.device) -> tuple[Any, ...] | None:
 class exact_math:  # noqa: N801
     """Float32 products in true float32 while it is entered: neither TF32 on CUDA nor bf16 on CPUs that have it.
 
-    Whatever had been set, by torch's old switches or by its new ones, is as before afterwards.
+    Whatever had been set, by torch's old switches or by its new ones, is as before afterwards. The new ones are read
+    when it is made: it may be entered many times, also within itself, as long as nobody else sets them meanwhile.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.places = _places(device)
         self.cuda = device.type == "cuda"
+        self.depth = 0
+        allowed = [(place, place.fp32_precision) for place in self.places or ()]
+        self.rough = [(place, precision) for place, precision in allowed if precision not in ("ieee", "none")]
 
     def __enter__(self) -> None:
+        self.depth += 1
+        if self.depth > 1:
+            return
         if self.places is None:
             self.old = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
             torch.set_float32_matmul_precision("highest")
             if self.cuda:
                 torch.backends.cudnn.allow_tf32 = False
             return
-        self.rough = [(place, place.fp32_precision) for place in self.places]
-        self.rough = [(place, allowed) for place, allowed in self.rough if allowed not in ("ieee", "none")]
         for place, _ in self.rough:
             place.fp32_precision = "ieee"
 
     def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+        if self.depth > 0:
+            return
         if self.places is None:
             precision, torch.backends.cudnn.allow_tf32 = self.old
             torch.set_float32_matmul_precision(precision)

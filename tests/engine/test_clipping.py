@@ -263,8 +263,8 @@ def leave_bias_out(patch: pytest.MonkeyPatch) -> None:
     def without(self: PatientGradients, tape, layout):  # type: ignore[no-untyped-def]
         whole = original(self, tape, layout)
         for block in tape.blocks(layout):
-            sizes = [block.matrix.shape[2]] if block.arrange else [s.shape.numel() for s in block.sources]
-            for source, part in zip(block.sources, block.matrix.split(sizes, 2), strict=True):
+            sizes = [source.shape.numel() // len(block.matrix) for source, _ in block.parts]
+            for (source, _), part in zip(block.parts, block.matrix.split(sizes, 2), strict=True):
                 if source.name.endswith("bias"):
                     whole = whole - part.double().square().sum((0, 2))
         return whole

@@ -57,7 +57,10 @@ def state() -> dict[str, Any]:
 def tried(setting: str, device: torch.device) -> list[dict[str, Any]]:
     exec(setting)
     before = state()
-    with exact_math(device), exact_math(device):
+    exact = exact_math(device)
+    with exact, exact_math(device):
+        with exact:
+            pass
         inside = precisions()
     after = state()
     try:

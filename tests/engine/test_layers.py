@@ -61,7 +61,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
 @given(
     convolutions(),
     cohorts(),
-    st.sampled_from(["gram", "native", "folded", "shifted", "unfolded", "turned"]),
+    st.sampled_from(["gram", "native", "correlated", "shifted", "unfolded", "turned"]),
     st.booleans(),
 )
 def test_convolutions_are_exact(
@@ -328,3 +328,68 @@ def test_layout_groups_patients_by_their_records() -> None:
     assert found == {(0, 1): [[1], [3]], (3,): [[0, 2]]}
     assert layout.sum_rows(torch.tensor([1.0, 2, 4, 8])).tolist() == [2, 8, 0, 5, 0]
     assert layout.record_weight.tolist() == [0.5, 1, 0.5, 1]
+
+
+@few
+@given(
+    st.integers(1, 3),
+    st.integers(0, 3),
+    st.sampled_from([1, 5, 40]),
+    st.sampled_from([1, 7, 33]),
+    st.integers(1, 6),
+    st.booleans(),
+)
+def test_pointwise_convolutions_by_products_are_those_of_torch(
+    dims: int, rows: int, inputs: int, outputs: int, size: int, bias: bool
+) -> None:
+    """Every way of multiplying: one place, few, many, rows without any."""
+    torch.manual_seed(0)
+    ones = (1,) * dims
+    geo = conv.Geometry((outputs, inputs, *ones), ones, (0,) * dims, ones, 1, False, (0,) * dims)
+    x = torch.randn(rows, inputs, *[size] * dims, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(outputs, inputs, *ones, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(outputs, dtype=torch.float64) if bias else None
+    truth = (torch.conv1d, torch.conv2d, torch.conv3d)[dims - 1](x, w, b)
+    g = torch.randn_like(truth)
+    with torch.no_grad():
+        output, gx = geo.output(x, w, b), geo.input_gradient(x, g, w)
+    assert output._base is None  # in-place layers work on it, as autograd does on the other
+    assert gx._base is None
+    found = output, gx, geo.weight_gradient(x.detach(), g)
+    for ours, expected in zip(found, (truth, *torch.autograd.grad(truth, [x, w], g)), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("table", [0, 1 << 30])
+@few
+@given(convolutions(), cohorts())
+def test_gram_norms_by_table_and_by_slices_are_exact(
+    table: int, made: tuple[nn.Module, tuple[int, ...]], cohort: tuple[Tensor, int]
+) -> None:
+    layer, shape = made
+    patient, patients = cohort
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv, "choose", lambda *_: "gram")
+        patch.setattr(conv, "TABLE", table)
+        model = nn.Sequential(layer).double()
+        assert oracle.gap(model, torch.randn(len(patient), *shape).double(), patient, patients) < EXACT
+
+
+def test_small_parameters_of_different_rows_and_many_uses_are_exact() -> None:
+    """Biases and scales are kept by row: of windows folded into the batch, of records, and used twice."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.windows, self.norm = nn.Linear(4, 4), nn.GroupNorm(2, 4)
+            self.twice, self.shift = nn.Conv1d(4, 4, 1), nn.Parameter(torch.randn(4, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = len(x)
+            x = self.windows(x.transpose(1, 2).reshape(n * 3, 2, 4)).reshape(n, 6, 4).transpose(1, 2)
+            return self.twice(torch.tanh(self.twice(self.norm(x) + self.shift)))
+
+    torch.manual_seed(0)
+    patient = torch.tensor([2, 0, 0, 3, 2])
+    assert oracle.gap(Mixed().double(), torch.randn(5, 4, 6).double(), patient, 4) < EXACT
