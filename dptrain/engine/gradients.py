@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from dptrain.engine.conv import squared_norms
 from dptrain.engine.coverage import coverage, refuse_mixing
 from dptrain.engine.layout import Layout
-from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise
+from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, slow_way
 from dptrain.engine.views import Recorder, Seen, ordinary
 from dptrain.errors import CheckRefused
+from dptrain.words import suggest
 
 
 class Entangled(CheckRefused):
@@ -83,7 +84,10 @@ class PatientGradients:
         model: the network; every trainable parameter in it gets a sum.
         max_grad_norm: C, the clip; `inf` for none.
         rules: parameter name, or a module's name for all of its parameters -> `one-by-one`, the slow exact way
-            for what no rule fits (for instance layers that take the sequence before the batch).
+            for what no rule fits (for instance layers that take the sequence before the batch). On the command
+            line: `model.rules`.
+        names: name of a parameter in `model` -> what rules and messages call it, where `model` is a part of the
+            network that they speak of.
         measure: choose between equally exact ways of forming convolution gradients by timing them once a
             shape; off: by counting multiplications.
         verify: compare one patient's gradients with plain autograd's in the first chunk that holds records of
@@ -100,6 +104,7 @@ class PatientGradients:
         *,
         max_grad_norm: float,
         rules: Mapping[str, str] | None = None,
+        names: Mapping[str, str] | None = None,
         measure: bool = True,
         verify: bool = True,
     ) -> None:
@@ -108,6 +113,7 @@ class PatientGradients:
         coverage(model)
         self.model = model
         self.max_grad_norm = float(max_grad_norm)
+        self._names = dict(names or {})
         self._recorder = Recorder(measure)
         self._sources: dict[int, Source] = {}
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
@@ -118,11 +124,13 @@ class PatientGradients:
         self._entered = 0
         self._collect()
         for name, rule in (rules or {}).items():
-            found = [s for s in self._sources.values() if s.name == name or s.name.startswith(f"{name}.")]
-            if rule != "one-by-one" or not found:
+            if rule != "one-by-one":
+                raise CheckRefused(f"rules: {name}={rule} is not accepted.", remedy="The one rule is 'one-by-one'.")
+            found = self._called(name)
+            if not found:
                 raise CheckRefused(
-                    f"rules: {name}={rule} is not accepted.",
-                    remedy="Give the name of a trainable parameter or module, and 'one-by-one'.",
+                    f"rules: '{name}' is neither a trainable parameter nor a module that holds one.",
+                    remedy=suggest(name, [source.name for source in self._sources.values()]),
                 )
             self._slow.update({source.name: source for source in found})
         self._handles = [
@@ -142,9 +150,16 @@ class PatientGradients:
                     continue
                 if id(parameter) not in self._sources:
                     full = f"{prefix}.{name}" if prefix else name
+                    full = self._names.get(full, full)
                     self._sources[id(parameter)] = known.get(id(parameter)) or Source(full, parameter)
                 self._places.append((module, name, parameter))
         self._modules = [module for module in self.model.modules() if _mixes(module)]
+
+    def _called(self, name: str) -> list[Source]:
+        """The source of the parameter, or those of all parameters of the module, that this is a name of."""
+        every = self.model.named_parameters(remove_duplicate=False)
+        chosen = {id(p) for full, p in every if f"{self._names.get(full, full)}.".startswith(f"{name}.")}
+        return [source for key, source in self._sources.items() if key in chosen]
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if module is not self.model or not torch.is_grad_enabled():
@@ -255,7 +270,7 @@ class PatientGradients:
         if unexpected and not explore:
             raise CheckRefused(
                 f"{unexpected[0].name} reached the loss by a way without a rule that it did not take before.",
-                remedy=f"Give rules={{'{unexpected[0].name}': 'one-by-one'}}.",
+                remedy=slow_way(self._modules_of(unexpected)),
             )
         if unexpected:
             self._warn(unexpected)
@@ -365,7 +380,7 @@ class PatientGradients:
             for root, part in zip(source.roots, parts, strict=True):
                 if part is not None:
                     truth[root] = truth[root] + part if root in truth else part
-        scale = float(squared[i].sqrt())
+        scale, wrong = float(squared[i].sqrt()), []
         sums = self._sums(tape, layout, chosen)
         for source, whole in truth.items():
             if source.name in self._slow:
@@ -373,13 +388,29 @@ class PatientGradients:
             ours = sums[source.name]
             gap = float((ours - whole).norm())
             if not gap <= 1e-3 * max(float(whole.norm()), float(ours.norm())) + 1e-5 * scale:
-                raise CheckRefused(
-                    f"the gradient of {source.name} does not come from the patient's own rows: a layer mixes the "
-                    "records of a batch, or does not hold them in its first dimension.",
-                    remedy="If it is only the order of dimensions, build the layer with batch_first=True, or give "
-                    f"PatientGradients rules={{'{source.name}': 'one-by-one'}} from Python.",
-                )
+                wrong.append(source)
+        if wrong:
+            names = self._modules_of(wrong)
+            raise CheckRefused(
+                f"the gradient of {', '.join(names)} does not come from the patient's own rows: a layer mixes the "
+                "records of a batch, or does not hold them in its first dimension.",
+                remedy="If it is only the order of dimensions, build the layer with batch_first=True. "
+                f"Otherwise: {slow_way(names)} No rule helps where records are mixed.",
+            )
         return True
+
+    def _modules_of(self, sources: Sequence[Source]) -> list[str]:
+        """The fewest names of modules and parameters that hold these sources and no other."""
+        names, every = {source.name for source in sources}, [source.name for source in self._sources.values()]
+        found: dict[str, None] = {}
+        for name in sorted(names):
+            parts = name.split(".")
+            for end in range(1, len(parts) + 1):
+                outer = ".".join(parts[:end])
+                if all(other in names for other in every if f"{other}.".startswith(f"{outer}.")):
+                    found[outer] = None
+                    break
+        return list(found)
 
     def _squared(self, tape: Tape, layout: Layout) -> Tensor:
         """Squared norm of each patient's gradient [P], in float64."""

@@ -36,6 +36,13 @@ class Source:
         return isinstance(self.plain, nn.Parameter)
 
 
+def slow_way(names: Sequence[str]) -> str:
+    """What to do where no fast rule fits: how these layers or parameters are given the slow exact way."""
+    words = " ".join(f"+model.rules.{name}=one-by-one" for name in names)
+    more = ", …" if len(names) > 1 else ""
+    return f"Add {words} (in Python: rules={{'{names[0]}': 'one-by-one'{more}}}): exact, but slower."
+
+
 class Use:
     """One call of an operation. Subclasses hold its settings and know its weight gradients.
 

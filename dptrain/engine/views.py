@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dptrain.engine import functions as fn
 from dptrain.engine.conv import Geometry
-from dptrain.engine.tape import Source, Tape
+from dptrain.engine.tape import Source, Tape, slow_way
 from dptrain.errors import CheckRefused
 
 Handler = Callable[..., Any]
@@ -59,7 +59,7 @@ class Recorder:
             raise CheckRefused(
                 f"{source.name}: cannot tell whether the first dimension of an operand of shape "
                 f"{tuple(tensor.shape)} counts records.",
-                remedy=f"Give PatientGradients rules={{'{source.name}': 'one-by-one'}}.",
+                remedy=slow_way([root.name for root in source.roots]),
             )
         return first
 
