@@ -175,6 +175,9 @@ class PatientGradients:
             raise CheckRefused("the network's input must be a tensor with records first, [N, …].")
         self._collect()
         records = len(first)
+        if records == 0:  # no gradient to form: torch alone runs it, and knows every operation on nothing
+            self._recorder.tape = None
+            return args, kwargs
         tape = self._recorder.tape
         if tape is None or tape.records != records:
             tape = self._recorder.tape = Tape(records)
