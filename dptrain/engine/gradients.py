@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from dptrain.engine.conv import squared_norms
-from dptrain.engine.coverage import coverage, refuse_mixing
+from dptrain.engine.coverage import coverage, refuse_hooks, refuse_mixing
 from dptrain.engine.layout import Layout
 from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, slow_way
 from dptrain.engine.views import Recorder, Seen, ordinary
@@ -90,8 +91,9 @@ class PatientGradients:
             network that they speak of.
         measure: choose between equally exact ways of forming convolution gradients by timing them once a
             shape; off: by counting multiplications.
-        verify: compare one patient's gradients with plain autograd's in the first chunk that holds records of
-            two patients or more (one more backward pass and the memory of a kept graph, once).
+        verify: compare the patients' gradients, in one weighted sum, with plain autograd's in the first chunk that
+            holds records of two patients or more, and again when a parameter is met that had no part in that (one
+            more backward pass and the memory of a kept graph, once).
 
     Raises:
         CheckRefused: a parameter without a rule, a layer that mixes records, a first chunk whose gradients do
@@ -120,7 +122,8 @@ class PatientGradients:
         self._stand_ins: dict[int, Seen] = {}
         self._slow: dict[str, Source] = {}
         self._explored: set[bool] = set()
-        self._unverified = verify
+        self._verifies = verify
+        self._verified: set[tuple[str, int]] = set()
         self._entered = 0
         self._collect()
         for name, rule in (rules or {}).items():
@@ -151,6 +154,7 @@ class PatientGradients:
                 if id(parameter) not in self._sources:
                     full = f"{prefix}.{name}" if prefix else name
                     full = self._names.get(full, full)
+                    refuse_hooks(full, parameter)
                     self._sources[id(parameter)] = known.get(id(parameter)) or Source(full, parameter)
                 self._places.append((module, name, parameter))
         self._modules = [module for module in self.model.modules() if _mixes(module)]
@@ -258,18 +262,22 @@ class PatientGradients:
     def _sum(self, tape: Tape, layout: Layout, losses: Tensor) -> ClippedSum:
         weights = layout.record_weight.to(losses.dtype)
         training = self.model.training
-        verify = self._unverified and layout.present > 1
+        verify = self._verifies and layout.present > 1 and not tape.met <= self._verified
         explore = training not in self._explored
         watched = [source for source in self._sources.values() if source.name not in self._slow]
         tape.mode = "record"
+        strays = self._strays(tape, watched)
+        ends = [*((source, source.plain) for source in watched), *strays]
         reached = torch.autograd.grad(
             losses,
-            [self._recorder.token, *(source.plain for source in watched)],
+            [self._recorder.token, *(end for _, end in ends)],
             weights,
             allow_unused=True,
             retain_graph=True if verify or explore or self._slow else None,
         )[1:]
-        unexpected = [source for source, gradient in zip(watched, reached, strict=True) if gradient is not None]
+        found = [pair for pair, gradient in zip(ends, reached, strict=True) if gradient is not None]
+        unexpected = list({root: None for source, _ in found for root in source.roots})
+        strays = [pair for pair in found if isinstance(pair[1], GradientEdge)]
         if unexpected and not explore:
             raise CheckRefused(
                 f"{unexpected[0].name} reached the loss by a way without a rule that it did not take before.",
@@ -278,23 +286,40 @@ class PatientGradients:
         if unexpected:
             self._warn(unexpected)
             self._slow.update({source.name: source for source in unexpected})
-        self._explored.add(training)
+        else:  # parameters that were used together with these go another way from now on: look again
+            self._explored.add(training)
         tape.mode = "off"
         with torch.no_grad(), exact_math(losses.device):
-            self._descend(tape, layout)
-            for source in self._slow.values():
+            for source in {*self._slow.values(), *(source for source, _ in strays)}:
                 if source in tape.formed or source in tape.deferred:
                     self._form(tape, layout, source)
-            self._one_by_one(tape, layout, losses, weights)
-            if verify:
-                self._unverified = not self._verify(tape, layout, losses, weights)
+            self._one_by_one(tape, layout, losses, weights, strays)
+            self._descend(tape, layout)
+            slow = [(source, source.plain) for source in self._slow.values() if source.plain.requires_grad]
+            self._one_by_one(tape, layout, losses, weights, slow)
+            if verify and self._verify(tape, layout, losses, weights):
+                self._verified |= tape.met
             return self._clip(tape, layout, losses.device)
+
+    def _strays(self, tape: Tape, watched: list[Source]) -> list[tuple[Source, GradientEdge]]:
+        """Where gradients end that code took to the stand-ins themselves.
+
+        What torch asks no stand-in about (a network's own autograd functions, scripted ones) takes it as a tensor. It
+        is a leaf of its own, and a gradient that ends there would be lost.
+        """
+        pairs = [(source, self._stand_ins.get(id(source.plain))) for source in watched]
+        with torch._C.DisableTorchFunctionSubclass():
+            return [
+                (source, get_gradient_edge(stand_in))
+                for source, stand_in in (*pairs, *tape.stand_ins.items())
+                if stand_in is not None
+            ]
 
     def _form(self, tape: Tape, layout: Layout, source: Source) -> None:
         """Turn kept tensors into patient gradients."""
         kept = tape.deferred.pop(source, None)
         if kept is not None:
-            tape.add(source, kept.use.patient_gradients(kept.slot, layout, kept.kept))
+            tape.add(source, kept.use.patient_gradients(kept.slot, layout, kept.untouched()))
         formed = tape.formed.pop(source, None)
         if formed is not None:
             tape.add(source, formed.tensor())
@@ -321,7 +346,13 @@ class PatientGradients:
                 parts = tuple(None if column[0] is None else torch.stack(column) for column in columns)
             for root, part in zip(source.roots, parts, strict=True):
                 if part is not None:
-                    tape.add(root, precise(part))
+                    tape.add(root, precise(part.to_dense() if part.is_sparse else part))
+        lost = [source.name for source in tape.gradients if not source.is_root]
+        if lost:
+            raise CheckRefused(
+                f"a value that an earlier forward pass computed from {lost[0]} was used again.",
+                remedy="Compute it in each forward pass: keep nothing that depends on parameters between them.",
+            )
 
     def _warn(self, sources: list[Source]) -> None:
         names = ", ".join(sorted({source.name.rpartition(".")[0] or source.name for source in sources}))
@@ -331,46 +362,49 @@ class PatientGradients:
             stacklevel=4,
         )
 
-    def _one_by_one(self, tape: Tape, layout: Layout, losses: Tensor, weights: Tensor) -> None:
-        """Patient gradients of parameters without a rule: a backward pass for each patient."""
-        slow = [source for source in self._slow.values() if source.plain.requires_grad]
+    def _one_by_one(
+        self,
+        tape: Tape,
+        layout: Layout,
+        losses: Tensor,
+        weights: Tensor,
+        slow: Sequence[tuple[Source, Tensor | GradientEdge]],
+    ) -> None:
+        """Patient gradients of sources without a rule, from where theirs end: a backward pass for each patient."""
         if not slow:
             return
-        plain = [source.plain for source in slow]
         formed = [
-            p.new_zeros(layout.patients, *p.shape, dtype=precise(p[..., :0]).dtype if p.dim() else None)
-            for p in plain
+            torch.zeros(layout.patients, *source.shape, dtype=_sum_dtype(source.plain), device=source.plain.device)
+            for source, _ in slow
         ]
         for i in range(layout.patients):
             seed = weights * (layout.patient == i)
-            parts = torch.autograd.grad(losses, plain, seed, retain_graph=True, allow_unused=True)
+            parts = torch.autograd.grad(losses, [end for _, end in slow], seed, retain_graph=True, allow_unused=True)
             for whole, part in zip(formed, parts, strict=True):
                 if part is not None:
-                    whole[i] = part
+                    whole[i] = part.to_dense() if part.is_sparse else part
         if layout.patients > 1 and not all(bool(torch.isfinite(whole).all()) for whole in formed):
             raise Entangled(
                 "a patient's gradient is not finite, and a module without a fast rule carries that to the others",
                 remedy="Give clipped_sum one patient at a time here (dptrain.training.fit does).",
             )
-        for source, whole in zip(slow, formed, strict=True):
+        for (source, _), whole in zip(slow, formed, strict=True):
             tape.add(source, whole)
 
     def _verify(self, tape: Tape, layout: Layout, losses: Tensor, weights: Tensor) -> bool:
-        """Compare one patient with what a plain backward pass of that patient's losses alone gives.
+        """Compare a weighted sum of the patients' gradients with what plain autograd gives for that sum of losses.
 
+        Each patient has another weight, so that no row can stand in for another patient's.
         False where this chunk cannot tell (a gradient that is not finite, or none at all).
         """
         squared = self._squared(tape, layout)
-        some = torch.nonzero(squared > 0).flatten()
-        if not len(some) or not bool(torch.isfinite(squared).all()):
+        if not bool((squared > 0).any()) or not bool(torch.isfinite(squared).all()):
             return False
-        i = int(some[0])
+        chosen = layout.shares
         tape.mode = "verify"
-        seed = weights * (layout.patient == i)
+        seed = weights * chosen[layout.patient].to(weights.dtype)
         torch.autograd.grad(losses, [self._recorder.token], seed, allow_unused=True, retain_graph=True)
         tape.mode = "off"
-        chosen = torch.zeros(layout.patients, dtype=squared.dtype, device=squared.device)
-        chosen[i] = 1
         truth: dict[Source, Tensor] = {}
         for source, whole in tape.truth.items():
             if source.is_root:
@@ -383,7 +417,7 @@ class PatientGradients:
             for root, part in zip(source.roots, parts, strict=True):
                 if part is not None:
                     truth[root] = truth[root] + part if root in truth else part
-        scale, wrong = float(squared[i].sqrt()), []
+        scale, wrong = float((chosen.square() * squared).sum().sqrt()), []
         sums = self._sums(tape, layout, chosen)
         for source, whole in truth.items():
             if source.name in self._slow:
@@ -433,7 +467,7 @@ class PatientGradients:
             rows = len(kept.kept[-1])
             if rows not in by_row:
                 by_row[rows] = layout.per_row(factors, rows)
-            part = kept.use.weighted(kept.slot, kept.kept, by_row[rows])
+            part = kept.use.weighted(kept.slot, kept.untouched(), by_row[rows])
             sums[source] = sums[source] + part if source in sums else part
         for source in self._sources.values():
             dtype = _sum_dtype(source.plain)
@@ -485,7 +519,7 @@ class PatientGradients:
         norms = []
         for i in chosen.tolist():
             rows = torch.nonzero(layout.patient == i).flatten()
-            parts = [t.reshape(layout.records, -1, *t.shape[1:])[rows].flatten(0, 1) for t in kept.kept]
+            parts = [t.reshape(layout.records, -1, *t.shape[1:])[rows].flatten(0, 1) for t in kept.untouched()]
             alone = Layout(torch.zeros(len(rows), dtype=torch.int64, device=layout.device), 1)
             formed = kept.use.patient_gradients(kept.slot, alone, parts)
             norms.append(squared_norms(formed.reshape(-1)))
@@ -496,8 +530,11 @@ class PatientGradients:
         for block in tape.blocks(layout):
             block.matrix[:, bad] = 0
         for kept in tape.deferred.values():
-            kept.kept = tuple(
-                t.masked_fill(layout.per_row(bad, len(t)).view(-1, *[1] * (t.dim() - 1)), 0) for t in kept.kept
+            kept.replace(
+                tuple(
+                    t.masked_fill(layout.per_row(bad, len(t)).view(-1, *[1] * (t.dim() - 1)), 0)
+                    for t in kept.untouched()
+                )
             )
 
     def _empty(self, patients: int, device: torch.device) -> ClippedSum:
