@@ -267,7 +267,7 @@ class PatientGradients:
         watched = [source for source in self._sources.values() if source.name not in self._slow]
         tape.mode = "record"
         strays = self._strays(tape, watched)
-        ends = [*((source, source.plain) for source in watched), *strays]
+        ends: list[tuple[Source, Any]] = [*((source, source.plain) for source in watched), *strays]
         reached = torch.autograd.grad(
             losses,
             [self._recorder.token, *(end for _, end in ends)],
@@ -368,9 +368,12 @@ class PatientGradients:
         layout: Layout,
         losses: Tensor,
         weights: Tensor,
-        slow: Sequence[tuple[Source, Tensor | GradientEdge]],
+        slow: Sequence[tuple[Source, Any]],
     ) -> None:
-        """Patient gradients of sources without a rule, from where theirs end: a backward pass for each patient."""
+        """Patient gradients of sources without a rule, by a backward pass for each patient.
+
+        `slow` holds each with where its gradient ends: a tensor or a GradientEdge.
+        """
         if not slow:
             return
         formed = [
