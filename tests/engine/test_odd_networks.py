@@ -471,3 +471,78 @@ def test_one_warning_names_what_has_no_rule() -> None:
             engine.clipped_sum(oracle.squares(model(x), y), torch.arange(4), 4)
     assert ["how w uses its parameters" in str(one.message) for one in said] == [True]
     engine.detach()
+
+
+# --- by rule ------------------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+        self.last.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("name", ["first.weight", "last.weight", "last", "first"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_rule_may_name_a_shared_parameter_by_any_of_its_names(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Tied().double(), torch.randn(6, 4).double()
+    engine = PatientGradients(model, max_grad_norm=1.0, rules={name: "one-by-one"})
+    assert "first.weight" in engine._slow
+    engine.detach()
+    assert oracle.gap(model, x, torch.tensor(RAGGED), 3, rules={name: "one-by-one"}) < EXACT
+
+
+def test_rules_that_name_nothing_are_refused() -> None:
+    for name in ("second", "first.weigh", "", "first."):
+        with pytest.raises(CheckRefused, match="neither a trainable parameter nor a module"):
+            PatientGradients(Tied(), max_grad_norm=1.0, rules={name: "one-by-one"})
+    with pytest.raises(CheckRefused, match="first=fast is not accepted"):
+        PatientGradients(Tied(), max_grad_norm=1.0, rules={"first": "fast"})
+    part = PatientGradients(
+        Tied().first, max_grad_norm=1.0, rules={"net.first": "one-by-one"}, names={"weight": "net.first.weight"}
+    )
+    assert set(part._slow) == {"net.first.weight"}
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_shifted_windows_of_monai_are_exact_and_fast() -> None:
+    """SwinUNETR's attention: windows fold into the batch, a table of biases is read by an index."""
+    from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2
+
+    torch.manual_seed(0)
+    layer = BasicLayer(8, 2, 2, (2, 2), [0.0, 0.0], 2.0, True, downsample=PatchMergingV2).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    assert oracle.gap(layer, torch.randn(6, 8, 4, 4).double(), torch.tensor(RAGGED), 3) < EXACT
+
+
+def test_chunks_without_a_record_change_nothing_in_a_step() -> None:
+    """Gradient accumulation over chunks of which some hold nobody, or only patients without a record."""
+    from dptrain.engine import NoiseSource, PatientOptimizer
+
+    moved = []
+    for empty in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 2).double()
+        engine = PatientGradients(model, max_grad_norm=0.1)
+        with NoiseSource() as noise:
+            private = PatientOptimizer(
+                torch.optim.SGD(model.parameters(), lr=1.0), noise_multiplier=0.0, max_grad_norm=0.1,
+                expected_batch_size=2, noise=noise,
+            )  # fmt: skip
+            before = model.weight.detach().clone()
+            for rows in ([0, 1], [], [2, 3]) if empty else ([0, 1], [2, 3]):
+                x = torch.eye(4).double()[rows]
+                patient = torch.arange(len(rows)) * 2 if empty else torch.arange(len(rows))
+                losses = oracle.squares(model(x), torch.zeros(len(rows)).double())
+                private.accumulate(engine.clipped_sum(losses, patient, 4))
+            private.step()
+        engine.detach()
+        moved.append(model.weight.detach() - before)
+    assert moved[0].any()
+    torch.testing.assert_close(*moved, rtol=0, atol=0)
