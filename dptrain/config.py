@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,23 +34,39 @@ def _at_least(name: str, value: float, low: float, *, strict: bool = False) -> N
         raise ConfigError(f"{name}={value} must be {'above' if strict else 'at least'} {low:g}.")
 
 
+def _dotted(entries: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} and {"a.b": 1} alike as {"a.b": 1}: an override's dots nest, a file's need not."""
+    flat: dict[str, Any] = {}
+    for key, value in entries.items():
+        if isinstance(value, Mapping):
+            flat.update(_dotted(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 @dataclass
 class ModelConfig:
     """The network, what of it is trained, and where its weights start.
 
     network: `_target_` and its arguments. train: head, last_blocks or all. weights: a file that the steward
     has declared public, or the folder of a run in the ledger; null for random weights or those that the
-    network brings itself. batchnorm: replace, freeze or refuse.
+    network brings itself. batchnorm: replace, freeze or refuse. rules: name of a layer or parameter -> one-by-one,
+    the slow exact way to its patient gradients, where no fast rule fits; names may be nested at their dots.
     """
 
     network: dict[str, Any] = field(default_factory=dict)
     train: str = "all"
     weights: str | None = None
     batchnorm: str = "refuse"
+    rules: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _choice("model.train", self.train, ("head", "last_blocks", "all"))
         _choice("model.batchnorm", self.batchnorm, ("replace", "freeze", "refuse"))
+        self.rules = _dotted(self.rules)
+        for name, rule in self.rules.items():
+            _choice(f"model.rules.{name}", rule, ("one-by-one",))
 
 
 @dataclass
@@ -310,6 +326,11 @@ def explain(error: BaseException) -> ConfigError:
                 "and ~model.network.NAME for each that the network does not take (dptrain check --help has an "
                 "example).",
             )
+        if key == "model.rules":
+            return ConfigError(
+                "model.rules is set one layer at a time.",
+                remedy="Write +model.rules.NAME=one-by-one for each layer or parameter.",
+            )
         free = next((name for name in FREE if key.startswith(f"{name}.")), None)
         if free is not None:
             return ConfigError(f"'{key}' is not among the entries of {free}.", remedy=f"Write +{key}=… to add it.")
@@ -342,6 +363,7 @@ def explain(error: BaseException) -> ConfigError:
 
 FREE = (
     "model.network",
+    "model.rules",
     "data.label_values",
     "data.keep",
     "data.drop",

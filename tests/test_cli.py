@@ -167,3 +167,60 @@ def test_a_network_given_as_a_whole_is_explained(capsys: pytest.CaptureFixture[s
 def test_loss_and_sampler_are_not_to_be_set(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", word]) == 2
     assert "no setting" in capsys.readouterr().err
+
+
+# --- layers that no fast rule fits ----------------------------------------------------------------------------------
+
+BARE = [f"~model.network.{name}" for name in ("in_channels", "num_classes", "channels")]
+
+
+@pytest.fixture
+def turned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Words for a network that takes the sequence before the batch."""
+    from dptrain import targets
+
+    monkeypatch.setattr(targets, "ALLOWED", (*targets.ALLOWED, "tests.models.made."))
+    monkeypatch.setenv("COLUMNS", "400")
+    return ["model.network._target_=tests.models.made.SequenceFirst", *BARE, "data.image_shape=[1,4,8]"]
+
+
+def test_the_remedy_of_a_refused_layer_is_a_setting_that_works(
+    turned: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", *turned]) == 4
+    shown = capsys.readouterr().out
+    assert "layer.norm1, layer.norm2 does not come from the patient's own rows" in shown
+    words = re.findall(r"\+model\.rules\.\S+", shown)
+    assert words == [f"+model.rules.layer.{name}=one-by-one" for name in ("linear1", "linear2", "norm1", "norm2")]
+    for given in (words, ["+model.rules.layer=one-by-one"]):
+        assert cli.main(["check", *turned, *given]) == 0
+        shown = capsys.readouterr().out
+        assert all(word[1:].partition("=")[0] in shown for word in given)
+        assert "one more backward pass for each patient" in shown
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"),
+    [
+        ("+model.rules.layr=one-by-one", 2, "Did you mean layer"),
+        ("+model.rules.encoder=one-by-one", 2, "Some of its layers: body, layer"),
+        ("+model.rules.layer=fast", 2, "model.rules.layer=fast is unknown.\nValid names: one-by-one."),
+        ("model.rules.layer=one-by-one", 2, "+model.rules.layer"),
+        ("model.rules=one-by-one", 2, "model.rules=one-by-one: Cannot assign"),
+        ("model.rules={layer: one-by-one}", 2, "+model.rules.NAME=one-by-one"),
+        ("+model.rules.layer.linear1.weight=one-by-one", 4, "layer.linear2"),  # the others are refused as before
+    ],
+)
+def test_rules_that_name_nothing_are_refused_with_what_there_is(
+    turned: list[str], word: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", *turned, word]) == code
+    shown = capsys.readouterr()
+    assert said in (shown.err if code == 2 else shown.out)
+
+
+def test_a_rule_for_what_is_not_trained_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data.image_shape=[1,16,16]", "model.train=head", "+model.rules.body.0=one-by-one"]
+    assert cli.main(["check", *words]) == 2
+    assert "nothing of it is trained" in capsys.readouterr().err
+    assert cli.main(["check", *words[:2], "+model.rules.head=one-by-one"]) == 0

@@ -58,7 +58,9 @@ def test_groups_and_presets_compose() -> None:
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
-    settings = config.load(["privacy.target_epsilon=3", "privacy.delta=1e-6"])
+    rule = "+model.rules.body.0.0=one-by-one"
+    settings = config.load(["privacy.target_epsilon=3", "privacy.delta=1e-6", rule])
+    assert settings.model.rules == {"body.0.0": "one-by-one"}
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml(settings))
     assert config.from_yaml(file) == settings

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class Material:
         module: the trainable part (its weights are not used).
         start: -> state of freshly initialised weights; called once a model.
         augment: random transforms of the run; they need the engine.
+        rules, names: how the engine forms some layers' patient gradients (:class:`dptrain.engine.PatientGradients`).
     """
 
     inputs: Tensor
@@ -67,6 +68,8 @@ class Material:
     module: nn.Module
     start: Callable[[], dict[str, Tensor]]
     augment: tuple[Any, ...] = ()
+    rules: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def half_plan(plan: Plan) -> Plan:
@@ -587,6 +590,8 @@ def train_with_engine(
         optimizer=material.optimizer,
         ema=material.ema,
         device=device,
+        rules=material.rules,
+        names=material.names,
     )
     model = result.model.eval()
     parts = []

@@ -123,6 +123,8 @@ TRAINED_BY = ("models", "new_scan", "trainer", "stack", "game", "confirm_models"
 def configuration(settings: Settings) -> dict[str, Any]:
     """Everything that decides what an audit measures: the settings without places, and the starting weights."""
     told: dict[str, Any] = yaml.safe_load(to_yaml(settings))
+    if not told["model"]["rules"]:
+        del told["model"]["rules"]  # none: what was measured before there were any keeps its number
     for part in ("ledger", "report"):
         told.pop(part, None)
     for part, names in NOT_MEASURED.items():
@@ -327,6 +329,8 @@ def prepare(
         module=module,
         start=_starts(settings, network, module),
         augment=tuple(settings.data.augment),
+        rules=network.rules,
+        names=network.names(module),
     )
     return material, _people(cohort, places, prepared.record[rows], owner[rows])
 

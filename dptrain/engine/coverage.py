@@ -66,6 +66,7 @@ def coverage(model: nn.Module) -> list[ModuleRule]:
                     "floating-point parameters alone.",
                     remedy="Freeze it (requires_grad_(False)) or store it as float32.",
                 )
+            refuse_hooks(f"{where}.{key}", parameter)
         if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
             raise CheckRefused(
                 f"{where}: max_norm and scale_grad_by_freq depend on the whole batch.",
@@ -79,6 +80,15 @@ def coverage(model: nn.Module) -> list[ModuleRule]:
             rule = "used directly: spread over the records where it is broadcast, else one patient at a time"
         found.append(ModuleRule(name, type(module).__name__, rule, cost))
     return found
+
+
+def refuse_hooks(name: str, parameter: nn.Parameter) -> None:
+    """Raise CheckRefused for a hook on a parameter's gradient: the engine forms no such gradient to hand to it."""
+    if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        raise CheckRefused(
+            f"{name} has a hook on its gradient, which would never run.",
+            remedy="Remove the hook; put what it does into the network, the loss or the optimiser.",
+        )
 
 
 def refuse_mixing(modules: Iterable[nn.Module]) -> None:

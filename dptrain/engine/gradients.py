@@ -6,19 +6,21 @@ import contextlib
 import ctypes
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from dptrain.engine.conv import squared_norms
-from dptrain.engine.coverage import coverage, refuse_mixing
+from dptrain.engine.coverage import coverage, refuse_hooks, refuse_mixing
 from dptrain.engine.layout import Layout
-from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise
+from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, slow_way
 from dptrain.engine.views import Recorder, Seen, ordinary
 from dptrain.errors import CheckRefused
+from dptrain.words import suggest
 
 
 class Entangled(CheckRefused):
@@ -85,11 +87,15 @@ class PatientGradients:
         model: the network; every trainable parameter in it gets a sum.
         max_grad_norm: C, the clip; `inf` for none.
         rules: parameter name, or a module's name for all of its parameters -> `one-by-one`, the slow exact way
-            for what no rule fits (for instance layers that take the sequence before the batch).
+            for what no rule fits (for instance layers that take the sequence before the batch). On the command
+            line: `model.rules`.
+        names: name of a parameter in `model` -> what rules and messages call it, where `model` is a part of the
+            network that they speak of.
         measure: choose between equally exact ways of forming convolution gradients by timing them once a
             shape; off: by counting multiplications.
-        verify: compare one patient's gradients with plain autograd's in the first chunk that holds records of
-            two patients or more (one more backward pass and the memory of a kept graph, once).
+        verify: compare the patients' gradients, in one weighted sum, with plain autograd's in the first chunk that
+            holds records of two patients or more, and again when a parameter is met that had no part in that (one
+            more backward pass and the memory of a kept graph, once).
 
     Raises:
         CheckRefused: a parameter without a rule, a layer that mixes records, a first chunk whose gradients do
@@ -102,6 +108,7 @@ class PatientGradients:
         *,
         max_grad_norm: float,
         rules: Mapping[str, str] | None = None,
+        names: Mapping[str, str] | None = None,
         measure: bool = True,
         verify: bool = True,
     ) -> None:
@@ -110,22 +117,26 @@ class PatientGradients:
         coverage(model)
         self.model = model
         self.max_grad_norm = float(max_grad_norm)
+        self._names = dict(names or {})
         self._recorder = Recorder(measure)
         self._sources: dict[int, Source] = {}
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._stand_ins: dict[int, Seen] = {}
         self._slow: dict[str, Source] = {}
         self._explored: set[bool] = set()
-        self._unverified = verify
+        self._verifies = verify
+        self._verified: set[tuple[str, int]] = set()
         self._first_chunk_over = False
         self._entered = 0
         self._collect()
         for name, rule in (rules or {}).items():
-            found = [s for s in self._sources.values() if s.name == name or s.name.startswith(f"{name}.")]
-            if rule != "one-by-one" or not found:
+            if rule != "one-by-one":
+                raise CheckRefused(f"rules: {name}={rule} is not accepted.", remedy="The one rule is 'one-by-one'.")
+            found = self._called(name)
+            if not found:
                 raise CheckRefused(
-                    f"rules: {name}={rule} is not accepted.",
-                    remedy="Give the name of a trainable parameter or module, and 'one-by-one'.",
+                    f"rules: '{name}' is neither a trainable parameter nor a module that holds one.",
+                    remedy=suggest(name, [source.name for source in self._sources.values()]),
                 )
             self._slow.update({source.name: source for source in found})
         self._handles = [
@@ -145,9 +156,17 @@ class PatientGradients:
                     continue
                 if id(parameter) not in self._sources:
                     full = f"{prefix}.{name}" if prefix else name
+                    full = self._names.get(full, full)
+                    refuse_hooks(full, parameter)
                     self._sources[id(parameter)] = known.get(id(parameter)) or Source(full, parameter)
                 self._places.append((module, name, parameter))
         self._modules = [module for module in self.model.modules() if _mixes(module)]
+
+    def _called(self, name: str) -> list[Source]:
+        """The source of the parameter, or those of all parameters of the module, that this is a name of."""
+        every = self.model.named_parameters(remove_duplicate=False)
+        chosen = {id(p) for full, p in every if f"{self._names.get(full, full)}.".startswith(f"{name}.")}
+        return [source for key, source in self._sources.items() if key in chosen]
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if module is not self.model or not torch.is_grad_enabled():
@@ -166,6 +185,9 @@ class PatientGradients:
             raise CheckRefused("the network's input must be a tensor with records first, [N, …].")
         self._collect()
         records = len(first)
+        if records == 0:  # no gradient to form: torch alone runs it, and knows every operation on nothing
+            self._recorder.tape = None
+            return args, kwargs
         tape = self._recorder.tape
         if tape is None or tape.records != records:
             tape = self._recorder.tape = Tape(records)
@@ -246,43 +268,64 @@ class PatientGradients:
     def _sum(self, tape: Tape, layout: Layout, losses: Tensor) -> ClippedSum:
         weights = layout.record_weight.to(losses.dtype)
         training = self.model.training
-        verify = self._unverified and layout.present > 1
+        verify = self._verifies and layout.present > 1 and not tape.met <= self._verified
         explore = training not in self._explored
         watched = [source for source in self._sources.values() if source.name not in self._slow]
         tape.mode, tape.exact = "record", exact_math(losses.device)
+        strays = self._strays(tape, watched)
+        ends: list[tuple[Source, Any]] = [*((source, source.plain) for source in watched), *strays]
         reached = torch.autograd.grad(
             losses,
-            [self._recorder.token, *(source.plain for source in watched)],
+            [self._recorder.token, *(end for _, end in ends)],
             weights,
             allow_unused=True,
             retain_graph=True if verify or explore or self._slow else None,
         )[1:]
-        unexpected = [source for source, gradient in zip(watched, reached, strict=True) if gradient is not None]
+        found = [pair for pair, gradient in zip(ends, reached, strict=True) if gradient is not None]
+        unexpected = list({root: None for source, _ in found for root in source.roots})
+        strays = [pair for pair in found if isinstance(pair[1], GradientEdge)]
         if unexpected and not explore:
             raise CheckRefused(
                 f"{unexpected[0].name} reached the loss by a way without a rule that it did not take before.",
-                remedy=f"Give rules={{'{unexpected[0].name}': 'one-by-one'}}.",
+                remedy=slow_way(self._modules_of(unexpected)),
             )
         if unexpected:
             self._warn(unexpected)
             self._slow.update({source.name: source for source in unexpected})
-        self._explored.add(training)
+        else:  # parameters that were used together with these go another way from now on: look again
+            self._explored.add(training)
         self._first_chunk_over = verify or explore
         tape.mode = "off"
         with torch.no_grad(), tape.exact:
-            self._descend(tape, layout)
-            for source in self._slow.values():
+            for source in {*self._slow.values(), *(source for source, _ in strays)}:
                 self._form(tape, layout, source)
-            self._one_by_one(tape, layout, losses, weights)
-            if verify:
-                self._unverified = not self._verify(tape, layout, losses, weights)
+            self._one_by_one(tape, layout, losses, weights, strays)
+            self._descend(tape, layout)
+            slow = [(source, source.plain) for source in self._slow.values() if source.plain.requires_grad]
+            self._one_by_one(tape, layout, losses, weights, slow)
+            if verify and self._verify(tape, layout, losses, weights):
+                self._verified |= tape.met
             return self._clip(tape, layout, losses.device)
+
+    def _strays(self, tape: Tape, watched: list[Source]) -> list[tuple[Source, GradientEdge]]:
+        """Where gradients end that code took to the stand-ins themselves.
+
+        What torch asks no stand-in about (a network's own autograd functions, scripted ones) takes it as a tensor. It
+        is a leaf of its own, and a gradient that ends there would be lost.
+        """
+        pairs = [(source, self._stand_ins.get(id(source.plain))) for source in watched]
+        with torch._C.DisableTorchFunctionSubclass():
+            return [
+                (source, get_gradient_edge(stand_in))
+                for source, stand_in in (*pairs, *tape.stand_ins.items())
+                if stand_in is not None
+            ]
 
     def _form(self, tape: Tape, layout: Layout, source: Source) -> None:
         """Turn kept tensors into patient gradients."""
         kept = tape.deferred.pop(source, None)
         if kept is not None:
-            tape.add(source, kept.use.patient_gradients(kept.slot, layout, kept.kept))
+            tape.add(source, kept.use.patient_gradients(kept.slot, layout, kept.untouched()))
         formed = tape.formed.pop(source, None)
         if formed is not None:
             tape.add(source, formed.tensor())
@@ -312,7 +355,13 @@ class PatientGradients:
                 parts = tuple(None if column[0] is None else torch.stack(column) for column in columns)
             for root, part in zip(source.roots, parts, strict=True):
                 if part is not None:
-                    tape.add(root, precise(part))
+                    tape.add(root, precise(part.to_dense() if part.is_sparse else part))
+        lost = [source.name for source in tape.gradients if not source.is_root]
+        if lost:
+            raise CheckRefused(
+                f"a value that an earlier forward pass computed from {lost[0]} was used again.",
+                remedy="Compute it in each forward pass: keep nothing that depends on parameters between them.",
+            )
 
     def _warn(self, sources: list[Source]) -> None:
         names = ", ".join(sorted({source.name.rpartition(".")[0] or source.name for source in sources}))
@@ -322,46 +371,52 @@ class PatientGradients:
             stacklevel=4,
         )
 
-    def _one_by_one(self, tape: Tape, layout: Layout, losses: Tensor, weights: Tensor) -> None:
-        """Patient gradients of parameters without a rule: a backward pass for each patient."""
-        slow = [source for source in self._slow.values() if source.plain.requires_grad]
+    def _one_by_one(
+        self,
+        tape: Tape,
+        layout: Layout,
+        losses: Tensor,
+        weights: Tensor,
+        slow: Sequence[tuple[Source, Any]],
+    ) -> None:
+        """Patient gradients of sources without a rule, by a backward pass for each patient.
+
+        `slow` holds each with where its gradient ends: a tensor or a GradientEdge.
+        """
         if not slow:
             return
-        plain = [source.plain for source in slow]
         formed = [
-            p.new_zeros(layout.patients, *p.shape, dtype=precise(p[..., :0]).dtype if p.dim() else None)
-            for p in plain
+            torch.zeros(layout.patients, *source.shape, dtype=_sum_dtype(source.plain), device=source.plain.device)
+            for source, _ in slow
         ]
         for i in range(layout.patients):
             seed = weights * (layout.patient == i)
-            parts = torch.autograd.grad(losses, plain, seed, retain_graph=True, allow_unused=True)
+            parts = torch.autograd.grad(losses, [end for _, end in slow], seed, retain_graph=True, allow_unused=True)
             for whole, part in zip(formed, parts, strict=True):
                 if part is not None:
-                    whole[i] = part
+                    whole[i] = part.to_dense() if part.is_sparse else part
         if layout.patients > 1 and not all(bool(torch.isfinite(whole).all()) for whole in formed):
             raise Entangled(
                 "a patient's gradient is not finite, and a module without a fast rule carries that to the others",
                 remedy="Give clipped_sum one patient at a time here (dptrain.training.fit does).",
             )
-        for source, whole in zip(slow, formed, strict=True):
+        for (source, _), whole in zip(slow, formed, strict=True):
             tape.add(source, whole)
 
     def _verify(self, tape: Tape, layout: Layout, losses: Tensor, weights: Tensor) -> bool:
-        """Compare one patient with what a plain backward pass of that patient's losses alone gives.
+        """Compare a weighted sum of the patients' gradients with what plain autograd gives for that sum of losses.
 
+        Each patient has another weight, so that no row can stand in for another patient's.
         False where this chunk cannot tell (a gradient that is not finite, or none at all).
         """
         squared = self._squared(tape, layout)
-        some = torch.nonzero(squared > 0).flatten()
-        if not len(some) or not bool(torch.isfinite(squared).all()):
+        if not bool((squared > 0).any()) or not bool(torch.isfinite(squared).all()):
             return False
-        i = int(some[0])
+        chosen = layout.shares
         tape.mode = "verify"
-        seed = weights * (layout.patient == i)
+        seed = weights * chosen[layout.patient].to(weights.dtype)
         torch.autograd.grad(losses, [self._recorder.token], seed, allow_unused=True, retain_graph=True)
         tape.mode = "off"
-        chosen = torch.zeros(layout.patients, dtype=squared.dtype, device=squared.device)
-        chosen[i] = 1
         truth: dict[Source, Tensor] = {}
         for source, whole in tape.truth.items():
             if source.is_root:
@@ -374,7 +429,7 @@ class PatientGradients:
             for root, part in zip(source.roots, parts, strict=True):
                 if part is not None:
                     truth[root] = truth[root] + part if root in truth else part
-        scale = float(squared[i].sqrt())
+        scale, wrong = float((chosen.square() * squared).sum().sqrt()), []
         sums = self._sums(tape, layout, chosen)
         for source, whole in truth.items():
             if source.name in self._slow:
@@ -382,13 +437,29 @@ class PatientGradients:
             ours = sums[source.name]
             gap = float((ours - whole).norm())
             if not gap <= 1e-3 * max(float(whole.norm()), float(ours.norm())) + 1e-5 * scale:
-                raise CheckRefused(
-                    f"the gradient of {source.name} does not come from the patient's own rows: a layer mixes the "
-                    "records of a batch, or does not hold them in its first dimension.",
-                    remedy="If it is only the order of dimensions, build the layer with batch_first=True, or give "
-                    f"PatientGradients rules={{'{source.name}': 'one-by-one'}} from Python.",
-                )
+                wrong.append(source)
+        if wrong:
+            names = self._modules_of(wrong)
+            raise CheckRefused(
+                f"the gradient of {', '.join(names)} does not come from the patient's own rows: a layer mixes the "
+                "records of a batch, or does not hold them in its first dimension.",
+                remedy="If it is only the order of dimensions, build the layer with batch_first=True. "
+                f"Otherwise: {slow_way(names)} No rule helps where records are mixed.",
+            )
         return True
+
+    def _modules_of(self, sources: Sequence[Source]) -> list[str]:
+        """The fewest names of modules and parameters that hold these sources and no other."""
+        names, every = {source.name for source in sources}, [source.name for source in self._sources.values()]
+        found: dict[str, None] = {}
+        for name in sorted(names):
+            parts = name.split(".")
+            for end in range(1, len(parts) + 1):
+                outer = ".".join(parts[:end])
+                if all(other in names for other in every if f"{other}.".startswith(f"{outer}.")):
+                    found[outer] = None
+                    break
+        return list(found)
 
     def _squared(self, tape: Tape, layout: Layout) -> Tensor:
         """Squared norm of each patient's gradient [P], in float64."""
@@ -407,7 +478,7 @@ class PatientGradients:
             rows = len(kept.kept[-1])
             if rows not in by_row:
                 by_row[rows] = layout.per_row(factors, rows)
-            part = kept.use.weighted(kept.slot, kept.kept, by_row[rows])
+            part = kept.use.weighted(kept.slot, kept.untouched(), by_row[rows])
             sums[source] = sums[source] + part if source in sums else part
         for source in self._sources.values():
             dtype = _sum_dtype(source.plain)
@@ -459,7 +530,7 @@ class PatientGradients:
         norms = []
         for i in chosen.tolist():
             rows = torch.nonzero(layout.patient == i).flatten()
-            parts = [t.reshape(layout.records, -1, *t.shape[1:])[rows].flatten(0, 1) for t in kept.kept]
+            parts = [t.reshape(layout.records, -1, *t.shape[1:])[rows].flatten(0, 1) for t in kept.untouched()]
             alone = Layout(torch.zeros(len(rows), dtype=torch.int64, device=layout.device), 1)
             formed = kept.use.patient_gradients(kept.slot, alone, parts)
             norms.append(squared_norms(formed.reshape(-1)))
@@ -470,8 +541,11 @@ class PatientGradients:
         for block in tape.blocks(layout):
             block.matrix[:, bad] = 0
         for kept in tape.deferred.values():
-            kept.kept = tuple(
-                t.masked_fill(layout.per_row(bad, len(t)).view(-1, *[1] * (t.dim() - 1)), 0) for t in kept.kept
+            kept.replace(
+                tuple(
+                    t.masked_fill(layout.per_row(bad, len(t)).view(-1, *[1] * (t.dim() - 1)), 0)
+                    for t in kept.untouched()
+                )
             )
 
     def _empty(self, patients: int, device: torch.device) -> ClippedSum:

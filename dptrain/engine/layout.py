@@ -26,6 +26,8 @@ class Layout:
         where = patient.detach().to("cpu", torch.int64)
         if where.dim() != 1:
             raise CheckRefused(f"patient must be one number a record, [N]; it has shape {tuple(where.shape)}.")
+        if patient.is_floating_point() or patient.is_complex():
+            raise CheckRefused(f"patient must hold whole numbers, not {patient.dtype}.")
         if len(where) and not (int(where.min()) >= 0 and int(where.max()) < patients):
             raise CheckRefused(f"patient numbers must lie in 0…{patients - 1} (patients={patients}).")
         self.records = len(where)
@@ -57,6 +59,12 @@ class Layout:
     def most(self) -> int:
         """Records of the patient who has most."""
         return max(self._host_counts, default=0)
+
+    @property
+    def shares(self) -> Tensor:
+        """A weight for each patient [P], neighbours' unlike: powers of two, which leave rounding as it is."""
+        rank = (self.counts > 0).cumsum(0) - 1
+        return torch.where(self.counts > 0, 0.5 ** (rank % 8).double(), 0.0)
 
     @property
     def present(self) -> int:

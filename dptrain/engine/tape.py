@@ -36,6 +36,13 @@ class Source:
         return isinstance(self.plain, nn.Parameter)
 
 
+def slow_way(names: Sequence[str]) -> str:
+    """What to do where no fast rule fits: how these layers or parameters are given the slow exact way."""
+    words = " ".join(f"+model.rules.{name}=one-by-one" for name in names)
+    more = ", …" if len(names) > 1 else ""
+    return f"Add {words} (in Python: rules={{'{names[0]}': 'one-by-one'{more}}}): exact, but slower."
+
+
 class Use:
     """One call of an operation. Subclasses hold its settings and know its weight gradients.
 
@@ -94,6 +101,23 @@ class Deferred:
     squared: Tensor
     bound: Tensor
 
+    def __post_init__(self) -> None:
+        self._versions = [tensor._version for tensor in self.kept]
+
+    def untouched(self) -> tuple[Tensor, ...]:
+        """The tensors that the norms were made of. Raises CheckRefused where they were written into since."""
+        if [tensor._version for tensor in self.kept] != self._versions:
+            raise CheckRefused(
+                f"what the gradient of {self.use.sources[self.slot].name} is made of was changed in place during the "
+                "backward pass: its norm would not be that of what is summed.",
+                remedy="Let the network's own autograd functions and hooks return new tensors.",
+            )
+        return self.kept
+
+    def replace(self, kept: tuple[Tensor, ...]) -> None:
+        self.kept = kept
+        self.__post_init__()
+
 
 @dataclass
 class Block:
@@ -132,7 +156,9 @@ class Tape:
         self.layout: Layout | None = None
         self.exact: exact_math | None = None
         self.uses: dict[Source, int] = {}
+        self.met: set[tuple[str, int]] = set()  # source, and k where N·k rows met it: what verifying must have seen
         self.derived: list[Source] = []
+        self.stand_ins: dict[Source, Tensor] = {}
         self.gradients: dict[Source, Tensor] = {}
         self.rows: dict[Source, Tensor] = {}
         self.formed: dict[Source, Formed] = {}
@@ -143,13 +169,14 @@ class Tape:
     def count(self, source: Source, uses: int = 1) -> None:
         """Note that `source` was used in the forward pass."""
         self.uses[source] = self.uses.get(source, 0) + uses
+        self.met.add((source.name, 0))
 
-    def derive(self, source: Source) -> Source:
+    def derive(self, source: Source, stand_in: Tensor) -> None:
         """Note a value computed from parameters; its gradients go on to them at the end."""
         self.derived.append(source)
+        self.stand_ins[source] = stand_in
         for root in source.roots:
             self.count(root, 2)
-        return source
 
     def receive(self, use: Use, *kept: Tensor) -> None:
         """Called in the backward pass with what the use's weight gradients are made of."""
@@ -196,6 +223,7 @@ class Tape:
         """Let go of everything: tape and uses hold each other, and tensors must not wait for a collector."""
         for held in (self.uses, self.gradients, self.rows, self.formed, self.deferred, self.truth):
             held.clear()
+        self.stand_ins.clear()
         self.derived.clear()
         self._blocks = None
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dptrain.engine import functions as fn
 from dptrain.engine.conv import Geometry
-from dptrain.engine.tape import Source, Tape
+from dptrain.engine.tape import Source, Tape, slow_way
 from dptrain.errors import CheckRefused
 
 Handler = Callable[..., Any]
@@ -51,6 +51,8 @@ class Recorder:
         rows = tensor.dim() > 0 and tensor.shape[0] > 0 and tensor.shape[0] % self.tape.records == 0
         if exact and not tensor.requires_grad:
             rows = tensor.dim() > 0 and tensor.shape[0] == self.tape.records
+        if rows:
+            self.tape.met.add((source.name, tensor.shape[0] // self.tape.records))
         if tensor.requires_grad or self.tape.records == 1:
             return rows
         key = (source.name, getattr(function, "__name__", str(function)), tensor.shape[1:])
@@ -59,7 +61,7 @@ class Recorder:
             raise CheckRefused(
                 f"{source.name}: cannot tell whether the first dimension of an operand of shape "
                 f"{tuple(tensor.shape)} counts records.",
-                remedy=f"Give PatientGradients rules={{'{source.name}': 'one-by-one'}}.",
+                remedy=slow_way([root.name for root in source.roots]),
             )
         return first
 
@@ -380,6 +382,8 @@ def _attention(
     operands = (query, key, value)
     if static_k is not None or static_v is not None or any(isinstance(t, Seen) or t.dim() != 3 for t in operands):
         return NotImplemented
+    if isinstance(attn_mask, Seen) or isinstance(key_padding_mask, Seen):
+        return NotImplemented
     q_in, k_in, v_in = (t.transpose(0, 1) for t in operands)
     n, length, width = q_in.shape
     if n != _tape(recorder).records:
@@ -582,8 +586,12 @@ def _derive(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
         same = next((s for s in _seen(args, kwargs) if s._source.plain is tensor), None)
         if same is not None or not tensor.requires_grad or tensor.grad_fn is None:
             return tensor if same is None else same
-        source = _tape(recorder).derive(Source("·".join(r.name for r in roots), tensor, roots))
-        return Seen.make(source, recorder)
+        if tensor.is_complex():  # no rule: what uses it goes the ordinary way
+            return tensor
+        source = Source("·".join(r.name for r in roots), tensor, roots)
+        stand_in = Seen.make(source, recorder)
+        _tape(recorder).derive(source, stand_in)
+        return stand_in
 
     return _map(result, wrap)
 

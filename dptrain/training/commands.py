@@ -45,7 +45,8 @@ Exit code 4 where something is refused.
   dptrain check model.network._target_=monai.networks.nets.resnet18 +model.network.spatial_dims=2 \\
       +model.network.n_input_channels=1 ~model.network.in_channels ~model.network.channels model.batchnorm=replace
 
-An argument that only the named network takes is added with +, one that it does not take is removed with ~."""
+An argument that only the named network takes is added with +, one that it does not take is removed with ~.
+A layer that no fast rule fits (the check names it) is trained with +model.rules.LAYER=one-by-one."""
 
 TRAIN_HELP = """\
 usage: dptrain train [recipe=…] [group=option] [name=value …] [-m for a sweep] [--cfg job]

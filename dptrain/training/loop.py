@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +120,8 @@ def fit(
     ema: float = 0.0,
     device: str | torch.device = "cpu",
     precision: str = "float32",
+    rules: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
     start: State | None = None,
     on_step: Callable[[StepLog], None] | None = None,
     checkpoint: Path | None = None,
@@ -137,6 +139,8 @@ def fit(
         ema: decay of the average of weights, warmed up as min(ema, (1+t)/(10+t)); 0 for none. Averaging
             noisy weights is post-processing and costs nothing.
         precision: `bf16` runs the forward pass under autocast on CUDA; norms and sums stay in float32.
+        rules, names: how the patient gradients of some layers are formed, and what parameters are called
+            (:class:`dptrain.engine.PatientGradients`).
         start: a checkpoint to go on from; steps that were paid and lost are skipped.
         stop: asked after each step; True ends the training early and cleanly.
 
@@ -166,7 +170,7 @@ def fit(
     mixed = precision == "bf16" and device.type == "cuda"
 
     noise = NoiseSource(plan.generator)
-    gradients = PatientGradients(model, max_grad_norm=plan.max_grad_norm)
+    gradients = PatientGradients(model, max_grad_norm=plan.max_grad_norm, rules=rules, names=names)
     private = PatientOptimizer(
         base,
         noise_multiplier=plan.noise_multiplier,

@@ -299,6 +299,8 @@ def _fit(
                 ema=settings.training.ema,
                 device=device,
                 precision=settings.training.precision,
+                rules=network.rules,
+                names=network.names(model),
                 start=start,
                 on_step=on_step,
                 checkpoint=folder.checkpoint,

@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from dptrain.progress import progress
 from dptrain.training import losses
 from dptrain.training.planning import make_plan
 from dptrain.training.runfolder import RunFolder
+from dptrain.words import suggest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +40,8 @@ class Network:
     """The network whole, and in its parts, which share its parameters.
 
     frozen gives features without gradients, or is None; trainable goes from there (or from the image) to the
-    output. weights_kind is random, package, public or ledger.
+    output. weights_kind is random, package, public or ledger. rules: names of trainable parameters of the whole,
+    each with the way that model.rules chose for it.
     """
 
     whole: nn.Module
@@ -49,6 +51,15 @@ class Network:
     weights: WeightsSource | None
     weights_kind: str
     weights_note: str
+    rules: dict[str, str] = field(default_factory=dict)
+
+    def names(self, part: nn.Module) -> dict[str, str]:
+        """Name of a parameter in a part of the network -> its name in the whole."""
+        called: dict[int, str] = {}
+        for name, parameter in self.whole.named_parameters(remove_duplicate=False):
+            called.setdefault(id(parameter), name)
+        inside = part.named_parameters(remove_duplicate=False)
+        return {name: called[id(parameter)] for name, parameter in inside if id(parameter) in called}
 
 
 @dataclass
@@ -122,7 +133,33 @@ def build_network(settings: Settings) -> Network:
         kind, note = "package", str(getattr(part, "weights_note", "weights of an installed package"))
     network, changes = models.make_private(network, batchnorm=settings.model.batchnorm)  # type: ignore[arg-type]
     frozen, trainable = models.split_frozen(network, train=settings.model.train)  # type: ignore[arg-type]
-    return Network(network, frozen, trainable, changes, source, kind, note)
+    rules = _rules(network, settings.model.rules)
+    return Network(network, frozen, trainable, changes, source, kind, note, rules)
+
+
+def _rules(network: nn.Module, rules: Mapping[str, str]) -> dict[str, str]:
+    """model.rules by trainable parameter. Raises ConfigError for a name that the network or its training has not."""
+    chosen: dict[str, str] = {}
+    every = list(network.named_parameters(remove_duplicate=False))
+    first: dict[int, str] = {}
+    for name, parameter in every:
+        first.setdefault(id(parameter), name)
+    for name, rule in rules.items():
+        inside = [(full, p) for full, p in every if f"{full}.".startswith(f"{name}.")]
+        if not inside:
+            owners = {full.rpartition(".")[0] for full, p in every if p.requires_grad} - {""}
+            near = suggest(name, sorted({*owners, *first.values()}))
+            if near.startswith("Valid names"):
+                near = f"Some of its layers: {', '.join(sorted(owners)[:8])}." if owners else ""
+            raise ConfigError(f"model.rules.{name}: the network has no such layer or parameter.", remedy=near)
+        trained = {first[id(p)]: rule for _, p in inside if p.requires_grad}
+        if not trained:
+            raise ConfigError(
+                f"model.rules.{name}: nothing of it is trained, so there is no gradient to form.",
+                remedy=f"Leave it out (~model.rules.{name}), or train it (model.train=all).",
+            )
+        chosen |= trained
+    return chosen
 
 
 _WEIGHTS = re.compile(r"pretrained|weights|checkpoint|state_dict|_(path|dir|file)$")
@@ -228,10 +265,21 @@ def _tried(settings: Settings, network: Network, loss: nn.Module) -> list[models
     if network.frozen is not None:
         with torch.no_grad():
             image = copy.deepcopy(network.frozen).eval()(image)
-    return check_rules(network.trainable, loss, image, label)
+    why = "one patient at a time, as set: exact, at the cost of one more backward pass for each patient of a chunk"
+    findings = [models.Finding(f"model.rules.{name}", "ok", why) for name in settings.model.rules]
+    part = network.trainable
+    return findings + check_rules(part, loss, image, label, rules=network.rules, names=network.names(part))
 
 
-def check_rules(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> list[models.Finding]:
+def check_rules(
+    model: nn.Module,
+    loss: Any,
+    image: Tensor,
+    label: Tensor,
+    *,
+    rules: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> list[models.Finding]:
     """Take one clipped sum of made-up patients with the engine itself, and see what it refuses or warns of.
 
     Args:
@@ -239,19 +287,21 @@ def check_rules(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> li
         loss: (output, label) -> [N].
         image: made-up inputs of that part, of four records: one patient has two of them.
         label: their labels.
+        rules, names: as :class:`dptrain.engine.PatientGradients` takes them.
     """
     what = "gradient rules"
+    called = {inner.rpartition(".")[0]: full.rpartition(".")[0] for inner, full in (names or {}).items()}
     findings: list[models.Finding] = []
     patient = torch.tensor([0, 1, 1, 2])
     try:
         for rule in coverage(model):
             if rule.cost:
                 why = f"no fast rule: {rule.rule}; {rule.cost}"
-                findings.append(models.Finding(f"{rule.name} ({rule.type})", "ok", why))
+                findings.append(models.Finding(f"{called.get(rule.name, rule.name)} ({rule.type})", "ok", why))
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             twin = shaken(model)
-            engine = PatientGradients(twin, max_grad_norm=1.0, measure=False)
+            engine = PatientGradients(twin, max_grad_norm=1.0, rules=rules, names=names, measure=False)
             engine.clipped_sum(loss(twin(image), label), patient, 4)
     except CheckRefused as error:
         return [*findings, models.Finding(what, "refused", error.message, error.remedy or "")]

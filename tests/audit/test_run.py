@@ -161,6 +161,7 @@ def test_work_is_found_by_what_decides_the_models_and_by_nothing_else(make_site:
         ["model.network._target_=dptrain.models.mlp"],
         ["model.network.num_classes=2"],
         ["model.train=head"],
+        ["model.rules.head=one-by-one"],
         [f"data.transforms=[{scale}]"],
         [f"data.augment=[{flip}]"],
         ["data.task=multiclass"],

@@ -116,6 +116,18 @@ def check_cancellation() -> None:
     torch.testing.assert_close(result.norms, torch.tensor(truth).double(), rtol=MARGIN, atol=0)
 
 
+class Placed(nn.Module):
+    """A parameter used directly, beside a constant whose length is no number of records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(5))
+        self.register_buffer("constant", torch.arange(5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.constant * self.scale.sum()
+
+
 class Steps:
     """Logical steps of two chunks at a learning rate of one, so that the weights show what was added."""
 
@@ -296,6 +308,7 @@ def clip_late(patch: pytest.MonkeyPatch) -> None:
         return original(self, tape, layout, (factors * 1.5).clamp(max=1))
 
     patch.setattr(PatientGradients, "_sums", loose)
+    patch.setattr(PatientGradients, "_verify", lambda *_: True)  # it would refuse
 
 
 @pytest.mark.parametrize(
@@ -406,6 +419,33 @@ def test_empty_draws_and_empty_chunks() -> None:
     assert all(not value.any() for value in result.sums.values())
     result = engine.clipped_sum(oracle.squares(model(torch.zeros(0, 2, 8, 8)), torch.zeros(0)), torch.zeros(0), 0)
     assert result.nonfinite == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), (5, 8)),
+        (nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.PReLU(), nn.LayerNorm(6)), (2, 8, 8)),
+        (nn.Sequential(nn.BatchNorm2d(2).eval(), nn.ConvTranspose2d(2, 3, 2), nn.RMSNorm(9)), (2, 8, 8)),
+        (Placed(), (5,)),
+    ],
+    ids=["attention", "convolution", "transposed", "direct"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_an_empty_batch_runs_and_decides_nothing(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Training never runs the network on an empty draw; who does gets sums of zero, and what follows is as ever."""
+    engine = PatientGradients(model, max_grad_norm=0.1, measure=False)
+    for _ in range(2):
+        none = torch.zeros(0, *shape)
+        empty = engine.clipped_sum(oracle.squares(model(none), torch.zeros(0)), torch.zeros(0, dtype=torch.int64), 2)
+        assert set(empty.sums) == {name for name, _ in model.named_parameters()}
+        assert not any(value.any() for value in empty.sums.values())
+        torch.manual_seed(0)
+        x, y, patient = torch.randn(4, *shape), torch.zeros(4), torch.tensor([0, 1, 1, 2])
+        found = engine.clipped_sum(oracle.squares(model(x), y), patient, 3)
+        assert not engine._slow
+    engine.detach()
+    assert oracle.distance(found.sums, oracle.run(model, x, y, patient, 3, 0.1).sums) < 1e-6
 
 
 def test_infinite_clip_gives_plain_sums() -> None:

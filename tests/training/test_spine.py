@@ -429,3 +429,66 @@ def test_a_resumed_run_starts_from_the_weights_it_was_granted_for(
     monkeypatch.setattr(module, "build_network", other)
     with pytest.raises(LedgerRefused, match="starting weights"):
         train(site.settings(f"training.resume={site.folder / 'run'}"), say=quiet)
+
+
+def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the network's own names, whatever part of it is trained; the audit's reference models take them too."""
+    import dataclasses
+
+    from dptrain import data, targets
+    from dptrain.audit.config import AuditConfig
+    from dptrain.audit.reference import train_with_engine
+    from dptrain.audit.run import prepare
+    from dptrain.engine import PatientGradients
+    from dptrain.training.session import load_run
+    from tests.models.made import HERE
+
+    monkeypatch.setattr(targets, "ALLOWED", (*targets.ALLOWED, HERE))
+    slow: list[set[str]] = []
+    made = PatientGradients._one_by_one
+
+    def spy(self, *args):  # type: ignore[no-untyped-def]
+        slow.append(set(self._slow))
+        return made(self, *args)
+
+    monkeypatch.setattr(PatientGradients, "_one_by_one", spy)
+    site = make_site()
+    bare = [f"~model.network.{name}" for name in ("in_channels", "num_classes", "channels")]
+    network = [f"model.network._target_={HERE}SequenceFirst", *bare, "privacy.steps=6", "privacy.target_epsilon=2"]
+    with pytest.raises(CheckRefused, match=r"\+model\.rules\.layer\.linear1=one-by-one"):
+        run(site, "refused", *network)
+    assert site.ledger.status("tiny").runs == []
+    slow.clear()
+    words = [*network, "+model.rules.layer=one-by-one", "+model.rules.out=one-by-one"]
+    stop, begun = RunFolder(site.folder / "run"), []
+
+    def fail(*_: object) -> None:
+        begun.append(1)
+        if len(begun) == 3:
+            raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dptrain.training.loop.PatientOptimizer.scale_grad", fail)
+        with pytest.raises(OSError, match="no space"):
+            run(site, "run", *words)
+    before = len(slow)
+    outcome = train(site.settings(f"training.resume={stop.path}"), say=quiet)
+    assert outcome.facts["status"] == "complete"
+    assert 0 < before < len(slow)
+    slow_ones = {name for name in slow[-1] if name.startswith("layer.")} | {"out.weight", "out.bias"}
+    assert len(slow_ones) == 14
+    assert all(found == slow_ones for found in slow)
+    assert evaluate_run(stop.path).is_file()
+
+    settings, plan = load_run(stop.path).settings, load_run(stop.path).plan
+    assert settings.model.rules == {"layer": "one-by-one", "out": "one-by-one"}
+    cohort = data.scan(settings.data, site.keys)
+    with site.ledger.admit("tiny", purpose="audit", run=outcome.facts["id"], fingerprint=cohort.fingerprint) as grant:
+        material, _ = prepare(settings, cohort, grant, plan, AuditConfig())
+    before = len(slow)
+    shown = dataclasses.replace(material, plan=dataclasses.replace(plan, steps=1))
+    train_with_engine(shown, np.ones(material.patients, dtype=bool))
+    assert len(slow) > before
+    assert slow[-1] == slow_ones
