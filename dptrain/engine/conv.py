@@ -360,7 +360,8 @@ def gram(a: Tensor, g: Tensor, m: int) -> tuple[Tensor, Tensor]:
 
 def _products_norms(aa: Tensor, gg: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """From the T×T products [m·groups, T, T]; `aa` is overwritten."""
-    sizes = (aa.diagonal(dim1=1, dim2=2) * gg.diagonal(dim1=1, dim2=2)).clamp_min_(torch.finfo(aa.dtype).tiny)
+    limits = torch.finfo(aa.dtype)  # zero and infinity have no reciprocal root that leads back to theirs
+    sizes = (aa.diagonal(dim1=1, dim2=2) * gg.diagonal(dim1=1, dim2=2)).clamp_(limits.tiny, limits.max)
     bound = (sizes * sizes.rsqrt()).sum(1).square_()  # torch's sqrt wakes all threads: 65 µs against 1
     squared = (aa.mul_(gg)).sum((1, 2))
     if len(squared) != m:
