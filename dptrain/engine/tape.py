@@ -204,7 +204,8 @@ class Tape:
         assert self.layout is not None
         rows = use.by_row(slot, kept)
         if rows is not None and rows.shape[1] <= SMALL:
-            self.rows[source] = rows
+            own = all(rows.data_ptr() != tensor.data_ptr() for tensor in kept)
+            self.rows[source] = rows if own else rows.clone()  # others may write into what they hold as well
             return
         known = use.norms(slot, self.layout, kept)
         if known is not None:

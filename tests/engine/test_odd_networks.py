@@ -299,6 +299,23 @@ def test_what_was_measured_is_what_is_summed(verify: bool) -> None:
         oracle.run(Residual(), torch.randn(4, 4), torch.zeros(4), torch.arange(4), 4, 1e-3, verify=verify)
 
 
+class Shifts(nn.Module):
+    """Biases whose gradient is the gradient of the output as it came, and is overwritten by the other branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Overwriting.apply(x + self.b) + (x + self.a)
+
+
+def test_a_bias_keeps_the_gradient_that_came() -> None:
+    """A row's gradient is copied where it is the tensor itself: nobody writes into it afterwards."""
+    torch.manual_seed(0)
+    oracle.run(Shifts(), torch.randn(4, 4), torch.zeros(4), torch.arange(4), 4, 1e-3)
+
+
 class Moved(nn.Module):
     """Works on the rows in another order and puts them back: every record alone, and no row where it was."""
 
