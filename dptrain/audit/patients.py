@@ -44,6 +44,18 @@ def check_attack(name: str) -> str:
     return name
 
 
+def measurable(scores: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Models [M] and records [R] whose scores are finite, each bool; all attacks need a number in every cell.
+
+    A model without a finite score for most of the records has diverged and is left out; then every record is left
+    out that some other model gives no finite score. Membership is never looked at, so p-values stay exact.
+    """
+    finite = np.isfinite(scores)
+    some = finite.any(axis=0)
+    models = finite[:, some].mean(axis=1) > 0.5 if some.any() else np.zeros(len(scores), dtype=bool)
+    return models, finite[models].all(axis=0) & some
+
+
 def by_size(patient: np.ndarray, patients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(patients [p], their records [p, k]) for every number of records k that occurs."""
     order = np.argsort(patient, kind="stable")

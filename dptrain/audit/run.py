@@ -28,7 +28,7 @@ from dptrain.audit import bounds, masks, patients, reference, statistics
 from dptrain.audit.canaries import canary_scores, kinds_of, plant
 from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Material
-from dptrain.audit.results import SCHEMA, People, Summary, summarise
+from dptrain.audit.results import SCHEMA, People, Summary, number_of, summarise
 from dptrain.audit.scores import Array
 from dptrain.config import Settings, to_yaml
 from dptrain.errors import ConfigError
@@ -561,19 +561,26 @@ def confirm(
     for number, who in enumerate(top):
         games[half * (1 + number) : half * (2 + number), who] = False
     fresh = train_references(material, games, config, work, device, "confirming on fresh models", "confirm")
-    own = material.trained
+    good, told = patients.measurable(scores)
+    own = material.trained & told
     evidence = patients.pooled_evidence(
-        scores[:, own], member, fresh[:, own], material.patient.numpy()[own], attack=config.attack, task=material.task
+        scores[good][:, own],
+        member[good],
+        fresh[:, own],
+        material.patient.numpy()[own],
+        attack=config.attack,
+        task=material.task,
     )
     p = np.empty(len(top))
     for number, who in enumerate(top):
         rows = np.r_[0:half, half * (1 + number) : half * (2 + number)]
+        rows = rows[np.isfinite(evidence[rows, who])]  # a fresh model may diverge, too
         area = statistics.stratified_auc(
-            evidence[rows][:, [who]], games[rows][:, [who]], np.zeros(2 * half, dtype=int)
+            evidence[rows][:, [who]], games[rows][:, [who]], np.zeros(len(rows), dtype=int)
         )
         low, high = statistics.auc_interval(area)
         p[number] = statistics.auc_p_values(area)[0]
-        result["auc"].append({"auc": float(area.auc[0]), "low": float(low[0]), "high": float(high[0])})
+        result["auc"].append({"auc": number_of(area.auc[0]), "low": number_of(low[0]), "high": number_of(high[0])})
     adjusted = statistics.benjamini_hochberg(p, arbitrary_dependence=True)
     confirmed = adjusted <= config.false_discovery_rate
     result["confirmed"] = int(np.sum(confirmed))

@@ -124,3 +124,14 @@ def test_canaries_of_two_kinds_are_judged_apart() -> None:
         drawn = rng.normal(size=coins.shape) + truth * coins
         accused += bounds.lower_bound(drawn, coins, promised=1.0, delta=DELTA, kinds=np.arange(200) % 2).broken
     assert accused <= 4
+
+
+@pytest.mark.parametrize(("trainings", "canaries"), [(64, 20), (2, 400)])
+def test_a_score_that_is_not_finite_silences_no_other_canary(trainings: int, canaries: int) -> None:
+    rng = np.random.default_rng(28)
+    member = rng.random((trainings, canaries)) < 0.5
+    scores = rng.normal(size=member.shape) + 8.0 * member
+    whole = bounds.lower_bound(scores, member, promised=1.0, delta=DELTA)
+    scores[:, 0] = np.nan
+    scores[1, 1] = np.inf
+    assert bounds.lower_bound(scores, member, promised=1.0, delta=DELTA).epsilon > 0.8 * whole.epsilon > 1.0

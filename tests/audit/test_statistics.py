@@ -10,6 +10,8 @@ import pytest
 from scipy.stats import false_discovery_control, kstest, mannwhitneyu, norm
 
 from dptrain.audit import patients, statistics
+from dptrain.audit.config import AuditConfig
+from dptrain.audit.results import People, summarise
 from tests.audit.simulate import gaussian_scores
 
 AUDITS = 1000
@@ -218,3 +220,20 @@ def test_the_largest_auc_by_chance_is_passed_in_one_audit_of_twenty(records: int
         area = dataclasses.replace(statistics.stratified_auc(evidence, member, fold), inflation=factor)
         passed += np.max(area.auc) > statistics.largest_by_chance(area)
     assert passed <= 10  # 5 % of 80 is 4; 11 or more happen twice in a thousand
+
+
+@pytest.mark.parametrize("broken", ["a model", "a record", "both"])
+def test_scores_that_are_not_finite_spoil_nobody_else(broken: str) -> None:
+    """One diverged model, or one record without a score, must not turn exposed patients into unexposed ones."""
+    rng = np.random.default_rng(27)
+    scores, member, patient = gaussian_scores(rng, 64, 100, 3.0, records=2)
+    if broken != "a record":
+        scores[5] = np.nan
+    if broken != "a model":
+        scores[7, 0] = np.inf
+    people = People([f"{i:016x}" for i in range(100)], np.full(100, "all"), {})
+    audit = summarise(scores, member, patient, people, AuditConfig(), generator=rng).audit
+    assert audit["exposed"]["count"] > 95
+    assert audit["auc"]["mean"] > 0.95
+    assert audit["not_finite"] == {"models": int(broken != "a record"), "records": int(broken != "a model")}
+    assert audit["references"] == 64 - audit["not_finite"]["models"]
