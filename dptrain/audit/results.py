@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def summarise(
     rates = {rate: statistics.tpr_at(evidence, member, rate, area) for rate in RATES}
     fpr, tpr_measured = statistics.pooled_roc(evidence, member)
     baseline = patients.best_record_auc(own, member, owner, fold)
-    mean_low, mean_high = statistics.mean_interval(area.auc, generator=draw)
+    mean_low, mean_high = statistics.mean_interval(statistics.fold_auc, evidence, member, fold)
 
     audit["exposed"] = None
     audit["verdicts"] = None
@@ -123,7 +124,7 @@ def summarise(
     audit["tpr_at"] = {}
     for rate, found in rates.items():
         few = bool(np.mean(found.extrapolated) > 0.5)
-        interval = statistics.mean_interval(found.tpr, generator=draw)
+        interval = statistics.mean_interval(partial(statistics.fold_tpr, fpr=rate), evidence, member, fold)
         audit["tpr_at"][f"{rate:g}"] = {
             "mean": number_of(np.nanmean(found.tpr)),
             "median": number_of(np.nanmedian(found.tpr)),
@@ -148,7 +149,7 @@ def summarise(
         columns = {"class": people.label, "records": bands, **people.columns}
         found_groups = groups.by_group(exposed, columns, strata, draw, small_cell=config.small_cell)
         audit["groups"], audit["suppressed"] = found_groups.table, found_groups.suppressed
-    audit["new_scan"], scan_auc = _new_scan(scores, member, patient, trained, config, draw, task)
+    audit["new_scan"], scan_auc = _new_scan(scores, member, patient, trained, config, task)
 
     rows = []
     for i in range(count):
@@ -224,7 +225,6 @@ def _new_scan(
     patient: np.ndarray,
     trained: np.ndarray,
     config: AuditConfig,
-    generator: np.random.Generator,
     task: str,
 ) -> tuple[dict[str, Any] | None, Array]:
     """Is a patient recognised by a record that no model was trained on?"""
@@ -235,8 +235,8 @@ def _new_scan(
         return None, auc
     position = np.searchsorted(who, patient[fresh])
     evidence, fold = patients.crossfit(scores[:, fresh], member[:, who], position, attack=config.attack, task=task)
-    auc[who] = statistics.stratified_auc(evidence, member[:, who], fold).auc
-    low, high = statistics.mean_interval(auc, generator=generator)
+    auc[who] = statistics.fold_auc(evidence, member[:, who], fold)
+    low, high = statistics.mean_interval(statistics.fold_auc, evidence, member[:, who], fold)
     summary = {
         "auc": number_of(np.nanmean(auc)),
         "low": number_of(low),

@@ -237,3 +237,27 @@ def test_scores_that_are_not_finite_spoil_nobody_else(broken: str) -> None:
     assert audit["auc"]["mean"] > 0.95
     assert audit["not_finite"] == {"models": int(broken != "a record"), "records": int(broken != "a model")}
     assert audit["references"] == 64 - audit["not_finite"]["models"]
+
+
+def test_the_interval_of_the_mean_knows_that_patients_share_their_models() -> None:
+    """Half of a score's variance is the model's own: resampling patients alone covered 32 % instead of 95 %."""
+    rng = np.random.default_rng(28)
+    covered = []
+    for _ in range(40):
+        scores, member, patient = gaussian_scores(rng, 64, 200, 1.0)
+        scores = member + np.sqrt(0.5) * (scores - member) + np.sqrt(0.5) * rng.normal(size=(64, 1))
+        evidence, fold = patients.crossfit(scores, member, patient)
+        low, high = statistics.mean_interval(statistics.fold_auc, evidence, member, fold)
+        covered.append(low <= norm.cdf(1 / np.sqrt(2)) <= high)
+        assert high - low < 0.09
+    assert np.mean(covered) >= 0.85  # of 40
+
+
+def test_the_parts_of_an_interval_agree_with_the_whole() -> None:
+    rng = np.random.default_rng(29)
+    scores, member, _ = gaussian_scores(rng, 64, 50, 1.0)
+    fold = patients.folds_of(64)
+    area = statistics.stratified_auc(scores, member, fold)
+    for fpr in (0.01, 0.1):
+        whole = statistics.tpr_at(scores, member, fpr, area).tpr
+        np.testing.assert_array_equal(statistics.fold_tpr(scores, member, fold, fpr=fpr), whole)
