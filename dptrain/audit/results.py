@@ -140,7 +140,7 @@ def summarise(
     audit["baseline_max"] = {
         "mean": number_of(np.nanmean(baseline)),
         "max": number_of(np.nanmax(baseline)),
-        "by_records": _by_records(baseline, area.auc, owner, count),
+        "by_records": _by_records(baseline, area.auc, records, config.small_cell),
     }
     audit["groups"], audit["suppressed"] = {}, []
     if possible:
@@ -200,23 +200,23 @@ def _null_auc(area: statistics.Area, generator: np.random.Generator) -> Array:
     return np.asarray(np.clip(0.5 + generator.normal(size=(repeats, area.auc.size)) * spread, 0, 1).ravel())
 
 
-def _by_records(baseline: Array, pooled: Array, owner: np.ndarray, count: int) -> list[dict[str, Any]]:
+def _by_records(baseline: Array, pooled: Array, records: np.ndarray, small_cell: int) -> list[dict[str, Any]]:
     """How the baseline grows with the number of records, beside the pooled AUC that does not."""
-    counts = np.bincount(owner, minlength=count)
-    bands = groups.record_band(counts)
-    rows = []
-    for band in ("1", "2", "3-4", "5+"):
-        who = (bands == band) & (counts > 0)
-        if who.sum() >= groups.SMALL_CELL:
-            rows.append(
-                {
-                    "records": band,
-                    "patients": int(who.sum()),
-                    "best_record": number_of(np.nanmean(baseline[who])),
-                    "pooled": number_of(np.nanmean(pooled[who])),
-                }
-            )
-    return rows
+    bands = np.where(records > 0, groups.record_band(records), "")
+    names, sizes = np.unique(bands[bands != ""], return_counts=True)
+    hidden = groups.to_hide(
+        dict(zip(names.tolist(), sizes.tolist(), strict=True)), int(np.sum(bands == "")), small_cell
+    )
+    return [
+        {
+            "records": name,
+            "patients": size,
+            "best_record": number_of(np.nanmean(baseline[bands == name])),
+            "pooled": number_of(np.nanmean(pooled[bands == name])),
+        }
+        for name, size in zip(names.tolist(), sizes.tolist(), strict=True)
+        if name not in hidden
+    ]
 
 
 def _new_scan(
@@ -231,7 +231,7 @@ def _new_scan(
     auc = np.full(member.shape[1], np.nan)
     fresh = ~trained
     who = np.unique(patient[fresh])
-    if who.size < groups.SMALL_CELL:
+    if who.size < config.small_cell:
         return None, auc
     position = np.searchsorted(who, patient[fresh])
     evidence, fold = patients.crossfit(scores[:, fresh], member[:, who], position, attack=config.attack, task=task)
