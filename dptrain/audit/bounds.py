@@ -143,8 +143,8 @@ def lower_bound(
         scores: [T, m] scores of m canary patients in T independent trainings; larger: better known.
         member: bool [T, m], independent fair coins.
         promised: ε that was promised, `inf` for none; delta: at this δ.
-        tpr: the promised trade-off, FPR -> largest TPR; the curve test takes half of the two-sided method's
-            share of the error.
+        tpr: the promised trade-off, FPR -> largest TPR. Its test costs no error of its own: it is wrong only where
+            the limits of the two-sided method are.
         kinds: [m], which canaries are made alike; only these are compared with each other where there are few
             trainings, and each kind takes its part of the error. None: all are.
     """
@@ -160,7 +160,7 @@ def lower_bound(
     bounds = {"one run (Steinke et al. 2023)": max(one_run)}
     beyond: bool | None = None
     if trainings >= FEW_TRAININGS:
-        each = 1 - (1 - level) / (2 * canaries if tpr is not None else canaries)
+        each = 1 - (1 - level) / canaries
         epsilon = 0.0
         beyond = None if tpr is None else False
         for column in range(canaries):

@@ -150,4 +150,5 @@ def tell(audit: dict[str, Any]) -> None:
     for row in audit["withheld"]:
         if row["what"].startswith("tpr_at_"):
             continue  # its extrapolation stands above
-        print(f"withheld: {row['what']} needs {row['need']} reference models, there are {row['have']}")
+        models = "fresh" if row["what"] == "confirmed" else "reference"
+        print(f"withheld: {row['what']} needs {row['need']} {models} models, there are {row['have']}")

@@ -263,7 +263,8 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
             "cohort_sha256": _digest(cohort.fingerprint),
             "seconds": round(time.monotonic() - begun, 1),
         }
-        write_json(folder.audit / "audit.json", audit)
+        told = folder.audit / "audit.json"
+        told.unlink(missing_ok=True)  # it stands for the whole: gone before the others change, written when they are
         _write_rows(folder.audit / "patients.csv", summary)
         with whole_or_nothing(folder.audit / "scores.npz", "wb") as file:
             np.savez_compressed(
@@ -273,6 +274,7 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
                 patient=material.patient.numpy(),
                 trained=material.trained,
             )
+        write_json(told, audit)
         work.remove()
         ended = "complete"
     finally:
@@ -457,6 +459,8 @@ class Work:
         """
         held = self.load("canaries")
         if held is None or held["member"].shape != member.shape:
+            for file in self.folder.glob("canary-*.npz"):  # scores of other canaries
+                file.unlink()
             self.save(
                 "canaries", inputs=planted.inputs[own:].numpy(), labels=planted.labels[own:].numpy(), member=member
             )
@@ -544,12 +548,13 @@ def confirm(
     config: AuditConfig,
     work: Work | None,
     device: torch.device,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Release game: the whole cohort with and without one patient, on fresh models, for the most exposed.
 
     The attack is fitted on the population's models, so it owes nothing to the fresh ones: no winner's curse.
     The models with everybody are shared by all candidates; Benjamini–Yekutieli allows for that.
-    Writes into the rows of the patients tried whether they were confirmed, and their fresh AUC.
+    Writes into the rows of the patients tried whether they were confirmed, and their fresh AUC. None, and a line in
+    `withheld`, where there are too few fresh models to confirm anybody.
     """
     order = np.argsort(-np.nan_to_num(summary.area.auc, nan=0.0), kind="stable")
     top = [int(i) for i in order if summary.exposed[i]][: config.confirm]
@@ -557,6 +562,10 @@ def confirm(
     if not top:
         return result
     half = config.confirm_models // 2
+    need = 2 * statistics.confirming(len(top), config.false_discovery_rate)
+    if 2 * half < need:  # not even a patient recognised without an error could be confirmed
+        summary.audit["withheld"].append({"what": "confirmed", "have": 2 * half, "need": need})
+        return None
     games = np.ones((half * (1 + len(top)), material.patients), dtype=bool)
     for number, who in enumerate(top):
         games[half * (1 + number) : half * (2 + number), who] = False

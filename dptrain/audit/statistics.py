@@ -18,6 +18,7 @@ from scipy.stats import t as student
 from dptrain.audit.scores import Array
 
 LEVEL = 0.95
+TESTS = 2  # a p-value is twice the smaller of two (:func:`dptrain.audit.patients.p_values`)
 JACKKNIFE_GROUPS = 32  # of models: an interval of a mean costs so many times its statistic
 JACKKNIFE_PATIENTS = 1000
 EXACT_UP_TO = 256  # largest number of pairs in a fold for which the exact null distribution is used
@@ -180,16 +181,25 @@ def largest_by_chance(area: Area, level: float = LEVEL) -> float:
 def smallest_p_value(area: Area) -> float:
     """The smallest p-value that the typical patient could get with these models."""
     m, n = np.median(area.inside, axis=1), np.median(area.outside, axis=1)
-    return float(math.prod(1 / math.comb(int(a + b), int(a)) for a, b in zip(m, n, strict=True)))
+    return TESTS * float(math.prod(1 / math.comb(int(a + b), int(a)) for a, b in zip(m, n, strict=True)))
 
 
 def models_needed(patients: int, false_discovery_rate: float, folds: int) -> int:
     """Fewest reference models with which a single exposed patient could pass the false-discovery control."""
     for models in range(2 * folds, 4096, folds):
         size = models // folds
-        if math.comb(size, size // 2) ** -folds <= false_discovery_rate / max(patients, 1):
+        if TESTS * math.comb(size, size // 2) ** -folds <= false_discovery_rate / max(patients, 1):
             return models
     return 4096
+
+
+def confirming(patients: int, false_discovery_rate: float) -> int:
+    """Fewest fresh models with, and as many without a patient, with which one of `patients` could be confirmed."""
+    allowed = false_discovery_rate / (patients * sum(1 / i for i in range(1, patients + 1)))
+    half = 1
+    while 1 / math.comb(2 * half, half) > allowed:
+        half += 1
+    return half
 
 
 def benjamini_hochberg(p_values: Array, *, arbitrary_dependence: bool = False) -> Array:

@@ -261,3 +261,23 @@ def test_the_parts_of_an_interval_agree_with_the_whole() -> None:
     for fpr in (0.01, 0.1):
         whole = statistics.tpr_at(scores, member, fpr, area).tpr
         np.testing.assert_array_equal(statistics.fold_tpr(scores, member, fold, fpr=fpr), whole)
+
+
+def test_the_smallest_p_value_is_one_that_a_patient_can_get() -> None:
+    scores, patient = np.zeros((20, 80)), np.repeat(np.arange(40), 2)
+    member = np.tile(np.arange(20)[:, None] % 5 < 2, (1, 40))
+    scores += 20.0 * member[:, patient] + np.random.default_rng(30).normal(size=scores.shape)
+    fold = patients.folds_of(20)
+    area = statistics.stratified_auc(scores[:, ::2], member, fold)
+    smallest = patients.p_values(scores, member, patient, fold).min()
+    assert statistics.smallest_p_value(area) == pytest.approx(smallest)
+
+
+@pytest.mark.parametrize("tested", [1, 3, 20])
+def test_as_many_fresh_models_as_needed_can_confirm_one_of_several(tested: int) -> None:
+    for enough in (True, False):
+        half = statistics.confirming(tested, 0.05) - (not enough)
+        perfect = np.arange(2.0 * half)[:, None]
+        area = statistics.stratified_auc(perfect, perfect >= half, np.zeros(2 * half, dtype=int))
+        p = np.r_[statistics.auc_p_values(area), np.ones(tested - 1)]
+        assert (statistics.benjamini_hochberg(p, arbitrary_dependence=True)[0] <= 0.05) == enough
