@@ -491,9 +491,12 @@ def test_the_patients_tried_are_named_in_the_rows(monkeypatch: pytest.MonkeyPatc
         return found
 
     monkeypatch.setattr(audit_module, "train_references", fresh)
+    control, asked = statistics.benjamini_hochberg, []
+    monkeypatch.setattr(statistics, "benjamini_hochberg", lambda p, **how: asked.append(how) or control(p, **how))
     config = AuditConfig(confirm=2, confirm_models=24)
     found = confirm(material, scores, member, summary, config, None, torch.device("cpu"))
     assert (found["tested"], found["confirmed"]) == (2, 1)
+    assert asked == [{"arbitrary_dependence": True}]  # all candidates share the models with everybody
     one, two = (summary.rows[i] for i in top)
     assert (one["confirmed"], two["confirmed"]) == (True, False)
     assert one["fresh_auc"] == 1.0

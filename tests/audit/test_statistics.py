@@ -281,3 +281,18 @@ def test_as_many_fresh_models_as_needed_can_confirm_one_of_several(tested: int) 
         area = statistics.stratified_auc(perfect, perfect >= half, np.zeros(2 * half, dtype=int))
         p = np.r_[statistics.auc_p_values(area), np.ones(tested - 1)]
         assert (statistics.benjamini_hochberg(p, arbitrary_dependence=True)[0] <= 0.05) == enough
+
+
+def test_the_measured_factor_is_that_of_dependent_folds() -> None:
+    """Some of the patients leak through one of sixteen records: the others' AUCs vary far more than nominally."""
+    rng = np.random.default_rng(31)
+    separation = np.where((np.arange(500 * 16) % 16 == 0) & (np.arange(500 * 16) < 50 * 16), 2.5, 0.0)
+    scores, member, patient = gaussian_scores(rng, 64, 500, separation, records=16, correlation=0.3)
+    evidence, fold = patients.crossfit(scores, member, patient)
+    area = statistics.stratified_auc(evidence, member, fold)
+    measured = np.mean(((area.auc - 0.5) / statistics.null_spread(area))[50:] ** 2)
+    factor = patients.inflation(scores, member, patient, rng)
+    assert measured > 1.4
+    assert factor[0] == pytest.approx(measured, rel=0.25)
+    single = patients.inflation(scores[:, ::16], member, np.arange(500), rng)
+    assert (single == 1).all()
