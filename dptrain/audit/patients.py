@@ -24,7 +24,7 @@ from dptrain.audit.attacks import (
     moderate,
     t_log_ratio,
 )
-from dptrain.audit.statistics import auc_p_values, stratified_auc
+from dptrain.audit.statistics import auc_p_values, null_spread, stratified_auc
 from dptrain.errors import ConfigError
 from dptrain.words import suggest
 
@@ -268,10 +268,7 @@ def inflation(
         shuffled[held] = generator.permuted(member[held], axis=0)
     evidence, _ = crossfit(scores, shuffled, patient, attack=attack, folds=folds, task=task, prior_member=member)
     area = stratified_auc(evidence, shuffled, fold)
-    nominal = (
-        np.sum(area.inside * area.outside * (area.inside + area.outside + 1) / 12, axis=0)
-        / np.maximum(area.pairs, 1) ** 2
-    )
+    nominal = null_spread(area) ** 2
     counts = np.bincount(patient, minlength=member.shape[1])
     factor = np.ones(member.shape[1])
     for lowest, highest in ((2, 2), (3, 4), (5, 8), (9, 16), (17, np.inf)):

@@ -543,7 +543,7 @@ class _Place:
 class _ReferenceGrant:
     """Lets the engine train a model that charges nothing and is never kept: an audit's own purpose.
 
-    It is only made inside an admitted audit (:mod:`dptrain.audit.commands`); non-members are its excluded.
+    It is only made inside an admitted audit (:mod:`dptrain.audit.run`); non-members are its excluded.
     """
 
     fingerprint = None

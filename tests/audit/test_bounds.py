@@ -137,7 +137,7 @@ def test_a_score_that_is_not_finite_silences_no_other_canary(trainings: int, can
     assert bounds.lower_bound(scores, member, promised=1.0, delta=DELTA).epsilon > 0.8 * whole.epsilon > 1.0
 
 
-@pytest.mark.parametrize(("trainings", "kinds"), [(64, None), (2, None), (2, np.arange(20) % 2)])
+@pytest.mark.parametrize(("trainings", "kinds"), [(64, None), (2, None), (2, np.arange(100) % 2)])
 def test_everything_that_is_tried_shares_one_error(
     monkeypatch: pytest.MonkeyPatch, trainings: int, kinds: np.ndarray | None
 ) -> None:
@@ -160,7 +160,7 @@ def test_everything_that_is_tried_shares_one_error(
     monkeypatch.setattr(bounds, "one_run_epsilon", one)
     monkeypatch.setattr(bounds, "_error_limits", two)
     rng = np.random.default_rng(29)
-    member = rng.random((trainings, 20)) < 0.5
+    member = rng.random((trainings, 100)) < 0.5
     scores = rng.normal(size=member.shape)
     bounds.lower_bound(scores, member, promised=1.0, delta=DELTA, tpr=gaussian_tpr(1.0), kinds=kinds, confidence=0.9)
     assert len(spent) >= 2

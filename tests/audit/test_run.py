@@ -459,6 +459,7 @@ def test_rmia_knows_that_a_segmentation_score_is_a_log_probability(monkeypatch: 
     asked: list[bool] = []
 
     def spy(*args: Any, log_probability: bool = False) -> Any:
+        assert args[0].shape[1] == 30  # records that were trained on, or those that were not; never both
         asked.append(log_probability)
         return attacks.rmia(*args, log_probability=log_probability)
 
@@ -485,6 +486,8 @@ def test_the_patients_tried_are_named_in_the_rows(monkeypatch: pytest.MonkeyPatc
     top = np.argsort(-summary.area.auc, kind="stable")[:2]
 
     def fresh(what: Any, games: np.ndarray, *rest: Any) -> np.ndarray:
+        assert games[:12].all()  # the whole cohort, then the whole cohort without one
+        assert (games[12:].sum(axis=1) == 39).all()
         found = rng.normal(size=(len(games), 40))
         found[:, top[0]] += 8.0 * games[:, top[0]]  # the first leaks, the second was luck
         found[[0, 20]] = np.nan  # one model with both, and one without the first, have diverged
