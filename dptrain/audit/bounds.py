@@ -137,7 +137,7 @@ def lower_bound(
     tpr: Callable[[float], float] | None = None,
     kinds: np.ndarray | None = None,
 ) -> LowerBound:
-    """The better of two bounds, each at half of the allowed error.
+    """The better of two bounds, each at half of the allowed error; with few trainings the one-run bound alone.
 
     Args:
         scores: [T, m] scores of m canary patients in T independent trainings; larger: better known.
@@ -149,7 +149,7 @@ def lower_bound(
             trainings, and each kind takes its part of the error. None: all are.
     """
     trainings, canaries = scores.shape
-    level = 1 - (1 - confidence) / 2
+    level = 1 - (1 - confidence) / 2 if trainings >= FEW_TRAININGS else confidence
     alike = [np.ones(canaries, dtype=bool)]
     if kinds is not None and trainings < FEW_TRAININGS:
         alike = [kinds == kind for kind in np.unique(kinds)]
