@@ -8,6 +8,7 @@ accused with probability at most 1 − confidence, over everything that :func:`l
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -91,16 +92,20 @@ def standardise(scores: Array) -> tuple[Array, int]:
 
     With at least 16 trainings: location and scale of each canary from the first quarter of them, without a
     look at membership. With fewer: location and scale of all canaries of the same training, which must be
-    made alike.
+    made alike. A score that is not finite says nothing (0): one such canary must not silence the others.
     """
     trainings = scores.shape[0]
-    if trainings >= FEW_TRAININGS:
-        used = max(4, int(CALIBRATION * trainings))
-        centre, scale = scores[:used].mean(axis=0), scores[:used].std(axis=0, ddof=1)
-        pooled = np.sqrt((scale**2 + np.mean(scale**2)) / 2)
-        return (scores[used:] - centre) / np.maximum(pooled, 1e-12), used
-    centre = np.median(scores, axis=1, keepdims=True)
-    return (scores - centre) / np.maximum(scores.std(axis=1, keepdims=True), 1e-12), 0
+    scores = np.where(np.isfinite(scores), scores, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a training without a finite score
+        if trainings >= FEW_TRAININGS:
+            used = max(4, int(CALIBRATION * trainings))
+            centre, scale = np.nanmean(scores[:used], axis=0), np.nanstd(scores[:used], axis=0, ddof=1)
+            scale = np.sqrt((scale**2 + np.nanmean(scale**2)) / 2)
+        else:
+            used = 0
+            centre, scale = np.nanmedian(scores, axis=1, keepdims=True), np.nanstd(scores, axis=1, keepdims=True)
+    return np.nan_to_num((scores[used:] - centre) / np.maximum(scale, 1e-12)), used
 
 
 @dataclass(frozen=True)
@@ -132,19 +137,19 @@ def lower_bound(
     tpr: Callable[[float], float] | None = None,
     kinds: np.ndarray | None = None,
 ) -> LowerBound:
-    """The better of two bounds, each at half of the allowed error.
+    """The better of two bounds, each at half of the allowed error; with few trainings the one-run bound alone.
 
     Args:
         scores: [T, m] scores of m canary patients in T independent trainings; larger: better known.
         member: bool [T, m], independent fair coins.
         promised: ε that was promised, `inf` for none; delta: at this δ.
-        tpr: the promised trade-off, FPR -> largest TPR; the curve test takes half of the two-sided method's
-            share of the error.
+        tpr: the promised trade-off, FPR -> largest TPR. Its test costs no error of its own: it is wrong only where
+            the limits of the two-sided method are.
         kinds: [m], which canaries are made alike; only these are compared with each other where there are few
             trainings, and each kind takes its part of the error. None: all are.
     """
     trainings, canaries = scores.shape
-    level = 1 - (1 - confidence) / 2
+    level = 1 - (1 - confidence) / 2 if trainings >= FEW_TRAININGS else confidence
     alike = [np.ones(canaries, dtype=bool)]
     if kinds is not None and trainings < FEW_TRAININGS:
         alike = [kinds == kind for kind in np.unique(kinds)]
@@ -155,7 +160,7 @@ def lower_bound(
     bounds = {"one run (Steinke et al. 2023)": max(one_run)}
     beyond: bool | None = None
     if trainings >= FEW_TRAININGS:
-        each = 1 - (1 - level) / (2 * canaries if tpr is not None else canaries)
+        each = 1 - (1 - level) / canaries
         epsilon = 0.0
         beyond = None if tpr is None else False
         for column in range(canaries):

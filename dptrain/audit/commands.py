@@ -107,6 +107,9 @@ def tell(audit: dict[str, Any]) -> None:
         f"\n{audit['models']} reference models, each trained on a random half of {audit['patients']} {unit}s "
         f"({audit['trainer']}, {audit['seconds']:.0f} s in all)"
     )
+    lost = audit.get("not_finite") or {"models": 0, "records": 0}
+    if lost["models"] or lost["records"]:
+        print(f"left out, since scores were not finite: {lost['models']} models, {lost['records']} records")
     if audit["exposed"] is not None:
         found, verdicts = audit["exposed"], audit["verdicts"]
         print(
@@ -147,4 +150,5 @@ def tell(audit: dict[str, Any]) -> None:
     for row in audit["withheld"]:
         if row["what"].startswith("tpr_at_"):
             continue  # its extrapolation stands above
-        print(f"withheld: {row['what']} needs {row['need']} reference models, there are {row['have']}")
+        models = "fresh" if row["what"] == "confirmed" else "reference"
+        print(f"withheld: {row['what']} needs {row['need']} {models} models, there are {row['have']}")

@@ -24,7 +24,7 @@ from dptrain.audit.attacks import (
     moderate,
     t_log_ratio,
 )
-from dptrain.audit.statistics import auc_p_values, stratified_auc
+from dptrain.audit.statistics import auc_p_values, null_spread, stratified_auc
 from dptrain.errors import ConfigError
 from dptrain.words import suggest
 
@@ -42,6 +42,18 @@ def check_attack(name: str) -> str:
     if name not in ATTACKS:
         raise ConfigError(f"There is no attack '{name}'.", remedy=suggest(name, list(ATTACKS)))
     return name
+
+
+def measurable(scores: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Models [M] and records [R] whose scores are finite, each bool; all attacks need a number in every cell.
+
+    A model without a finite score for most of the records has diverged and is left out; then every record is left
+    out that some other model gives no finite score. Membership is never looked at, so p-values stay exact.
+    """
+    finite = np.isfinite(scores)
+    some = finite.any(axis=0)
+    models = finite[:, some].mean(axis=1) > 0.5 if some.any() else np.zeros(len(scores), dtype=bool)
+    return models, finite[models].all(axis=0) & some
 
 
 def by_size(patient: np.ndarray, patients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -256,10 +268,7 @@ def inflation(
         shuffled[held] = generator.permuted(member[held], axis=0)
     evidence, _ = crossfit(scores, shuffled, patient, attack=attack, folds=folds, task=task, prior_member=member)
     area = stratified_auc(evidence, shuffled, fold)
-    nominal = (
-        np.sum(area.inside * area.outside * (area.inside + area.outside + 1) / 12, axis=0)
-        / np.maximum(area.pairs, 1) ** 2
-    )
+    nominal = null_spread(area) ** 2
     counts = np.bincount(patient, minlength=member.shape[1])
     factor = np.ones(member.shape[1])
     for lowest, highest in ((2, 2), (3, 4), (5, 8), (9, 16), (17, np.inf)):

@@ -17,6 +17,8 @@ it is clipped before it is summed; noise is added once a step; the sum is divide
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,11 +75,13 @@ class Material:
 
 
 def half_plan(plan: Plan) -> Plan:
-    """The plan of a cohort of half the size: the same rate, steps, clip and noise; half the normaliser."""
-    import dataclasses
+    """The plan of a cohort of half the size: the same rate, steps, clip and noise; half the normaliser.
 
-    size = max(2, plan.public_size // 2)
-    batch = max(1, min(size, round(plan.sample_rate * size)))
+    The normaliser is a whole number, and the size follows it, so that the rate is the run's and never above it (the
+    ceilings are those of the run's mechanism): half of 3 in 100 is 2 in 67, not 2 in 50.
+    """
+    batch = max(1, round(plan.expected_batch_size / 2))
+    size = math.ceil(batch * plan.public_size / plan.expected_batch_size)
     return dataclasses.replace(
         plan, public_size=size, expected_batch_size=batch, delta=min(plan.delta, 0.5 / size), declares=("audit",)
     )
@@ -542,7 +546,7 @@ class _Place:
 class _ReferenceGrant:
     """Lets the engine train a model that charges nothing and is never kept: an audit's own purpose.
 
-    It is only made inside an admitted audit (:mod:`dptrain.audit.commands`); non-members are its excluded.
+    It is only made inside an admitted audit (:mod:`dptrain.audit.run`); non-members are its excluded.
     """
 
     fingerprint = None
@@ -633,7 +637,6 @@ def train_in_processes(
     Args:
         keep: called with the number and the scores [R] of each model as it is done.
     """
-    import dataclasses
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
 

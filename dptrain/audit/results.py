@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,14 @@ def summarise(
     """
     draw = generator or np.random.default_rng()
     trained = np.ones(len(patient), dtype=bool) if trained is None else trained
-    models, count = member.shape
+    count = member.shape[1]
+    records = np.bincount(patient[trained], minlength=count)
+    good, told = patients.measurable(scores)
+    audit: dict[str, Any] = {"models": len(scores), "references": int(good.sum()), "patients": count, "withheld": []}
+    audit["not_finite"] = {"models": int(np.sum(~good)), "records": int(np.sum(~told))}
+    scores, member, patient, trained = scores[good][:, told], member[good], patient[told], trained[told]
+    models = len(scores)
     own, owner = scores[:, trained], patient[trained]
-    audit: dict[str, Any] = {"models": models, "references": models, "patients": count, "withheld": []}
     if models < FEWEST:
         return _nothing(audit, count, config)
 
@@ -86,7 +92,7 @@ def summarise(
     rates = {rate: statistics.tpr_at(evidence, member, rate, area) for rate in RATES}
     fpr, tpr_measured = statistics.pooled_roc(evidence, member)
     baseline = patients.best_record_auc(own, member, owner, fold)
-    mean_low, mean_high = statistics.mean_interval(area.auc, generator=draw)
+    mean_low, mean_high = statistics.mean_interval(statistics.fold_auc, evidence, member, fold)
 
     audit["exposed"] = None
     audit["verdicts"] = None
@@ -102,12 +108,12 @@ def summarise(
     audit["confirmed"] = None
     audit["roc"] = {"fpr": _list(fpr), "tpr": _list(tpr_measured)}
     audit["auc"] = {
-        "mean": _number(np.nanmean(area.auc)),
-        "median": _number(np.nanmedian(area.auc)),
-        "max": _number(np.nanmax(area.auc)),
-        "max_by_chance": _number(statistics.largest_by_chance(area)),
-        "low": _number(mean_low),
-        "high": _number(mean_high),
+        "mean": number_of(np.nanmean(area.auc)),
+        "median": number_of(np.nanmedian(area.auc)),
+        "max": number_of(np.nanmax(area.auc)),
+        "max_by_chance": number_of(statistics.largest_by_chance(area)),
+        "low": number_of(mean_low),
+        "high": number_of(mean_high),
         "ceiling": auc_ceiling,
     }
     audit["survival"] = {
@@ -118,54 +124,53 @@ def summarise(
     audit["tpr_at"] = {}
     for rate, found in rates.items():
         few = bool(np.mean(found.extrapolated) > 0.5)
-        interval = statistics.mean_interval(found.tpr, generator=draw)
+        interval = statistics.mean_interval(partial(statistics.fold_tpr, fpr=rate), evidence, member, fold)
         audit["tpr_at"][f"{rate:g}"] = {
-            "mean": _number(np.nanmean(found.tpr)),
-            "median": _number(np.nanmedian(found.tpr)),
-            "max": _number(np.nanmax(found.tpr)),
-            "low": _number(interval[0]),
-            "high": _number(interval[1]),
-            "pooled": _number(float(np.interp(rate, fpr, tpr_measured))),
+            "mean": number_of(np.nanmean(found.tpr)),
+            "median": number_of(np.nanmedian(found.tpr)),
+            "max": number_of(np.nanmax(found.tpr)),
+            "low": number_of(interval[0]),
+            "high": number_of(interval[1]),
+            "pooled": number_of(float(np.interp(rate, fpr, tpr_measured))),
             "ceiling": 1.0 if tpr is None else float(tpr(rate)),
             "extrapolated": few,
         }
         if few:
             _withhold(audit, f"tpr_at_{rate:g}", models, math.ceil(2.2 / rate))
     audit["baseline_max"] = {
-        "mean": _number(np.nanmean(baseline)),
-        "max": _number(np.nanmax(baseline)),
-        "by_records": _by_records(baseline, area.auc, owner, count),
+        "mean": number_of(np.nanmean(baseline)),
+        "max": number_of(np.nanmax(baseline)),
+        "by_records": _by_records(baseline, area.auc, records, config.small_cell),
     }
     audit["groups"], audit["suppressed"] = {}, []
     if possible:
-        bands = groups.record_band(np.bincount(owner, minlength=count))
+        bands = groups.record_band(records)
         strata = np.char.add(np.char.add(people.label.astype(str), "|"), bands.astype(str))
         columns = {"class": people.label, "records": bands, **people.columns}
         found_groups = groups.by_group(exposed, columns, strata, draw, small_cell=config.small_cell)
         audit["groups"], audit["suppressed"] = found_groups.table, found_groups.suppressed
-    audit["new_scan"], scan_auc = _new_scan(scores, member, patient, trained, config, draw, task)
+    audit["new_scan"], scan_auc = _new_scan(scores, member, patient, trained, config, task)
 
     rows = []
-    records = np.bincount(owner, minlength=count)
     for i in range(count):
         row: dict[str, Any] = {
             "patient": people.pseudonym[i],
             "records": int(records[i]),
             "class": str(people.label[i]),
-            "auc": _number(area.auc[i]),
-            "auc_low": _number(low[i]),
-            "auc_high": _number(high[i]),
-            "p_value": _number(p[i]),
-            "q_value": _number(q[i]),
+            "auc": number_of(area.auc[i]),
+            "auc_low": number_of(low[i]),
+            "auc_high": number_of(high[i]),
+            "p_value": number_of(p[i]),
+            "q_value": number_of(q[i]),
             "verdict": str(verdict[i]) if possible else "withheld",
         }
         for rate, found in rates.items():
             name = f"tpr_at_{rate * 100:g}pct"
-            row[name] = _number(found.tpr[i])
-            row[f"{name}_low"], row[f"{name}_high"] = _number(found.low[i]), _number(found.high[i])
+            row[name] = number_of(found.tpr[i])
+            row[f"{name}_low"], row[f"{name}_high"] = number_of(found.low[i]), number_of(found.high[i])
             row[f"{name}_extrapolated"] = bool(found.extrapolated[i])
-        row["new_scan_auc"] = _number(scan_auc[i])
-        row["best_record_auc"] = _number(baseline[i])
+        row["new_scan_auc"] = number_of(scan_auc[i])
+        row["best_record_auc"] = number_of(baseline[i])
         row["confirmed"] = row["fresh_auc"] = None  # filled where the release game tried the patient
         rows.append(row)
     return Summary(audit, rows, exposed, area)
@@ -174,8 +179,8 @@ def summarise(
 def _nothing(audit: dict[str, Any], count: int, config: AuditConfig) -> Summary:
     """Too few models for any number."""
     need = max(FEWEST, statistics.models_needed(count, config.false_discovery_rate, patients.FOLDS))
-    _withhold(audit, "verdicts", audit["models"], need)
-    _withhold(audit, "references", audit["models"], FEWEST)
+    _withhold(audit, "verdicts", audit["references"], need)
+    _withhold(audit, "references", audit["references"], FEWEST)
     empty = ("exposed", "verdicts", "confirmed", "roc", "auc", "survival", "baseline_max", "new_scan")
     audit.update(dict.fromkeys(empty))
     audit.update(tpr_at={}, groups={}, suppressed=[])
@@ -195,23 +200,23 @@ def _null_auc(area: statistics.Area, generator: np.random.Generator) -> Array:
     return np.asarray(np.clip(0.5 + generator.normal(size=(repeats, area.auc.size)) * spread, 0, 1).ravel())
 
 
-def _by_records(baseline: Array, pooled: Array, owner: np.ndarray, count: int) -> list[dict[str, Any]]:
+def _by_records(baseline: Array, pooled: Array, records: np.ndarray, small_cell: int) -> list[dict[str, Any]]:
     """How the baseline grows with the number of records, beside the pooled AUC that does not."""
-    counts = np.bincount(owner, minlength=count)
-    bands = groups.record_band(counts)
-    rows = []
-    for band in ("1", "2", "3-4", "5+"):
-        who = (bands == band) & (counts > 0)
-        if who.sum() >= groups.SMALL_CELL:
-            rows.append(
-                {
-                    "records": band,
-                    "patients": int(who.sum()),
-                    "best_record": _number(np.nanmean(baseline[who])),
-                    "pooled": _number(np.nanmean(pooled[who])),
-                }
-            )
-    return rows
+    bands = np.where(records > 0, groups.record_band(records), "")
+    names, sizes = np.unique(bands[bands != ""], return_counts=True)
+    hidden = groups.to_hide(
+        dict(zip(names.tolist(), sizes.tolist(), strict=True)), int(np.sum(bands == "")), small_cell
+    )
+    return [
+        {
+            "records": name,
+            "patients": size,
+            "best_record": number_of(np.nanmean(baseline[bands == name])),
+            "pooled": number_of(np.nanmean(pooled[bands == name])),
+        }
+        for name, size in zip(names.tolist(), sizes.tolist(), strict=True)
+        if name not in hidden
+    ]
 
 
 def _new_scan(
@@ -220,24 +225,29 @@ def _new_scan(
     patient: np.ndarray,
     trained: np.ndarray,
     config: AuditConfig,
-    generator: np.random.Generator,
     task: str,
 ) -> tuple[dict[str, Any] | None, Array]:
     """Is a patient recognised by a record that no model was trained on?"""
     auc = np.full(member.shape[1], np.nan)
     fresh = ~trained
     who = np.unique(patient[fresh])
-    if who.size < groups.SMALL_CELL:
+    if who.size < config.small_cell:
         return None, auc
     position = np.searchsorted(who, patient[fresh])
     evidence, fold = patients.crossfit(scores[:, fresh], member[:, who], position, attack=config.attack, task=task)
-    auc[who] = statistics.stratified_auc(evidence, member[:, who], fold).auc
-    low, high = statistics.mean_interval(auc, generator=generator)
-    summary = {"auc": _number(np.nanmean(auc)), "low": _number(low), "high": _number(high), "patients": int(who.size)}
+    auc[who] = statistics.fold_auc(evidence, member[:, who], fold)
+    low, high = statistics.mean_interval(statistics.fold_auc, evidence, member[:, who], fold)
+    summary = {
+        "auc": number_of(np.nanmean(auc)),
+        "low": number_of(low),
+        "high": number_of(high),
+        "patients": int(who.size),
+    }
     return summary, auc
 
 
-def _number(value: float | np.floating[Any]) -> float | None:
+def number_of(value: float | np.floating[Any]) -> float | None:
+    """A number for JSON; None for NaN and infinity."""
     number = float(value)
     return number if math.isfinite(number) else None
 

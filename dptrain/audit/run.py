@@ -28,7 +28,7 @@ from dptrain.audit import bounds, masks, patients, reference, statistics
 from dptrain.audit.canaries import canary_scores, kinds_of, plant
 from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Material
-from dptrain.audit.results import SCHEMA, People, Summary, summarise
+from dptrain.audit.results import SCHEMA, People, Summary, number_of, summarise
 from dptrain.audit.scores import Array
 from dptrain.config import Settings, to_yaml
 from dptrain.errors import ConfigError
@@ -265,7 +265,8 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
             "cohort_sha256": _digest(cohort.fingerprint),
             "seconds": round(time.monotonic() - begun, 1),
         }
-        write_json(folder.audit / "audit.json", audit)
+        told = folder.audit / "audit.json"
+        told.unlink(missing_ok=True)  # it stands for the whole: gone before the others change, written when they are
         _write_rows(folder.audit / "patients.csv", summary)
         with whole_or_nothing(folder.audit / "scores.npz", "wb") as file:
             np.savez_compressed(
@@ -275,6 +276,7 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
                 patient=material.patient.numpy(),
                 trained=material.trained,
             )
+        write_json(told, audit)
         work.remove()
         ended = "complete"
     finally:
@@ -461,6 +463,8 @@ class Work:
         """
         held = self.load("canaries")
         if held is None or held["member"].shape != member.shape:
+            for file in self.folder.glob("canary-*.npz"):  # scores of other canaries
+                file.unlink()
             self.save(
                 "canaries", inputs=planted.inputs[own:].numpy(), labels=planted.labels[own:].numpy(), member=member
             )
@@ -548,12 +552,13 @@ def confirm(
     config: AuditConfig,
     work: Work | None,
     device: torch.device,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Release game: the whole cohort with and without one patient, on fresh models, for the most exposed.
 
     The attack is fitted on the population's models, so it owes nothing to the fresh ones: no winner's curse.
     The models with everybody are shared by all candidates; Benjamini–Yekutieli allows for that.
-    Writes into the rows of the patients tried whether they were confirmed, and their fresh AUC.
+    Writes into the rows of the patients tried whether they were confirmed, and their fresh AUC. None, and a line in
+    `withheld`, where there are too few fresh models to confirm anybody.
     """
     order = np.argsort(-np.nan_to_num(summary.area.auc, nan=0.0), kind="stable")
     top = [int(i) for i in order if summary.exposed[i]][: config.confirm]
@@ -561,23 +566,34 @@ def confirm(
     if not top:
         return result
     half = config.confirm_models // 2
+    need = 2 * statistics.confirming(len(top), config.false_discovery_rate)
+    if 2 * half < need:  # not even a patient recognised without an error could be confirmed
+        summary.audit["withheld"].append({"what": "confirmed", "have": 2 * half, "need": need})
+        return None
     games = np.ones((half * (1 + len(top)), material.patients), dtype=bool)
     for number, who in enumerate(top):
         games[half * (1 + number) : half * (2 + number), who] = False
     fresh = train_references(material, games, config, work, device, "confirming on fresh models", "confirm")
-    own = material.trained
+    good, told = patients.measurable(scores)
+    own = material.trained & told
     evidence = patients.pooled_evidence(
-        scores[:, own], member, fresh[:, own], material.patient.numpy()[own], attack=config.attack, task=material.task
+        scores[good][:, own],
+        member[good],
+        fresh[:, own],
+        material.patient.numpy()[own],
+        attack=config.attack,
+        task=material.task,
     )
     p = np.empty(len(top))
     for number, who in enumerate(top):
         rows = np.r_[0:half, half * (1 + number) : half * (2 + number)]
+        rows = rows[np.isfinite(evidence[rows, who])]  # a fresh model may diverge, too
         area = statistics.stratified_auc(
-            evidence[rows][:, [who]], games[rows][:, [who]], np.zeros(2 * half, dtype=int)
+            evidence[rows][:, [who]], games[rows][:, [who]], np.zeros(len(rows), dtype=int)
         )
         low, high = statistics.auc_interval(area)
         p[number] = statistics.auc_p_values(area)[0]
-        result["auc"].append({"auc": float(area.auc[0]), "low": float(low[0]), "high": float(high[0])})
+        result["auc"].append({"auc": number_of(area.auc[0]), "low": number_of(low[0]), "high": number_of(high[0])})
     adjusted = statistics.benjamini_hochberg(p, arbitrary_dependence=True)
     confirmed = adjusted <= config.false_discovery_rate
     result["confirmed"] = int(np.sum(confirmed))

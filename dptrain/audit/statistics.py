@@ -7,16 +7,20 @@ the patient and those that had not.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy.stats import beta, binom, norm, rankdata
+from scipy.stats import t as student
 
 from dptrain.audit.scores import Array
 
 LEVEL = 0.95
+TESTS = 2  # a p-value is twice the smaller of two (:func:`dptrain.audit.patients.p_values`)
+JACKKNIFE_GROUPS = 32  # of models: an interval of a mean costs so many times its statistic
+JACKKNIFE_PATIENTS = 1000
 EXACT_UP_TO = 256  # largest number of pairs in a fold for which the exact null distribution is used
 
 
@@ -61,6 +65,11 @@ def stratified_auc(evidence: Array, member: np.ndarray, fold: np.ndarray) -> Are
     pairs = (inside * outside).sum(axis=0)
     wins = np.where(np.isnan(evidence).any(axis=0), np.nan, wins)
     return Area(wins / np.where(pairs > 0, pairs, np.nan), wins, inside, outside)
+
+
+def fold_auc(evidence: Array, member: np.ndarray, fold: np.ndarray) -> Array:
+    """The AUC [P] of :func:`stratified_auc` alone."""
+    return stratified_auc(evidence, member, fold).auc
 
 
 def auc_interval(area: Area, level: float = LEVEL) -> tuple[Array, Array]:
@@ -172,16 +181,25 @@ def largest_by_chance(area: Area, level: float = LEVEL) -> float:
 def smallest_p_value(area: Area) -> float:
     """The smallest p-value that the typical patient could get with these models."""
     m, n = np.median(area.inside, axis=1), np.median(area.outside, axis=1)
-    return float(math.prod(1 / math.comb(int(a + b), int(a)) for a, b in zip(m, n, strict=True)))
+    return TESTS * float(math.prod(1 / math.comb(int(a + b), int(a)) for a, b in zip(m, n, strict=True)))
 
 
 def models_needed(patients: int, false_discovery_rate: float, folds: int) -> int:
     """Fewest reference models with which a single exposed patient could pass the false-discovery control."""
     for models in range(2 * folds, 4096, folds):
         size = models // folds
-        if math.comb(size, size // 2) ** -folds <= false_discovery_rate / max(patients, 1):
+        if TESTS * math.comb(size, size // 2) ** -folds <= false_discovery_rate / max(patients, 1):
             return models
     return 4096
+
+
+def confirming(patients: int, false_discovery_rate: float) -> int:
+    """Fewest fresh models with, and as many without a patient, with which one of `patients` could be confirmed."""
+    allowed = false_discovery_rate / (patients * sum(1 / i for i in range(1, patients + 1)))
+    half = 1
+    while 1 / math.comb(2 * half, half) > allowed:
+        half += 1
+    return half
 
 
 def benjamini_hochberg(p_values: Array, *, arbitrary_dependence: bool = False) -> Array:
@@ -247,33 +265,57 @@ def tpr_at(evidence: Array, member: np.ndarray, fpr: float, area: Area, level: f
     TPR = Φ(Φ⁻¹(fpr) + √2·Φ⁻¹(AUC)), and the same function of the AUC's interval.
     """
     count_in, count_out = member.sum(axis=0), (~member).sum(axis=0)
+    inside_above = _inside_above(evidence, member)
+    half = (1 + level) / 2
+    tail = (1 - half) / 2
+    strict = inside_above(binom.ppf(tail, count_out, fpr).astype(int))
+    loose = inside_above(binom.isf(tail, count_out, fpr).astype(int) + 1)
+    low = clopper_pearson(strict, count_in, half)[0]
+    high = clopper_pearson(loose, count_in, half)[1]
+    auc_low, auc_high = auc_interval(area, level)
+    extrapolated = _extrapolated(count_out, fpr)
+
+    def choose(count: Array, auc: Array) -> Array:
+        return np.where(np.isnan(area.auc), np.nan, np.where(extrapolated, binormal_tpr(auc, fpr), count))
+
+    tpr = choose(_counted_tpr(inside_above, count_in, count_out, fpr), area.auc)
+    return Rate(tpr, choose(low, auc_low), choose(high, auc_high), extrapolated)
+
+
+def fold_tpr(evidence: Array, member: np.ndarray, fold: np.ndarray, *, fpr: float) -> Array:
+    """The TPR [P] of :func:`tpr_at` alone."""
+    auc = fold_auc(evidence, member, fold)
+    count_in, count_out = member.sum(axis=0), (~member).sum(axis=0)
+    counted = _counted_tpr(_inside_above(evidence, member), count_in, count_out, fpr)
+    return np.where(np.isnan(auc), np.nan, np.where(_extrapolated(count_out, fpr), binormal_tpr(auc, fpr), counted))
+
+
+def _extrapolated(count_out: np.ndarray, fpr: float) -> np.ndarray:
+    """Too few models outside to count."""
+    return np.asarray(count_out < 1 / fpr - 1e-9)
+
+
+def _inside_above(evidence: Array, member: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """rank [P] -> inside models above the rank-th largest outside value [P] (rank 0: above everything)."""
+    count_out = (~member).sum(axis=0)
     descending = -np.sort(np.where(member, np.inf, -evidence), axis=0)  # outside values first, large to small
     columns = np.arange(member.shape[1])
 
-    def share_above(rank: np.ndarray) -> np.ndarray:
-        """Inside models above the rank-th largest outside value (rank 0: above everything)."""
+    def above(rank: np.ndarray) -> np.ndarray:
         row = np.clip(rank - 1, 0, member.shape[0] - 1)
         threshold = np.where(rank <= 0, np.inf, np.where(rank > count_out, -np.inf, descending[row, columns]))
-        return np.sum(member & (evidence > threshold), axis=0)
+        return np.asarray(np.sum(member & (evidence > threshold), axis=0))
 
-    half = (1 + level) / 2
-    tail = (1 - half) / 2
+    return above
+
+
+def _counted_tpr(
+    inside_above: Callable[[np.ndarray], np.ndarray], count_in: np.ndarray, count_out: np.ndarray, fpr: float
+) -> Array:
     rank = fpr * (count_out + 1)  # the threshold whose expected false-positive rate is fpr
     whole = np.floor(rank + 1e-9).astype(int)
-    hits = (1 - (rank - whole)) * share_above(whole) + (rank - whole) * share_above(whole + 1)
-    strict = share_above(binom.ppf(tail, count_out, fpr).astype(int))
-    loose = share_above(binom.isf(tail, count_out, fpr).astype(int) + 1)
-    low = clopper_pearson(strict, count_in, half)[0]
-    high = clopper_pearson(loose, count_in, half)[1]
-    counted = hits / np.maximum(count_in, 1)
-    auc_low, auc_high = auc_interval(area, level)
-    extrapolated = count_out < 1 / fpr - 1e-9
-    unknown = np.isnan(area.auc)
-
-    def choose(count: Array, auc: Array) -> Array:
-        return np.where(unknown, np.nan, np.where(extrapolated, binormal_tpr(auc, fpr), count))
-
-    return Rate(choose(counted, area.auc), choose(low, auc_low), choose(high, auc_high), extrapolated)
+    hits = (1 - (rank - whole)) * inside_above(whole) + (rank - whole) * inside_above(whole + 1)
+    return np.asarray(hits / np.maximum(count_in, 1))
 
 
 def binormal_tpr(auc: Array, fpr: float) -> Array:
@@ -310,16 +352,43 @@ def pooled_roc(evidence: Array, member: np.ndarray, points: int = 200) -> tuple[
 
 
 def mean_interval(
-    values: Array, *, replicates: int = 2000, level: float = LEVEL, generator: np.random.Generator | None = None
+    statistic: Callable[[Array, np.ndarray, np.ndarray], Array],
+    evidence: Array,
+    member: np.ndarray,
+    fold: np.ndarray,
+    *,
+    level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Patient-bootstrap interval of a mean; NaN entries are left out."""
-    known = values[~np.isnan(values)]
+    """Interval of the mean over patients of a statistic of each patient; patients without one are left out.
+
+    Two things vary: the patients, who are independent, and the models, which all patients share: a model that is
+    surer than the others is so about everybody, and that does not average out over patients. The first variance is
+    that of the values over their number. The second is the jackknife's over groups of models (Efron & Stein 1981),
+    less what single patients contribute to it, which the first holds already.
+
+    Args:
+        statistic: (evidence [m, p], member [m, p], fold [m]) -> [p]; called with some of the models and patients.
+        evidence, member: [M, P]; fold: [M].
+    """
+    values = statistic(evidence, member, fold)
+    known = np.flatnonzero(~np.isnan(values))
     if known.size < 2:
         return math.nan, math.nan
-    draw = generator or np.random.default_rng()
-    means = [float(known[draw.integers(0, known.size, known.size)].mean()) for _ in range(replicates)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    mean = float(values[known].mean())
+    some = known[:: max(1, known.size // JACKKNIFE_PATIENTS)]
+    number = min(JACKKNIFE_GROUPS, len(fold))
+    group = np.arange(len(fold)) % number
+    left = [group != g for g in range(number)]
+    without = np.stack([statistic(evidence[rows][:, some], member[rows][:, some], fold[rows]) for rows in left])
+    without = without[:, ~np.isnan(without).any(axis=0)]
+    shared = 0.0
+    if without.shape[1] > 1:
+        both = (number - 1) ** 2 / number * np.var(without.mean(axis=1), ddof=1)
+        alone = (number - 1) ** 2 / number * np.var(without, axis=0, ddof=1).mean() / without.shape[1]
+        shared = max(0.0, float(both - alone))
+    spread = math.sqrt(float(values[known].var(ddof=1)) / known.size + shared)
+    half = float(student.isf((1 - level) / 2, number - 1)) * spread
+    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def survival(auc: Array, grid: Sequence[float]) -> list[float]:

@@ -124,3 +124,44 @@ def test_canaries_of_two_kinds_are_judged_apart() -> None:
         drawn = rng.normal(size=coins.shape) + truth * coins
         accused += bounds.lower_bound(drawn, coins, promised=1.0, delta=DELTA, kinds=np.arange(200) % 2).broken
     assert accused <= 4
+
+
+@pytest.mark.parametrize(("trainings", "canaries"), [(64, 20), (2, 400)])
+def test_a_score_that_is_not_finite_silences_no_other_canary(trainings: int, canaries: int) -> None:
+    rng = np.random.default_rng(28)
+    member = rng.random((trainings, canaries)) < 0.5
+    scores = rng.normal(size=member.shape) + 8.0 * member
+    whole = bounds.lower_bound(scores, member, promised=1.0, delta=DELTA)
+    scores[:, 0] = np.nan
+    scores[1, 1] = np.inf
+    assert bounds.lower_bound(scores, member, promised=1.0, delta=DELTA).epsilon > 0.8 * whole.epsilon > 1.0
+
+
+@pytest.mark.parametrize(("trainings", "kinds"), [(64, None), (2, None), (2, np.arange(100) % 2)])
+def test_everything_that_is_tried_shares_one_error(
+    monkeypatch: pytest.MonkeyPatch, trainings: int, kinds: np.ndarray | None
+) -> None:
+    """Canaries, guessed shares, kinds and methods: the errors allowed to each add up to that of the whole."""
+    spent: list[float] = []
+    one_run, limits = bounds.one_run_epsilon, bounds._error_limits
+
+    def one(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> float:
+        spent.append(1 - confidence)
+        return one_run(canaries, guesses, correct, delta, confidence)
+
+    seen: set[tuple[int, int, int, int]] = set()
+
+    def two(hits: int, inside: int, false_alarms: int, outside: int, confidence: float) -> tuple[float, float]:
+        if (hits, inside, false_alarms, outside) not in seen:  # bound and curve rest on the same limits
+            seen.add((hits, inside, false_alarms, outside))
+            spent.append(1 - confidence)
+        return limits(hits, inside, false_alarms, outside, confidence)
+
+    monkeypatch.setattr(bounds, "one_run_epsilon", one)
+    monkeypatch.setattr(bounds, "_error_limits", two)
+    rng = np.random.default_rng(29)
+    member = rng.random((trainings, 100)) < 0.5
+    scores = rng.normal(size=member.shape)
+    bounds.lower_bound(scores, member, promised=1.0, delta=DELTA, tpr=gaussian_tpr(1.0), kinds=kinds, confidence=0.9)
+    assert len(spent) >= 2
+    assert sum(spent) <= 0.1 + 1e-9

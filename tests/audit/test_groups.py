@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dptrain.audit import masks
-from dptrain.audit.groups import by_group, record_band
+from dptrain.audit.groups import by_group, record_band, to_hide
 
 
 def test_a_difference_that_is_the_class_alone_goes_away() -> None:
@@ -39,8 +39,8 @@ def test_small_cells_are_hidden_and_cannot_be_subtracted() -> None:
     groups = by_group(rng.random(164) < 0.3, {"site": site}, np.zeros(164), rng)
     assert set(groups.table["site"]) == {"a"}
     assert {entry["value"] for entry in groups.suppressed} == {"b", "c"}
-    two = np.array(["a"] * 100 + ["b"] * 4 + ["c"] * 4)
-    groups = by_group(rng.random(108) < 0.3, {"site": two}, np.zeros(108), rng)
+    two = np.array(["a"] * 100 + ["b"] * 6 + ["c"] * 6)
+    groups = by_group(rng.random(112) < 0.3, {"site": two}, np.zeros(112), rng)
     assert set(groups.table["site"]) == {"a"}
 
 
@@ -71,3 +71,23 @@ def test_masks_are_fair_distinct_and_hashed() -> None:
     assert masks.digest(one) == masks.digest(one.copy())
     assert masks.digest(one) != masks.digest(two)
     assert masks.digest(one) != masks.digest(one.reshape(32, 1000))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "unknown", "hidden"),
+    [
+        ({"a": 100, "b": 50, "c": 20}, 0, ""),
+        ({"a": 100, "b": 50, "c": 4}, 0, "bc"),
+        ({"a": 100, "b": 50, "c": 4, "d": 4}, 0, "bcd"),  # eight hidden ones are a small cell, too
+        ({"a": 100, "b": 50, "c": 8, "d": 8}, 0, "cd"),
+        ({"a": 100, "b": 50}, 3, "b"),  # the total would tell of the three without a group
+        ({"a": 100, "b": 50}, 40, ""),
+        ({"a": 100, "b": 50, "c": 4}, 40, "c"),
+        ({"a": 100, "b": 4}, 0, "ab"),
+    ],
+)
+def test_nothing_small_follows_from_the_total(sizes: dict[str, int], unknown: int, hidden: str) -> None:
+    assert "".join(sorted(to_hide(sizes, unknown, 10))) == hidden
+    column = np.concatenate([np.repeat(list(sizes), list(sizes.values())), np.repeat("", unknown)])
+    table = by_group(np.zeros(column.size), {"g": column}, np.zeros(column.size), np.random.default_rng(5)).table
+    assert set(table.get("g", {})) == set(sizes) - set(hidden)

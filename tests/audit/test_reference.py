@@ -344,6 +344,17 @@ def test_a_patient_that_is_not_finite_spoils_nobody() -> None:
     assert np.isfinite(scores[:, 1:]).all()
 
 
+@pytest.mark.parametrize(("batch", "size"), [(15, 60), (3, 100), (1, 100), (20, 40), (7, 61), (600, 2215), (40, 40)])
+def test_half_of_a_plan_draws_no_more_often_than_the_whole(batch: int, size: int) -> None:
+    """The ceilings are the whole plan's: a higher rate would let an honest attack pass them."""
+    plan = make_plan(public_size=size, expected_batch_size=batch)
+    half = reference.half_plan(plan)
+    assert half.sample_rate <= plan.sample_rate
+    assert half.sample_rate == pytest.approx(plan.sample_rate, rel=0.02)
+    assert half.expected_batch_size == max(1, round(batch / 2))
+    assert dataclasses.replace(half, public_size=size, expected_batch_size=batch, declares=plan.declares) == plan
+
+
 def test_ways() -> None:
     plan = make_plan()
     assert way_of(nn.Linear(3, 2), plan) == "linear"

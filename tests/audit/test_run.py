@@ -53,6 +53,8 @@ def test_audit_of_a_run(make_site: Callable[..., Site], capsys: pytest.CaptureFi
     assert code in (0, EXIT_GUARANTEE_BROKEN)
     told = capsys.readouterr().out
     assert "reference models" in told
+    with open(folder.audit / "patients.csv", newline="") as file:  # nothing by patient on the terminal
+        assert not [row["patient"] for row in csv.DictReader(file) if row["patient"] in told]
     audit = json.loads((folder.audit / "audit.json").read_text())
     assert audit["schema"] == "dptrain.audit/1"
     expected = {
@@ -114,6 +116,69 @@ def test_a_locked_cohort_needs_permission_for_a_second_audit(make_site: Callable
     with pytest.raises(LedgerRefused) as error:
         audit_run(folder.path, [*few, "audit.tolerance=0.8"], say=quiet)
     assert "Radiology" in str(error.value)
+
+
+def test_an_interrupted_audit_of_a_locked_cohort_goes_on(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while it writes: nothing half written is taken for finished, and no second permission is needed."""
+    site = make_site(3.0)
+    folder = trained(site, "privacy.target_epsilon=3")
+    assert site.ledger.status("tiny").locked
+    few = ["audit.models=8", "audit.canaries=0"]
+
+    def full_disk(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez_compressed", full_disk)
+        with pytest.raises(KeyboardInterrupt):
+            audit_run(folder.path, few, say=quiet)
+    assert not (folder.audit / "audit.json").exists()
+    assert stat.S_IMODE((folder.audit / "work").stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (folder.audit / "work").iterdir()} == {0o600}
+    audit_run(folder.path, few, say=quiet)
+    assert {path.name for path in folder.audit.iterdir()} == {"audit.json", "patients.csv", "scores.npz"}
+
+
+def test_work_keeps_what_the_audit_began_with(make_site: Callable[..., Site]) -> None:
+    site = make_site(8.0)
+    settings = site.settings("model=linear", *NETWORK)
+
+    def begin(seed: int) -> tuple[Work, Any]:
+        material = make_material(most=3)
+        trained = keep_back(material.patient.numpy(), 40, 0.9)
+        material = dataclasses.replace(material, trained=trained)
+        return Work(site.folder / "work", settings, material, material.plan, "fingerprint"), material
+
+    work, first = begin(0)
+    assert not first.trained.all()
+    again, second = begin(1)
+    np.testing.assert_array_equal(first.trained, second.trained)  # the records kept back for the new scan
+    np.testing.assert_array_equal(work.member(8, 40), again.member(8, 40))
+    own = len(first.inputs)
+    for count in (2, 2, 3):  # the last is another question: other canaries, and no score of the former
+        planted = dataclasses.replace(
+            first, inputs=torch.cat([first.inputs, torch.randn(count, 12)]), labels=torch.cat([first.labels] * 2)
+        )
+        member = np.random.default_rng().random((4, 40 + count)) < 0.5
+        same, held = work.canaries(planted, member, own)
+        if count == 2:
+            work.save("canary-000", scores=np.zeros((4, own + 2)), member=held)
+        else:
+            torch.testing.assert_close(same.inputs, planted.inputs)
+            assert work.load("canary-000") is None
+
+
+def test_too_few_fresh_models_confirm_nobody_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    scores, member, owner = gaussian_scores(rng, 32, 40, 3.0)
+    material = make_material(patients=40, patient=torch.arange(40))
+    summary = summarise(scores, member, owner, everybody(40), AuditConfig(), generator=rng)
+    monkeypatch.setattr(audit_module, "train_references", None)
+    config = AuditConfig(confirm=3, confirm_models=8)
+    assert confirm(material, scores, member, summary, config, None, torch.device("cpu")) is None
+    assert {"what": "confirmed", "have": 8, "need": 10} in summary.audit["withheld"]
 
 
 def test_a_finished_audit_is_told_again_without_the_ledger(
@@ -358,6 +423,20 @@ def test_summary_of_a_known_release() -> None:
     assert sum(row["verdict"] == "exposed" for row in summary.rows) == audit["exposed"]["count"]
 
 
+def test_a_new_scan_is_recognised_where_the_models_know_the_patient() -> None:
+    """The patient, not the record, was learned: a record that was never trained on tells who was there."""
+    rng = np.random.default_rng(2)
+    scores, member, patient = gaussian_scores(rng, 64, 200, 1.0, records=2)
+    trained = np.arange(400) % 8 != 1
+    summary = summarise(scores, member, patient, everybody(200), AuditConfig(), trained=trained, generator=rng)
+    scan = summary.audit["new_scan"]
+    assert scan["patients"] == 50
+    assert scan["low"] < 0.76 < scan["high"]  # Φ(1/√2)
+    assert scan["low"] > 0.65
+    with_scan = [i for i, row in enumerate(summary.rows) if row["new_scan_auc"] is not None]
+    assert with_scan == list(patient[~trained])
+
+
 def test_kept_back_records_leave_every_patient_one() -> None:
     owner = np.repeat(np.arange(100), np.arange(100) % 4 + 1)
     trained = keep_back(owner, 100, 0.99)
@@ -381,6 +460,7 @@ def test_rmia_knows_that_a_segmentation_score_is_a_log_probability(monkeypatch: 
     asked: list[bool] = []
 
     def spy(*args: Any, log_probability: bool = False) -> Any:
+        assert args[0].shape[1] == 30  # records that were trained on, or those that were not; never both
         asked.append(log_probability)
         return attacks.rmia(*args, log_probability=log_probability)
 
@@ -407,14 +487,20 @@ def test_the_patients_tried_are_named_in_the_rows(monkeypatch: pytest.MonkeyPatc
     top = np.argsort(-summary.area.auc, kind="stable")[:2]
 
     def fresh(what: Any, games: np.ndarray, *rest: Any) -> np.ndarray:
+        assert games[:12].all()  # the whole cohort, then the whole cohort without one
+        assert (games[12:].sum(axis=1) == 39).all()
         found = rng.normal(size=(len(games), 40))
         found[:, top[0]] += 8.0 * games[:, top[0]]  # the first leaks, the second was luck
+        found[[0, 20]] = np.nan  # one model with both, and one without the first, have diverged
         return found
 
     monkeypatch.setattr(audit_module, "train_references", fresh)
+    control, asked = statistics.benjamini_hochberg, []
+    monkeypatch.setattr(statistics, "benjamini_hochberg", lambda p, **how: asked.append(how) or control(p, **how))
     config = AuditConfig(confirm=2, confirm_models=24)
     found = confirm(material, scores, member, summary, config, None, torch.device("cpu"))
     assert (found["tested"], found["confirmed"]) == (2, 1)
+    assert asked == [{"arbitrary_dependence": True}]  # all candidates share the models with everybody
     one, two = (summary.rows[i] for i in top)
     assert (one["confirmed"], two["confirmed"]) == (True, False)
     assert one["fresh_auc"] == 1.0

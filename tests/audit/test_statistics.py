@@ -10,6 +10,8 @@ import pytest
 from scipy.stats import false_discovery_control, kstest, mannwhitneyu, norm
 
 from dptrain.audit import patients, statistics
+from dptrain.audit.config import AuditConfig
+from dptrain.audit.results import People, summarise
 from tests.audit.simulate import gaussian_scores
 
 AUDITS = 1000
@@ -218,3 +220,79 @@ def test_the_largest_auc_by_chance_is_passed_in_one_audit_of_twenty(records: int
         area = dataclasses.replace(statistics.stratified_auc(evidence, member, fold), inflation=factor)
         passed += np.max(area.auc) > statistics.largest_by_chance(area)
     assert passed <= 10  # 5 % of 80 is 4; 11 or more happen twice in a thousand
+
+
+@pytest.mark.parametrize("broken", ["a model", "a record", "both"])
+def test_scores_that_are_not_finite_spoil_nobody_else(broken: str) -> None:
+    """One diverged model, or one record without a score, must not turn exposed patients into unexposed ones."""
+    rng = np.random.default_rng(27)
+    scores, member, patient = gaussian_scores(rng, 64, 100, 3.0, records=2)
+    if broken != "a record":
+        scores[5] = np.nan
+    if broken != "a model":
+        scores[7, 0] = np.inf
+    people = People([f"{i:016x}" for i in range(100)], np.full(100, "all"), {})
+    audit = summarise(scores, member, patient, people, AuditConfig(), generator=rng).audit
+    assert audit["exposed"]["count"] > 95
+    assert audit["auc"]["mean"] > 0.95
+    assert audit["not_finite"] == {"models": int(broken != "a record"), "records": int(broken != "a model")}
+    assert audit["references"] == 64 - audit["not_finite"]["models"]
+
+
+def test_the_interval_of_the_mean_knows_that_patients_share_their_models() -> None:
+    """Half of a score's variance is the model's own: resampling patients alone covered 32 % instead of 95 %."""
+    rng = np.random.default_rng(28)
+    covered = []
+    for _ in range(40):
+        scores, member, patient = gaussian_scores(rng, 64, 200, 1.0)
+        scores = member + np.sqrt(0.5) * (scores - member) + np.sqrt(0.5) * rng.normal(size=(64, 1))
+        evidence, fold = patients.crossfit(scores, member, patient)
+        low, high = statistics.mean_interval(statistics.fold_auc, evidence, member, fold)
+        covered.append(low <= norm.cdf(1 / np.sqrt(2)) <= high)
+        assert high - low < 0.09
+    assert np.mean(covered) >= 0.85  # of 40
+
+
+def test_the_parts_of_an_interval_agree_with_the_whole() -> None:
+    rng = np.random.default_rng(29)
+    scores, member, _ = gaussian_scores(rng, 64, 50, 1.0)
+    fold = patients.folds_of(64)
+    area = statistics.stratified_auc(scores, member, fold)
+    for fpr in (0.01, 0.1):
+        whole = statistics.tpr_at(scores, member, fpr, area).tpr
+        np.testing.assert_array_equal(statistics.fold_tpr(scores, member, fold, fpr=fpr), whole)
+
+
+def test_the_smallest_p_value_is_one_that_a_patient_can_get() -> None:
+    scores, patient = np.zeros((20, 80)), np.repeat(np.arange(40), 2)
+    member = np.tile(np.arange(20)[:, None] % 5 < 2, (1, 40))
+    scores += 20.0 * member[:, patient] + np.random.default_rng(30).normal(size=scores.shape)
+    fold = patients.folds_of(20)
+    area = statistics.stratified_auc(scores[:, ::2], member, fold)
+    smallest = patients.p_values(scores, member, patient, fold).min()
+    assert statistics.smallest_p_value(area) == pytest.approx(smallest)
+
+
+@pytest.mark.parametrize("tested", [1, 3, 20])
+def test_as_many_fresh_models_as_needed_can_confirm_one_of_several(tested: int) -> None:
+    for enough in (True, False):
+        half = statistics.confirming(tested, 0.05) - (not enough)
+        perfect = np.arange(2.0 * half)[:, None]
+        area = statistics.stratified_auc(perfect, perfect >= half, np.zeros(2 * half, dtype=int))
+        p = np.r_[statistics.auc_p_values(area), np.ones(tested - 1)]
+        assert (statistics.benjamini_hochberg(p, arbitrary_dependence=True)[0] <= 0.05) == enough
+
+
+def test_the_measured_factor_is_that_of_dependent_folds() -> None:
+    """Some of the patients leak through one of sixteen records: the others' AUCs vary far more than nominally."""
+    rng = np.random.default_rng(31)
+    separation = np.where((np.arange(500 * 16) % 16 == 0) & (np.arange(500 * 16) < 50 * 16), 2.5, 0.0)
+    scores, member, patient = gaussian_scores(rng, 64, 500, separation, records=16, correlation=0.3)
+    evidence, fold = patients.crossfit(scores, member, patient)
+    area = statistics.stratified_auc(evidence, member, fold)
+    measured = np.mean(((area.auc - 0.5) / statistics.null_spread(area))[50:] ** 2)
+    factor = patients.inflation(scores, member, patient, rng)
+    assert measured > 1.4
+    assert factor[0] == pytest.approx(measured, rel=0.25)
+    single = patients.inflation(scores[:, ::16], member, np.arange(500), rng)
+    assert (single == 1).all()
