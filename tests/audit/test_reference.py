@@ -17,7 +17,7 @@ from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Draws, Material, train_in_processes, train_together, way_of
 from dptrain.audit.run import choose_trainer, train_references
 from dptrain.config import OptimizerConfig
-from dptrain.engine import ClippedSum, NoiseSource
+from dptrain.engine import ClippedSum, noise
 from dptrain.errors import ConfigError
 from dptrain.models.nets import cnn1d, linear_head, mlp, small_cnn
 from dptrain.training import loop
@@ -250,13 +250,17 @@ def check_normaliser(trainer: str) -> None:
 
 
 def one_seed_for_all_trainings(patch: pytest.MonkeyPatch) -> None:
-    correct = NoiseSource._start
+    """Every source of noise gets the same bits."""
 
-    def reused(source: NoiseSource) -> None:
-        correct(source)
-        source._random = np.random.Generator(np.random.SFC64(0))
+    def reused(kind: str) -> Callable[[np.ndarray], None]:
+        bits = np.random.SFC64(0)
 
-    patch.setattr(NoiseSource, "_start", reused)
+        def fill(words: np.ndarray) -> None:
+            words.view(np.uint64)[:] = bits.random_raw(len(words))
+
+        return fill
+
+    patch.setattr(noise, "new_bits", reused)
 
 
 def one_noise_for_the_stack(patch: pytest.MonkeyPatch) -> None:
