@@ -650,14 +650,16 @@ NOT_HERE = (
 
 NOTES = """
 `exposed` counts units whose trace is significant at a false-discovery rate of 5 % (exact randomisation tests);
-`low` and `high` are its 95 % interval; `exposed_by_records` splits it by the number of records, without adjustment.
+`low` and `high` are its 95 % interval, and 0 says that this attack found nobody with these models, not that nobody
+can be found; `exposed_by_records` splits it by the number of records, without adjustment.
 `auc_ceiling` is what the guarantee of the audited plan allows on average over models; the mean is to be held against
 it. **The largest AUC is not**: it is the largest of hundreds to thousands of estimates from 64 models each, and where
 nothing leaks at all it stays below `max_auc_by_chance` in about 95 of 100 audits. What chance lifted falls back on
 fresh models: see the table of confirmations. The reference models train on random halves with the plan's rate, clip,
 noise and steps. `best_record_mean_auc` is the baseline that grows with the number of records; it is no risk.
 `largest_gap` is the widest difference between two groups of one column in the adjusted share of exposed units (not
-of the column `records`). `accuracy` is that of the reference models on records they did not train on.
+of the column `records`). `accuracy` is the share of records outside of a reference model's training whose true class
+got more than half of the probability; with the five classes of the beats that is at most the accuracy.
 `diabetes_overfit` trains on 1,000 of 2,000 patients until it knows them: whoever was in hospital more often is then
 exposed more often. `diabetes` holds the first 20,000 patients, `diabetes_all` everybody. Rows without
 `max_auc_by_chance` were measured before it existed; `commit` says by which code each row was made.
