@@ -176,7 +176,7 @@ class GroupNorm(Function):
             # torch's kernel with each row's channels as channels of their own: what it sums over rows is one row.
             # gx must not be a view: autograd adds to a gradient in place only where nothing else holds its memory
             gx, scale, shift = torch.ops.aten.native_group_norm_backward(
-                g, x, mean.view(1, -1), rstd.view(1, -1), None if w is None else w.expand(n, c).reshape(-1),
+                g, x, mean.view(1, -1), rstd.view(1, -1), None if w is None else w.expand(n, c).contiguous().view(-1),
                 1, n * c, size, n * groups, [wanted, True, True],
             )  # fmt: skip
             scale, shift, gx = scale.view(n, c), shift.view(n, c), gx if wanted else None

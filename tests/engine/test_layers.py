@@ -393,3 +393,13 @@ def test_small_parameters_of_different_rows_and_many_uses_are_exact() -> None:
     torch.manual_seed(0)
     patient = torch.tensor([2, 0, 0, 3, 2])
     assert oracle.gap(Mixed().double(), torch.randn(5, 4, 6).double(), patient, 4) < EXACT
+
+
+@pytest.mark.parametrize("layer", [nn.GroupNorm(1, 1), nn.InstanceNorm2d(1, affine=True)])
+def test_norms_of_a_single_channel_are_exact(layer: nn.Module) -> None:
+    """A weight of one number spread over the rows must lie in memory row by row: torch's kernel reads it so."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), layer).double()
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    assert oracle.gap(model, torch.randn(6, 1, 5, 5).double(), torch.tensor([1, 0, 0, 2, 1, 1]), 3) < EXACT
