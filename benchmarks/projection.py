@@ -5,8 +5,8 @@ principal directions of EfficientNet-Lite0's root features over one image (at tw
 groups of the public Kermany cohort's training split. Labels are not read. Another cohort than the one that is to
 be protected, and a public one: a projection made from private images would have to be charged.
 
-The other way round, `adult_chest_xray_mean` of the recipe chest_xray_pneumonia is the mean of one image of each of the
-475 training patients of the public NIH subset, with no directions (`--width 0`):
+The other way round, `adult_chest_xray_mean` of the recipe chest_xray_pneumonia is the mean of one image of each of
+the 475 training patients of the public NIH subset, with no directions (`--width 0`):
 
 `python -m benchmarks.projection --name adult_chest_xray_mean --recipe chest_xray_findings --sides 288 --width 0
 --images 475`
