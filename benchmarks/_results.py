@@ -17,7 +17,8 @@ RESULTS = Path(__file__).parent / "results"
 def meta(command: str) -> dict[str, str]:
     """Date, commit, machine and the command that made the rows."""
     commit = _git("describe", "--always")
-    if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results"):  # results are no dirt
+    # Results are no dirt, nor are the recipes' pages, which the utility benchmark fills in as it runs.
+    if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results", ":(top,exclude)recipes/*/*.md"):
         commit += "-dirty"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -28,13 +29,13 @@ def meta(command: str) -> dict[str, str]:
 
 
 def command_of(benchmark: str, words: Sequence[str]) -> str:
-    """The command that made rows, without the folder that they were written to first."""
+    """The command that made rows, without the folders that they were written to first or features kept in."""
     kept: list[str] = []
     skip = False
     for word in words:
-        if not skip and not word.lstrip("-").startswith("folder"):
+        if not skip and not word.lstrip("-").startswith(("folder", "cache")):
             kept.append(word)
-        skip = word == "--folder"
+        skip = word in ("--folder", "--cache")
     return " ".join([f"python -m benchmarks.{benchmark}", *kept])
 
 

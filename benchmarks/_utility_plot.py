@@ -108,7 +108,7 @@ def _curves(rows: Sequence[dict[str, Any]], recipes: Sequence[str], folder: Path
             axis.fill_between(at, [min(s) for s in seeds], [max(s) for s in seeds], color=colour, alpha=0.25, lw=0)
         axis.set_title(TITLES[recipe], fontsize=11)
         axis.set_ylabel("Dice" if metric == "dice" else "AUROC")
-        axis.legend(fontsize=8, frameon=False, loc="lower right")
+        axis.legend(fontsize=8, frameon=False, loc="best")
     _title(
         figure, "Utility against ε on test patients", "mean and range (band) of seeds, 95 % patient bootstrap (bars)"
     )

@@ -1,9 +1,15 @@
 """Make a projection of image features from public images: `dptrain/models/projections/<name>.safetensors`.
 
-`python -m benchmarks.projection` makes `chest_xray`, which the recipe chest_xray_findings uses: mean and leading
+`python -m benchmarks.projection` makes `chest_xray`, used by the recipe chest_xray_findings: mean and leading
 principal directions of EfficientNet-Lite0's root features over one image (at two sizes) of each of `--images` patient
-groups of the public Kermany cohort's training split. Labels are not read. Another cohort than the one that is to be
-protected, and a public one: a projection made from private images would have to be charged.
+groups of the public Kermany cohort's training split. Labels are not read. Another cohort than the one that is to
+be protected, and a public one: a projection made from private images would have to be charged.
+
+The other way round, `adult_chest_xray_mean` of the recipe chest_xray_pneumonia is the mean of one image of each of
+the 475 training patients of the public NIH subset, with no directions (`--width 0`):
+
+`python -m benchmarks.projection --name adult_chest_xray_mean --recipe chest_xray_findings --sides 288 --width 0
+--images 475`
 """
 
 from __future__ import annotations
@@ -47,12 +53,14 @@ def first_images(config: data.DataConfig, count: int) -> list[Path]:
     return [found[patient] for patient in order[:count]]
 
 
-def save(path: Path, mean: Tensor, basis: Tensor, source: str) -> None:
-    """Write the file, in half precision: what is rounded here is rounded alike for everyone."""
+def save(path: Path, mean: Tensor, basis: Tensor | None, source: str) -> None:
+    """Write the file, in half precision: what is rounded here is rounded alike for everyone. No basis: the mean."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"mean": mean.half().contiguous(), "basis": basis.half().contiguous()}
+    tensors = {"mean": mean.half().contiguous()}
+    if basis is not None:
+        tensors["basis"] = basis.half().contiguous()
     save_file(tensors, path, metadata={"source": source})
 
 
@@ -62,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="chest_xray")
     parser.add_argument("--recipe", default="chest_xray_pneumonia", help="whose images; the cohort must be public")
     parser.add_argument("--sides", type=int, nargs="+", default=[224, 288], help="pixels a side: a view each")
-    parser.add_argument("--width", type=int, default=128, help="number of directions")
+    parser.add_argument("--width", type=int, default=128, help="number of directions; 0: the mean alone")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--folder", type=Path, default=PROJECTIONS)
     options = parser.parse_args(argv)
@@ -79,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 part = torch.stack([load_image(settings.data, path) for path in paths[start : start + 8]])
                 features.append(body(part))
                 bar.advance(len(part))
-    mean, basis = principal(torch.cat(features), options.width)
+    whole = torch.cat(features)
+    mean, basis = principal(whole, options.width) if options.width else (whole.mean(0), None)
     source = f"{settings.data.source} ({settings.data.licence})"
     save(options.folder / f"{options.name}.safetensors", mean, basis, source)
     return 0

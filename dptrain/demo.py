@@ -51,7 +51,7 @@ def demo_main(argv: list[str]) -> int:
     site = _fresh(run)
     places = [f"ledger.url={site / 'ledger.sqlite'}", f"ledger.keys={site / 'keys'}"]
     os.environ.setdefault("DPTRAIN_PASSPHRASE", PASSPHRASE)
-    recipe = [f"recipe={RECIPE}", "data.image_shape=[1,128,128]", *data.overrides]  # 224 px would take six minutes
+    recipe = [f"recipe={RECIPE}", "data.image_shape=[1,128,128]", *data.overrides]  # 288 px would take ten minutes
     epsilon = f"{words['epsilon']:g}"
     print(f"ledger and keys: {site} (the controller's passphrase of this demo is '{PASSPHRASE}')")
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks._results import RESULTS, origin, table
+from benchmarks._results import RESULTS, command_of, origin, table
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
@@ -20,3 +20,8 @@ def test_a_table_shows_every_row(name):
     header = next(line for line in written.splitlines() if line.startswith("| "))
     columns = header.strip("| ").split(" | ")
     assert table(rows, columns) in written
+
+
+def test_a_command_is_named_without_the_folders_of_one_machine() -> None:
+    words = ["ecg_beats", "--folder", "elsewhere", "--cache", "kept", "--quick"]
+    assert command_of("utility", words) == "python -m benchmarks.utility ecg_beats --quick"

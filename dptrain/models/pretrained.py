@@ -86,19 +86,26 @@ class Projection(nn.Module):
     A fixed function of one record. Noise on a head grows with the number of its inputs and with their length, and
     most of the length of ImageNet features is what all radiographs share; directions from *public* images of the
     same kind keep what tells them apart (compare the public subspaces of Zhou et al. 2021, arXiv 2007.03813).
+    Without a basis the mean alone is taken off, and all F features stay: enough where patients are many.
     Made by `python -m benchmarks.projection`; names of the packaged ones: :data:`PROJECTIONS`.
     """
 
     mean: Tensor
-    basis: Tensor
+    basis: Tensor | None
 
-    def __init__(self, mean: Tensor, basis: Tensor) -> None:
+    def __init__(self, mean: Tensor, basis: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", mean.float())
-        self.register_buffer("basis", basis.float())
+        self.register_buffer("basis", None if basis is None else basis.float())
+
+    @property
+    def width(self) -> int:
+        """K, the number of features it gives."""
+        return len(self.mean) if self.basis is None else self.basis.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) @ self.basis
+        centred = x - self.mean
+        return centred if self.basis is None else centred @ self.basis
 
 
 PROJECTIONS = Path(__file__).parent / "projections"
@@ -116,7 +123,8 @@ def read_projection(name: str) -> tuple[Projection, str, str]:
         raise ConfigError(f"projection={name} is unknown.", remedy=f"Projections: {', '.join(known) or 'none'}.")
     with safe_open(known[name], framework="pt") as file:
         source = (file.metadata() or {}).get("source", "public images")
-        made = Projection(file.get_tensor("mean"), file.get_tensor("basis"))
+        names = list(file.keys())
+        made = Projection(file.get_tensor("mean"), file.get_tensor("basis") if "basis" in names else None)
     return made, file_sha256(known[name]), f"projection {name} from {source}"
 
 
@@ -188,8 +196,10 @@ def pretrained_efficientnet_lite(
         num_classes: logits, [N, num_classes].
         last_blocks: stages that `train="last_blocks"` trains (of 16 blocks and the final convolution).
         root_features: put :class:`RootFeatures` between the pooled features and the head.
-        projection: name of a packaged :class:`Projection` put after the roots (it needs `root_features`): fewer
-            inputs of the head, chosen by public images. It counts as starting weights: the hash covers it.
+        projection: name of a packaged :class:`Projection` put after the roots (it needs `root_features`): inputs
+            of the head without what public images have in common, and fewer of them where the projection has
+            directions (chest_xray: 128; adult_chest_xray_mean: none). It counts as starting weights: the hash
+            covers it.
         prior: probability of every class that the head starts from. A public guess (0.1 for findings that are
             mostly absent) spares the gradients from learning it; never the frequency in the private data.
         pretrained: False for random weights of the same layout (its normalisation is then a no-op).
@@ -238,7 +248,7 @@ def pretrained_efficientnet_lite(
             raise ConfigError("a projection is made for root features.", remedy="Set root_features: true.")
         made, made_sha, made_note = read_projection(projection)
         top.append(made)
-        width = made.basis.shape[1]
+        width = made.width
         sha = hashlib.sha256(f"{sha or 'random'}+{made_sha}".encode()).hexdigest()
         note = f"{note or 'random weights'}; {made_note}"
     stages.append(nn.Sequential(*top))

@@ -57,3 +57,24 @@ def test_a_projection_needs_its_name_and_the_features_it_was_made_for(made: Path
     assert "made" in str(caught.value.remedy)
     with pytest.raises(ConfigError, match="root features"):
         pretrained_efficientnet_lite(projection="made", pretrained=False)
+
+
+def test_a_mean_alone_is_taken_off_and_all_features_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mean = torch.randn(1280, generator=torch.Generator().manual_seed(4))
+    save(tmp_path / "centre.safetensors", mean, None, "made-up images (CC0)")
+    monkeypatch.setattr(pretrained, "PROJECTIONS", tmp_path)
+    plain = pretrained_efficientnet_lite(root_features=True).eval()
+    network = pretrained_efficientnet_lite(root_features=True, projection="centre").eval()
+    image = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        difference = plain.body(image) - network.body(image)
+    assert network.head.in_features == 1280
+    assert torch.allclose(difference, mean.half().float().expand(2, -1), atol=1e-5)
+    assert network.weights_sha256 not in (None, plain.weights_sha256)
+
+
+@pytest.mark.parametrize(("name", "width"), [("chest_xray", 128), ("adult_chest_xray_mean", 1280)])
+def test_the_packaged_projections_say_what_public_images_they_are_made_of(name: str, width: int) -> None:
+    made, _, note = read_projection(name)
+    assert made.width == width
+    assert "doi" in note or "https://" in note
