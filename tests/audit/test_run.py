@@ -472,6 +472,7 @@ def test_rmia_knows_that_a_segmentation_score_is_a_log_probability(monkeypatch: 
     material = make_material(
         module=kind, shape=(1, 4, 4), task="segmentation", outputs=2, patients=30, patient=torch.from_numpy(owner)
     )
+    material = dataclasses.replace(material, trained=trained)
     summary.exposed[3] = True
     confirm(material, scores, member, summary, config, None, torch.device("cpu"))
     assert len(asked) > 8
