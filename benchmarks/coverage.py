@@ -414,8 +414,8 @@ one of the listed ones (`listed`). Opacus has no patients: in its hooks mode rec
 afterwards, in its ghost mode records are compared. For networks with several outputs the first is trained on.
 MaskedAutoEncoderViT draws its masks by a record's place in the batch, so that there is nothing to compare with.
 
-**Where the float32 criterion says nothing: BasicUNetPlusPlus, DiNTS and ResNet-50 in 3-D.** No long sum is at fault. Of
-9.7 million values that go into a ReLU or leaky ReLU, three (six in DiNTS) lie so near to zero that they come out
+**Where the float32 criterion says nothing: BasicUNetPlusPlus, DiNTS and ResNet-50 in 3-D.** No long sum is at
+fault. Of 9.7 million values that go into a ReLU or leaky ReLU, three (six in DiNTS) lie so near to zero that they come out
 with the other sign, which moves the gradient of everything before them by 1e-4: a jump, not a rounding error. The
 patients without a flip are right to 1.2e-6. Against float64 autograd's own float32 has one to three flips (nine in
 DiNTS), so that both are 3e-4 from the truth, neither always the nearer. What flips them here is instance norm: the
@@ -427,7 +427,7 @@ off by more than 1.2e-6 (6.5e-7). It is not taken: its forward pass needs 11.5 m
 answer that is no nearer to the truth.
 
 ResNet-50 in 3-D (quarter width) fails the same way: the engine takes 1x1 convolutions as matrix products, which round
-otherwise than torch's convolution and cost a seventh to two thirds of its time. A patient is then 2.5e-5 from
+otherwise than its convolution and cost a seventh to two thirds of its time. A patient is then 2.5e-5 from
 autograd's float32, while both are 1.5e-3 from the truth.
 
 Not run: HoVerNet (fixed 256-pixel input at full width: minutes a row), DAF3D and TorchVisionFCModel (need
