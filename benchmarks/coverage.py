@@ -414,7 +414,7 @@ one of the listed ones (`listed`). Opacus has no patients: in its hooks mode rec
 afterwards, in its ghost mode records are compared. For networks with several outputs the first is trained on.
 MaskedAutoEncoderViT draws its masks by a record's place in the batch, so that there is nothing to compare with.
 
-**Where the float32 criterion says nothing: BasicUNetPlusPlus, DiNTS and ResNet-50 in 3-D.** No long sum is at
+**Where the float32 criterion says nothing: BasicUNetPlusPlus and DiNTS in 3-D.** No long sum is at
 fault. Of 9.7 million values that go into a ReLU or leaky ReLU, three (six in DiNTS) lie so near to zero that
 they come out with the other sign, which moves the gradient of everything before them by 1e-4: a jump, not a
 rounding error. The patients without a flip are right to 1.2e-6. Against float64 autograd's own float32 has one
@@ -425,10 +425,6 @@ same to the bit, so that the limit stays at 1e-5 however many signs hang by a th
 in its place no sign differs and no patient is off by more than 1.2e-6 (6.5e-7). It is not taken: its forward
 pass needs 11.5 ms where the group-norm kernel needs 1.0 (6 records, 8 channels, 32 x 32 x 32, one thread), and
 5.9 against 0.5 (8 records, 32 channels, 64 x 64), for an answer that is no nearer to the truth.
-
-ResNet-50 in 3-D (quarter width) fails the same way: the engine takes 1x1 convolutions as matrix products, which round
-otherwise than its convolution and cost a seventh to two thirds of its time. A patient is then 2.5e-5 from
-autograd's float32, while both are 1.5e-3 from the truth.
 
 Not run: HoVerNet (fixed 256-pixel input at full width: minutes a row), DAF3D and TorchVisionFCModel (need
 torchvision), VQVAE (its codebook keeps running averages of the patients: the pre-flight check refuses it), and

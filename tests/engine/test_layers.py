@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dptrain.engine import conv
+from dptrain.engine import PatientGradients, conv
 from dptrain.engine.layout import Layout
 from tests.engine import oracle
 
@@ -403,3 +403,16 @@ def test_norms_of_a_single_channel_are_exact(layer: nn.Module) -> None:
     for p in layer.parameters():
         nn.init.normal_(p)
     assert oracle.gap(model, torch.randn(6, 1, 5, 5).double(), torch.tensor([1, 0, 0, 2, 1, 1]), 3) < EXACT
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_is_torchs_own_bit_for_bit(dims: int, kernel: int) -> None:
+    """Activations whose sign hangs by the last digit must not differ from those of the network without the engine."""
+    torch.manual_seed(0)
+    layer = getattr(nn, f"Conv{dims}d")(24, 40, kernel)
+    x = torch.randn(5, 24, *[9] * dims)
+    expected = layer(x)
+    engine = PatientGradients(layer, max_grad_norm=1.0)
+    assert torch.equal(layer(x), expected)
+    engine.detach()
