@@ -444,7 +444,7 @@ def measure(data: Data, name: str, make: Callable[[], nn.Module], epsilon: float
         "steps": found.plan.steps,
         "noise_multiplier": found.plan.noise_multiplier,
         "seconds": round(time.perf_counter() - begun, 1),
-        "commit": _results.meta("")["commit"],
+        **_results.stamp(),
         "status": "run",
     }
 
@@ -488,7 +488,7 @@ def confirmation(
         "auc_fresh_high": mean(fresh["high"]),
         "each": result["auc"],
         "seconds": round(time.perf_counter() - begun, 1),
-        "commit": _results.meta("")["commit"],
+        **_results.stamp(),
         "status": "run",
     }
 
@@ -587,7 +587,7 @@ def speed(name: str, models: int, alone: int, steps: int) -> list[dict[str, Any]
                 "speed": round(rate / alone_rate, 2),
                 "threads": torch.get_num_threads(),
                 "load": round(os.getloadavg()[0], 1),
-                "commit": _results.meta("")["commit"],
+                **_results.stamp(),
                 "status": "run",
             }
         )
@@ -724,13 +724,13 @@ def main() -> None:
     path = arguments.folder / "audit.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() and not arguments.anew else None
     rows = [] if known is None else earlier(known)
-    commands = [] if known is None else known["meta"]["command"].split("; ")
-    head = _results.meta("; ".join(dict.fromkeys([*commands, _results.command_of("audit", sys.argv[1:])])))
+    commands = "" if known is None else known["meta"]["command"]
+    head = _results.meta(_results.joined(commands, _results.command_of("audit", sys.argv[1:])))
     jobs = [] if arguments.table else planned(arguments.only)
     if arguments.no_speed or arguments.speed_only:
         jobs = [job for job in jobs if (job.what == "speed") == arguments.speed_only]
     held = {key_of(row): row for row in rows}
-    here = _results.meta("")["commit"]
+    here = _results.stamp()["commit"]
     missing = [job for job in jobs if job.key not in held]
     old = [job for job in jobs if job.key in held and held[job.key]["commit"] != here]
     for job in missing + (old if arguments.renew else []):

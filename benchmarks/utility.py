@@ -857,10 +857,9 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
     known = json.loads(path.read_text()) if path.exists() else {"meta": {"command": ""}, "rows": []}
     rows = [row for row in known["rows"] if row["epsilon"] is not None]
     command = _results.command_of("utility", argv if argv is not None else sys.argv[1:])
-    commands = [*known["meta"]["command"].split("; "), *([] if options.tables else [command])]
-    command = "; ".join(dict.fromkeys(filter(None, commands)))
+    command = _results.joined(known["meta"]["command"], "" if options.tables else command)
     begun = time.monotonic()
-    made = {name: _results.meta("")[name] for name in ("date", "commit")}
+    made = _results.stamp()
     done = {(r["recipe"], r["variant"], r["epsilon"], r["seed"]) for r in rows}
     todo = [
         trial
