@@ -49,7 +49,7 @@ class Geometry:
         return self.pointwise and self.groups == 1 and not self.transposed
 
     def _by_products(self, g: Tensor) -> bool:
-        """Whether plain matrix products do the work of torch's backward for 1×1 kernels, which copies its operands."""
+        """Whether matrix products do the work of torch's backward for 1×1 kernels, which copies its operands."""
         return self._plain and g.device.type == "cpu" and g.dtype in (torch.float32, torch.float64)
 
     def output(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -70,7 +70,7 @@ class Geometry:
 
     def weight_gradient(self, x: Tensor, g: Tensor, factors: Tensor | None = None) -> Tensor:
         """The weight gradient summed over all rows, each times its factor [rows]."""
-        small_x = x[0].numel() < g[0].numel()
+        small_x = math.prod(x.shape[1:]) < math.prod(g.shape[1:])
         if self._by_products(g):
             lines = _lines(x, factors if small_x else None), _lines(g, None if small_x else factors)
             return (lines[1] @ lines[0].t()).view(self.weight)

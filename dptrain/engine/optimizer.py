@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dptrain.engine.gradients import ClippedSum
 from dptrain.engine.noise import NoiseSource
+from dptrain.engine.tape import sum_dtype
 from dptrain.errors import CheckRefused
 
 
@@ -74,7 +75,7 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         if chunk is None:
             for p in self.params:
                 if p.summed_grad is None:
-                    p.summed_grad = torch.zeros_like(p, dtype=_sum_dtype(p))
+                    p.summed_grad = torch.zeros_like(p, dtype=sum_dtype(p))
             return
         if chunk.max_grad_norm != self.max_grad_norm:
             raise CheckRefused(
@@ -104,7 +105,7 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         """
         std = self.noise_multiplier * self.max_grad_norm if self.noise_multiplier else 0.0
         scale = 1 / self.expected_batch_size
-        single = [p for p in self.params if _sum_dtype(p) == torch.float32]
+        single = [p for p in self.params if sum_dtype(p) == torch.float32]
         drawn = None
         if std and single:
             count = sum(p.numel() for p in single)
@@ -134,7 +135,3 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
             for p in self.params:
                 p.summed_grad = None
         return result
-
-
-def _sum_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32

@@ -56,8 +56,8 @@ class Use:
     def by_row(self, slot: str, kept: Sequence[Tensor]) -> Tensor | None:
         """Each row's gradient [rows, n] in float32 (float64 for float64 tensors), for biases and scales.
 
-        Those of all uses are worked on together, after the backward pass: the memory must be the use's own, for others
-        may write into what they hold as well. None where the methods below have something better.
+        Those of all uses are worked on together, after the backward pass: the memory must be the use's own, since
+        others may write into what they hold. None where the methods below have something better.
         """
         return None
 
@@ -268,6 +268,11 @@ def _shaper(source: Source) -> Callable[[Tensor], Tensor]:
 def precise(tensor: Tensor) -> Tensor:
     """The tensor in float32, or float64 where it is that."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def sum_dtype(parameter: Tensor) -> torch.dtype:
+    """What a parameter's clipped sums and noise are held in: float32, or float64 where it is that."""
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
 def _places(device: torch.device) -> tuple[Any, ...] | None:

@@ -199,8 +199,7 @@ def _usable(recorder: Recorder, func: Any, x: Any, *weights: Any) -> bool:
 def _linear(recorder: Recorder, func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     if not _usable(recorder, func, input, weight, bias) or input.dim() < 2 or weight.dim() != 2:
         return NotImplemented
-    assert recorder.tape is not None
-    use = fn.LinearUse(recorder.tape, weight=_source(weight), bias=_source(bias))
+    use = fn.LinearUse(_tape(recorder), weight=_source(weight), bias=_source(bias))
     with_type = _cast(input, _value(weight), _value(bias))
     return fn.Linear.apply(recorder.token, *with_type, use)
 
@@ -227,7 +226,6 @@ def _convolution(
 ) -> Any:  # fmt: skip
     if not _usable(recorder, func, input, weight, bias) or input.dim() != n + 2:
         return NotImplemented
-    assert recorder.tape is not None
     dilation, stride = _tuple(dilation, n), _tuple(stride, n)
     if isinstance(padding, str):
         total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -237,7 +235,7 @@ def _convolution(
         else:
             padding = tuple(t // 2 for t in total)
     geo = _geometry(weight.shape, stride, _tuple(padding, n), dilation, groups, False, (0,) * n)
-    use = fn.ConvUse(recorder.tape, geo, recorder.measure, weight=_source(weight), bias=_source(bias))
+    use = fn.ConvUse(_tape(recorder), geo, recorder.measure, weight=_source(weight), bias=_source(bias))
     return fn.Convolution.apply(recorder.token, *_cast(input, _value(weight), _value(bias)), use)
 
 
@@ -247,12 +245,11 @@ def _transposed(
 ) -> Any:  # fmt: skip
     if not _usable(recorder, func, input, weight, bias) or input.dim() != n + 2:
         return NotImplemented
-    assert recorder.tape is not None
     geo = _geometry(
         weight.shape, _tuple(stride, n), _tuple(padding, n), _tuple(dilation, n), groups, True,
         _tuple(output_padding, n),
     )  # fmt: skip
-    use = fn.ConvUse(recorder.tape, geo, recorder.measure, weight=_source(weight), bias=_source(bias))
+    use = fn.ConvUse(_tape(recorder), geo, recorder.measure, weight=_source(weight), bias=_source(bias))
     return fn.Convolution.apply(recorder.token, *_cast(input, _value(weight), _value(bias)), use)
 
 
@@ -560,6 +557,8 @@ def _row_by_row(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
             recorder.decisions[key] = expected.shape == result.shape and torch.allclose(
                 expected, result, rtol=1e-3, atol=1e-5, equal_nan=True
             )
+    except (MemoryError, torch.OutOfMemoryError):  # says nothing about the operation
+        raise
     except Exception:  # whatever vmap or the operation says: the ordinary way is exact
         recorder.decisions[key] = False
     return result if recorder.decisions[key] else func(*ordinary_way[0], **ordinary_way[1])
