@@ -196,15 +196,14 @@ def made_up(
     """Random images [records, *input_shape] in 0…1 and labels of this kind, in float64."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand((records, *input_shape), generator=generator, dtype=torch.float64)
-    classes = max(classes, 2)
     if kind == "binary":
         label = torch.randint(0, 2, (records,), generator=generator)
     elif kind == "multiclass":
-        label = torch.randint(0, classes, (records,), generator=generator)
+        label = torch.randint(0, max(classes, 2), (records,), generator=generator)
     elif kind == "multilabel":
         label = torch.randint(0, 2, (records, max(classes, 1)), generator=generator)
     elif kind == "segmentation":
-        label = torch.randint(0, classes, (records, 1, *input_shape[1:]), generator=generator)
+        label = torch.randint(0, max(classes, 2), (records, 1, *input_shape[1:]), generator=generator)
     else:
         raise ConfigError(f"label kind {kind} is unknown: binary, multiclass, multilabel or segmentation.")
     return image, label

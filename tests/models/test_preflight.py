@@ -269,6 +269,14 @@ def test_layers_taken_one_patient_at_a_time_are_said_with_their_cost():
     assert any("memory" in finding.why and "backward pass for each" in finding.why for finding in found)
 
 
+def test_a_network_of_one_finding_passes():
+    def loss(output, label):
+        return nn.functional.binary_cross_entropy_with_logits(output, label.to(output), reduction="none").mean(1)
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    assert not refused(models.preflight(net, loss, (1, 8, 8), "multilabel", classes=1))
+
+
 def test_samplers_other_than_poisson_draws_are_refused():
     for sampler in (WeightedRandomSampler([1.0], 1), RandomSampler([1, 2], replacement=True), RandomSampler([1, 2])):
         assert refused(models.preflight(dense(), binary, (1, 8, 8), "binary", sampler=sampler))
