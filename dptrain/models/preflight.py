@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from dptrain.data import loading
 from dptrain.data.transforms import mixes
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.models.draws import FixedDraws
@@ -109,18 +110,18 @@ def check_sampler(sampler: Any) -> list[Finding]:
     """Only Poisson draws of patients are what the accountant charges for; any other sampler is refused."""
     if sampler is None:
         return []
-    kind = sampler if isinstance(sampler, str) else type(sampler).__name__
-    kind = kind.rpartition(".")[2]
-    if kind == "PoissonSampler":
-        return [Finding(f"sampler {kind}", "ok", "each patient independently with the plan's rate", "")]
-    if "Weighted" in kind:
-        why = "weights give some patients a higher rate than the one that is charged"
-    elif getattr(sampler, "replacement", False):
-        why = "it may draw a patient several times in a step"
-    else:
+    kind = sampler.rpartition(".")[2] if isinstance(sampler, str) else type(sampler).__name__
+    what = f"sampler {kind}"
+    if not isinstance(sampler, str):
+        try:
+            loading.check_sampler(sampler)
+        except CheckRefused as error:
+            return [Finding(what, "refused", error.message, error.remedy or "")]
+    elif kind not in ("PoissonSampler", "PatientLoader"):
         why = "its draws are not independent with one fixed rate, which is what the accountant charges for"
-    remedy = "Leave the sampler out: dptrain.data.PatientLoader draws patients by Poisson sampling."
-    return [Finding(f"sampler {kind}", "refused", why, remedy)]
+        remedy = "Leave the sampler out: dptrain.data.PatientLoader draws patients by Poisson sampling."
+        return [Finding(what, "refused", why, remedy)]
+    return [Finding(what, "ok", "each patient independently with the plan's rate")]
 
 
 def _transform_names(transforms: Any) -> Iterator[tuple[str, int]]:

@@ -10,10 +10,13 @@ from torch import nn
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from dptrain import models
+from dptrain.data import PatientLoader, PoissonSampler
 from dptrain.errors import CheckRefused
 from dptrain.models.draws import FixedDraws
 from dptrain.models.preflight import check_separable
 from dptrain.training.session import check_rules
+from tests.data.shared import FakeGrant
+from tests.data.test_sampling import cohort_of, plan
 
 
 def binary(output, label):
@@ -280,7 +283,19 @@ def test_a_network_of_one_finding_passes():
 def test_samplers_other_than_poisson_draws_are_refused():
     for sampler in (WeightedRandomSampler([1.0], 1), RandomSampler([1, 2], replacement=True), RandomSampler([1, 2])):
         assert refused(models.preflight(dense(), binary, (1, 8, 8), "binary", sampler=sampler))
-    assert not refused(models.preflight(dense(), binary, (1, 8, 8), "binary", sampler="dptrain.data.PoissonSampler"))
+    for name in ("dptrain.data.PoissonSampler", "dptrain.data.PatientLoader"):
+        assert not refused(models.preflight(dense(), binary, (1, 8, 8), "binary", sampler=name))
+
+
+def test_a_sampler_is_judged_by_what_it_is_and_not_by_what_it_is_called():
+    impostor = type("PoissonSampler", (), {})()
+    p = plan()
+    loader = PatientLoader(cohort_of([1, 2]), p, FakeGrant())
+    for sampler in (loader, PoissonSampler(2, p.sample_rate)):
+        assert not refused(models.preflight(dense(), binary, (1, 8, 8), "binary", sampler=sampler))
+    (finding,) = refused(models.preflight(dense(), binary, (1, 8, 8), "binary", sampler=impostor))
+    assert "does not draw each patient independently" in finding.why
+    assert "PatientLoader" in finding.remedy
 
 
 def test_refusal_ends_with_exit_code_4_and_every_remedy():
