@@ -178,7 +178,7 @@ _BEFORE = "another batch came before"
 
 
 @dataclass
-class _Seen:
+class _Outcome:
     """What one patient's records got in one batch."""
 
     losses: Tensor
@@ -231,7 +231,7 @@ def _run(
     watched: Sequence[int],
     *,
     by_pixel: bool = False,
-) -> _Seen:
+) -> _Outcome:
     """One batch of `records` (rows of image and label); what the watched ones got of it.
 
     `by_pixel` also takes the derivative by the others' inputs (it goes through frozen layers too, so once is
@@ -263,7 +263,7 @@ def _run(
         leak = float(pixels[others].abs().max())
     grads = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)]
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
-    return _Seen(losses.detach()[rows], grads, leak, buffers)
+    return _Outcome(losses.detach()[rows], grads, leak, buffers)
 
 
 def _apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
@@ -315,7 +315,7 @@ def check_separable(
             else tensor.to(where)
         )
 
-    def attempt(double: bool) -> tuple[dict[str, _Seen], dict[str, Tensor]]:
+    def attempt(double: bool) -> tuple[dict[str, _Outcome], dict[str, Tensor]]:
         net = shaken(model)
         net = net.double() if double else net
         a, b = ready(image, double), ready(changed, double)
@@ -351,7 +351,7 @@ def check_separable(
 
 
 def _judged(
-    seen: Mapping[str, _Seen], different: Mapping[str, Tensor], limit: float, precision: str
+    seen: Mapping[str, _Outcome], different: Mapping[str, Tensor], limit: float, precision: str
 ) -> list[Finding]:
     """What follows from the batches that were tried; `different` are the buffers after quite other data."""
     what = "separability"
