@@ -20,7 +20,7 @@ from dptrain import data, models
 from dptrain.config import Settings, from_yaml
 from dptrain.data import Cohort, Tensors
 from dptrain.data.config import DataConfig, shape_of
-from dptrain.engine import PatientGradients, coverage
+from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, open_ledger
 from dptrain.models.preflight import first_line, shaken
@@ -290,26 +290,20 @@ def check_rules(
         rules, names: as :class:`dptrain.engine.PatientGradients` takes them.
     """
     what = "gradient rules"
-    called = {inner.rpartition(".")[0]: full.rpartition(".")[0] for inner, full in (names or {}).items()}
-    findings: list[models.Finding] = []
     patient = torch.tensor([0, 1, 1, 2])
     try:
-        for rule in coverage(model):
-            if rule.cost:
-                why = f"no fast rule: {rule.rule}; {rule.cost}"
-                findings.append(models.Finding(f"{called.get(rule.name, rule.name)} ({rule.type})", "ok", why))
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             twin = shaken(model)
             engine = PatientGradients(twin, max_grad_norm=1.0, rules=rules, names=names, measure=False)
             engine.clipped_sum(loss(twin(image), label), patient, 4)
     except CheckRefused as error:
-        return [*findings, models.Finding(what, "refused", error.message, error.remedy or "")]
+        return [models.Finding(what, "refused", error.message, error.remedy or "")]
     except Exception as error:
         why = f"a step of made-up patients fails: {type(error).__name__}: {first_line(error)}"
-        return [*findings, models.Finding(what, "refused", why, "Check the network, data.image_shape and the task.")]
+        return [models.Finding(what, "refused", why, "Check the network, data.image_shape and the task.")]
     slow = [str(one.message) for one in said if "one patient at a time" in str(one.message)]
-    return findings + [models.Finding(what, "ok", text) for text in slow]
+    return [models.Finding(what, "ok", text) for text in slow]
 
 
 def _changes(changes: list[Any]) -> list[models.Finding]:
