@@ -199,7 +199,7 @@ def _starting_weights(network: nn.Module, path: Path) -> tuple[WeightsSource, st
 def check(settings: Settings, network: Network | None = None) -> list[models.Finding]:
     """The pre-flight check: network, loss, pipeline and gradient rules, on made-up data only.
 
-    Returns every finding; :func:`refuse` raises for the refused ones.
+    Returns every finding; :func:`dptrain.models.refuse` raises for the refused ones.
     """
     findings: list[models.Finding] = []
     if network is None:
@@ -320,17 +320,6 @@ def _changes(changes: list[Any]) -> list[models.Finding]:
         )
         for (before, after, why), same in alike.items()
     ]
-
-
-def refuse(findings: list[models.Finding]) -> None:
-    """Raise CheckRefused (exit code 4) where any finding is refused."""
-    bad = [finding for finding in findings if finding.status == "refused"]
-    if bad:
-        raise CheckRefused(
-            "The pre-flight check refuses this network or pipeline; nothing was charged:\n"
-            + "\n".join(f"  {finding.what}: {finding.why}" for finding in bad),
-            remedy="\n".join(f"  {finding.remedy}" for finding in bad if finding.remedy) or None,
-        )
 
 
 def open_status(settings: Settings) -> tuple[Ledger, Keys, CohortStatus]:
