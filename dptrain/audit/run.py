@@ -76,7 +76,8 @@ class Result:
 
 
 def audit_run(path: str | Path, words: list[str], *, say: Say = print) -> Result:
-    """Audit a finished run. `words`: overrides of audit.*, ledger.*, data.root and training.device.
+    """Audit a finished run. `words`: overrides of audit.*, ledger.*, data.root, training.device
+    and training.chunk.
 
     Raises:
         ConfigError: no run, a run without reproducible configuration, or one that has not finished.
@@ -184,7 +185,8 @@ def _broken(audit: dict[str, Any]) -> str | None:
     return bounds.broken_sentence(bound, audit["unit"])
 
 
-ALLOWED = ("audit.", "ledger.", "data.root", "training.device", "training.chunk")
+# what a word may start with that changes where things lie and how to audit, and nothing of the training
+ALLOWED = ("audit.", "ledger.", "data.root=", "training.device=", "training.chunk=")
 
 
 def override(settings: Settings, words: list[str]) -> Settings:
@@ -197,7 +199,7 @@ def override(settings: Settings, words: list[str]) -> Settings:
         if "=" not in word or not word.startswith(ALLOWED):
             raise ConfigError(
                 f"'{word}' cannot be set for the audit of a run: it would audit another training.",
-                remedy="Allowed are audit.…=, ledger.…=, data.root= and training.device=.",
+                remedy=f"Allowed are {', '.join(f'{name}…' for name in ALLOWED)}.",
             )
     with friendly_errors():
         merged = OmegaConf.merge(OmegaConf.structured(settings), OmegaConf.from_dotlist(words))

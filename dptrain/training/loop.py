@@ -50,9 +50,15 @@ class State:
         try:
             return cls(**torch.load(path, map_location="cpu", weights_only=True))
         except FileNotFoundError:
-            raise ConfigError(f"{path.parent.parent} has no checkpoint to resume from.") from None
+            raise ConfigError(
+                f"{path.parent.parent} has no checkpoint to resume from.",
+                remedy=f"Name in training.resume the folder of a run that has {path.parent.name}/{path.name}.",
+            ) from None
         except Exception as error:
-            raise ConfigError(f"the checkpoint {path} cannot be read ({type(error).__name__}).") from None
+            raise ConfigError(
+                f"the checkpoint {path} cannot be read ({type(error).__name__}).",
+                remedy="Bring it back from a backup, or train anew in another training.run.",
+            ) from None
 
 
 @dataclass
@@ -160,7 +166,10 @@ def fit(
     state = State(0, {}, {}, None, plan.digest)
     if start is not None:
         if start.plan != plan.digest:
-            raise CheckRefused("the checkpoint belongs to another plan.")
+            raise CheckRefused(
+                f"the checkpoint belongs to plan {start.plan[:12]}…, the training to plan {plan.digest[:12]}….",
+                remedy="A checkpoint goes on under its own plan alone: resume its run, or leave the checkpoint out.",
+            )
         model.load_state_dict(start.model)
         base.load_state_dict(start.optimizer)
         if average is not None and start.average is not None:

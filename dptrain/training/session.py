@@ -106,9 +106,16 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     place = RunFolder(folder)
     facts = place.read_facts()
     if not place.config.is_file():
-        raise ConfigError(f"{place.config} is missing: the run cannot be reproduced.")
+        raise ConfigError(
+            f"{place.config} is missing: the run cannot be reproduced.",
+            remedy="Bring back the file that the run wrote, or name another run.",
+        )
     if hashlib.sha256(place.config.read_bytes()).hexdigest() != facts["config_sha256"]:
-        raise ConfigError(f"{place.config} is not the configuration that this run was made with (its hash differs).")
+        raise ConfigError(
+            f"{place.config} is not the configuration that this run was made with: its SHA-256 is not "
+            f"{facts['config_sha256'][:12]}… as in {place.facts.name}.",
+            remedy="Bring back the file as the run wrote it, or name another run.",
+        )
     return Run(place, facts, from_yaml(place.config), Plan.from_dict(facts["plan"]))
 
 
