@@ -104,6 +104,11 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.lr
 
 
+def average_decay(ema: float, step: int) -> float:
+    """How much of the average of weights stays after step 1, 2, …: `ema`, warmed up."""
+    return min(ema, step / (step + 9))
+
+
 def one_by_one(batch: PatientBatch) -> list[PatientBatch]:
     """The same rows, a chunk for each patient."""
     from dptrain.data import PatientBatch
@@ -242,7 +247,7 @@ def fit(
             step += 1
             ran += 1
             if average is not None:
-                decay = min(ema, step / (step + 9))
+                decay = average_decay(ema, step)
                 with torch.no_grad():
                     for name, parameter in model.named_parameters():
                         if name in average:
