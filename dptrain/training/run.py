@@ -179,7 +179,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         model=model,
         calibration=calibration.to_dict() if calibration else None,
         not_covered=make.not_covered(plan, network.weights_kind, network.weights_note),
-        checks=make.checks(plan, separable=True, witness=status.witness),
+        checks=make.checks(plan, witness=status.witness),
     )
     folder.write_facts(facts)
     return Outcome(folder, facts, result.interrupted)
