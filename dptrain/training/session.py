@@ -112,8 +112,8 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
         )
     if hashlib.sha256(place.config.read_bytes()).hexdigest() != facts["config_sha256"]:
         raise ConfigError(
-            f"{place.config} is not the configuration that this run was made with: its SHA-256 is not "
-            f"{facts['config_sha256'][:12]}… as in {place.facts.name}.",
+            f"{place.config} is not the configuration that this run was made with: its hash is not "
+            f"{facts['config_sha256'][:12]}…, that of {place.facts.name}.",
             remedy="Bring back the file as the run wrote it, or name another run.",
         )
     return Run(place, facts, from_yaml(place.config), Plan.from_dict(facts["plan"]))

@@ -294,8 +294,9 @@ def test_a_changed_manifest_and_a_changed_configuration_are_refused(make_site: C
     with pytest.raises(LedgerRefused):
         audit_run(folder.path, SMALL, say=quiet)
     folder.config.write_text(folder.config.read_text() + "\n")
-    with pytest.raises(ConfigError, match="hash"):
+    with pytest.raises(ConfigError, match="hash") as caught:
         audit_run(folder.path, SMALL, say=quiet)
+    assert "Bring back the file" in str(caught.value.remedy)
     folder.config.unlink()
     with pytest.raises(ConfigError, match="cannot be reproduced"):
         audit_run(folder.path, SMALL, say=quiet)
