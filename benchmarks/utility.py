@@ -39,7 +39,7 @@ from torch import Tensor
 
 from benchmarks import _results
 from benchmarks._utility_plot import plot
-from dptrain import accounting, data
+from dptrain import accounting, data, models
 from dptrain.config import Settings, load, recipe_folders
 from dptrain.data import Cohort, PatientLoader
 from dptrain.ledger import Grant, Keys, Ledger, PublicDeclaration
@@ -50,7 +50,7 @@ from dptrain.training.evaluate import evaluate_classification, evaluate_segmenta
 from dptrain.training.loop import fit
 from dptrain.training.planning import make_plan
 from dptrain.training.run import conformal_report, dice_scores
-from dptrain.training.session import Network, Prepared, build_network, check, load_inputs, refuse
+from dptrain.training.session import Network, Prepared, build_network, check, load_inputs
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
 SEEDS = (0, 1, 2)
@@ -260,7 +260,7 @@ def open_site(settings: Settings, public_size: int, place: Path) -> Site:
         ledger.declare_weights(
             network.weights.sha256, source=network.weights_note, licence="Apache-2.0", controller=controller
         )
-    refuse(check(settings, network))
+    models.refuse(check(settings, network))
     return Site(settings, ledger, cohort, public_size)
 
 

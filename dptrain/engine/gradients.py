@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from dptrain.engine.conv import squared_norms
-from dptrain.engine.coverage import coverage, refuse_hooks, refuse_mixing
+from dptrain.engine.coverage import refuse_hooks, refuse_mixing, refuse_unfit
 from dptrain.engine.layout import Layout
 from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, slow_way, sum_dtype
 from dptrain.engine.views import Recorder, Seen, ordinary
@@ -114,7 +114,7 @@ class PatientGradients:
     ) -> None:
         if not max_grad_norm > 0:
             raise CheckRefused(f"max_grad_norm={max_grad_norm} must be above 0.")
-        coverage(model)
+        refuse_unfit(model)
         self.model = model
         self.max_grad_norm = float(max_grad_norm)
         self._names = dict(names or {})
