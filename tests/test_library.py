@@ -67,9 +67,7 @@ def test_a_model_that_does_not_fit_costs_nothing(tmp_path: Path, model: nn.Modul
     step = Mechanism(0.5, 3.0, 10)
     controller = keys.controller("correct horse battery")
     ledger.budget("lungs", epsilon=8, delta=1e-3, forecast=[step], reason="a study", controller=controller)
-    plan = Plan(
-        public_size=20, expected_batch_size=10, steps=10, noise_multiplier=3.0, max_grad_norm=1.0, delta=1e-3
-    )
+    plan = Plan(public_size=20, expected_batch_size=10, steps=10, noise_multiplier=3.0, max_grad_norm=1.0, delta=1e-3)
     grant = ledger.reserve(plan, "lungs", run="first", fingerprint=cohort.fingerprint)
     loader = PatientLoader(cohort, plan, grant, chunk=64)
     with pytest.raises(CheckRefused, match=what):

@@ -167,8 +167,8 @@ def _wait(state: State, name: str) -> str:
     more = f" (and {len(held) - 1} more)" if len(held) > 1 else ""
     return (
         f"part of the budget is reserved by run {held[0]}{more}, which is still open. Wait for it; or, if it died, "
-        f"resume it with `dptrain train training.resume=…` (the folder whose run.json names it), or give back what it "
-        f"has not paid with `dptrain ledger close run={shlex.quote(held[0])} reason=…`"
+        "resume it with `dptrain train training.resume=…` (the folder whose run.json names it), or give back what "
+        f"it has not paid with `dptrain ledger close run={shlex.quote(held[0])} reason=…`"
     )
 
 

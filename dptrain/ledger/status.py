@@ -15,7 +15,8 @@ from dptrain.plan import Mechanism, Plan
 class RunCharge:
     """What one run was charged.
 
-    steps: those that count (all of them while it is open). steps_paid: those that it paid for. epsilon_pld: the run alone by PLD at the plan's own delta, computed at its close; None while it is open, or
+    steps: those that count (all of them while it is open). steps_paid: those that it paid for.
+    epsilon_pld: the run alone by PLD at the plan's own delta, computed at its close; None while it is open, or
     where it is infinite. epsilon_gate: what it takes from the gate: nats of RDP at the budget's order on an open
     budget (these add up exactly), None on planned and public ones. epsilon_gate_after: the gate's spent epsilon
     after this run. share: part of the open budget, 0…1. rest_charged: whether mechanisms beside training

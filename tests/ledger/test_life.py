@@ -170,7 +170,7 @@ def test_a_crash_stays_charged_and_a_resumed_run_fences_off_its_ghost(site: Site
 
 def test_concurrent_runs_count_in_full(site: Site) -> None:
     grants = [site.again().reserve(site.plan, COHORT, run=f"r{n}", fingerprint=site.fingerprint) for n in range(3)]
-    with pytest.raises(LedgerRefused, match="reserved by run r0 .and 2 more., which is still open"):
+    with pytest.raises(LedgerRefused, match=r"reserved by run r0 .and 2 more., which is still open"):
         site.again().reserve(site.plan, COHORT, run="r3", fingerprint=site.fingerprint)
     grants[0].close("interrupted", 0)  # nothing was paid: everything goes back
     site.again().reserve(site.plan, COHORT, run="r4", fingerprint=site.fingerprint)
