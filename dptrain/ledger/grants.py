@@ -6,6 +6,7 @@ import math
 import operator
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -234,7 +235,9 @@ class Grant:
 
         A planned budget gives nothing back: there the run stays open, to be resumed.
         """
-        if self.closed or self.purpose != "train" or self.committed or self._ledger.run(self.run).planned:
+        if self.closed or self.purpose != "train" or self.committed or self._process != os.getpid():
+            return False
+        if self._ledger.run(self.run).planned:
             return False
         self.close("interrupted", 0)
         return True
@@ -247,7 +250,8 @@ class Grant:
         if not self.closed and self.purpose != "train":
             self.close("complete" if kind is None else "interrupted")
         elif kind is not None:
-            self.give_back()
+            with suppress(LedgerRefused):  # the error on its way says more
+                self.give_back()
 
 
 def whole(name: str, value: int, *, least: int = 0, most: int = 10**12) -> int:

@@ -61,7 +61,7 @@ Train under a plan that the ledger has granted.
 
 groups: data, model, privacy, optimizer, training, audit, ledger, report, recipe, debug
 exit codes: 0 done · 2 configuration · 3 refused by the ledger · 4 refused by the check · 5 data unreadable
-            130 interrupted after a clean close"""
+            130 interrupted: the charge is closed, unless the last lines say how to go on"""
 
 EVALUATE_HELP = """\
 usage: dptrain evaluate run=FOLDER [split=test] [ledger.url=… ledger.keys=…]

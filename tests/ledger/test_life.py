@@ -206,6 +206,24 @@ def test_a_reservation_that_locks_is_not_called_spent(place: str, home: Home) ->
     assert "raise the budget" in str(caught.value)
 
 
+def test_a_training_that_fails_unpaid_gives_its_reservation_back(site: Site) -> None:
+    for paid, status in ((0, "interrupted"), (1, "open")):
+        with (
+            pytest.raises(ZeroDivisionError),
+            site.ledger.reserve(site.plan, COHORT, run=f"r{paid}", fingerprint=site.fingerprint) as grant,
+        ):
+            grant.commit(paid)
+            raise ZeroDivisionError
+        assert site.ledger.run(f"r{paid}").status == status
+    with (
+        pytest.raises(ZeroDivisionError),
+        site.ledger.reserve(site.plan, COHORT, run="fenced off", fingerprint=site.fingerprint),
+    ):
+        site.again().resume("fenced off")
+        raise ZeroDivisionError
+    assert site.ledger.run("fenced off").status == "open"
+
+
 def test_a_second_release_is_paid_whole_with_the_first_step(site: Site) -> None:
     plan = small_plan(calibration_noise_multiplier=20.0)
     grant = site.ledger.reserve(plan, COHORT, run="one", fingerprint=site.fingerprint)
