@@ -207,21 +207,21 @@ def test_a_reservation_that_locks_is_not_called_spent(place: str, home: Home) ->
 
 
 def test_a_training_that_fails_unpaid_gives_its_reservation_back(site: Site) -> None:
-    for paid, status in ((0, "interrupted"), (1, "open")):
-        with (
-            pytest.raises(ZeroDivisionError),
-            site.ledger.reserve(site.plan, COHORT, run=f"r{paid}", fingerprint=site.fingerprint) as grant,
-        ):
-            grant.commit(paid)
+    def fails(run: str, pay: int, *, resumed: bool = False) -> None:
+        with site.ledger.reserve(site.plan, COHORT, run=run, fingerprint=site.fingerprint) as grant:
+            grant.commit(pay)
+            if resumed:
+                site.again().resume(run)
             raise ZeroDivisionError
-        assert site.ledger.run(f"r{paid}").status == status
-    with (
-        pytest.raises(ZeroDivisionError),
-        site.ledger.reserve(site.plan, COHORT, run="fenced off", fingerprint=site.fingerprint),
+
+    for run, pay, resumed, status in (
+        ("unpaid", 0, False, "interrupted"),
+        ("paid", 1, False, "open"),
+        ("elsewhere", 0, True, "open"),
     ):
-        site.again().resume("fenced off")
-        raise ZeroDivisionError
-    assert site.ledger.run("fenced off").status == "open"
+        with pytest.raises(ZeroDivisionError):
+            fails(run, pay, resumed=resumed)
+        assert site.ledger.run(run).status == status
 
 
 def test_a_second_release_is_paid_whole_with_the_first_step(site: Site) -> None:
