@@ -664,8 +664,8 @@ def cohort_from_dataset(
                 texts[column].append(str(_whole(value)))
         elif task != "segmentation":
             value = _whole(item[label])
-            inside = value is not None and 0 <= value < len(named)
-            texts["label"].append(named[value] if inside else "outside the classes")  # type: ignore[index]
+            known = value is not None and 0 <= value < len(named)
+            texts["label"].append(named[value or 0] if known else "outside the classes")
     manifest = Manifest(texts, [f"item {i}" for i in range(len(dataset))], Path())
     owners = _owners(config, manifest, keys, faults)
     labels = _labels(config, manifest, faults)

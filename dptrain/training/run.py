@@ -128,6 +128,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
         except BaseException:
             folder.discard()
             raise
+        watch.grant, watch.folder = grant, folder
         facts = make.base(identity, now(), settings, plan, status, command, str(device))
         facts["gate"] = make.gate(grant.gate, status, spent_before=grant.gate.spent_before)
         start = None
