@@ -320,12 +320,7 @@ def explain(error: BaseException) -> ConfigError:
         key = unknown.group(1)
         names = setting_names()
         if key == "model.network":
-            return ConfigError(
-                "model.network is set one argument at a time.",
-                remedy="Write model.network._target_=…, then +model.network.NAME=… for each argument that is new "
-                "and ~model.network.NAME for each that the network does not take (dptrain check --help has an "
-                "example).",
-            )
+            return ConfigError("model.network is set one argument at a time.", remedy=NETWORK_REMEDY)
         if key == "model.rules":
             return ConfigError(
                 "model.rules is set one layer at a time.",
@@ -334,6 +329,8 @@ def explain(error: BaseException) -> ConfigError:
         free = next((name for name in FREE if key.startswith(f"{name}.")), None)
         if free is not None:
             return ConfigError(f"'{key}' is not among the entries of {free}.", remedy=f"Write +{key}=… to add it.")
+        if key in FREE:
+            return ConfigError(f"{key} is set one entry at a time.", remedy=f"Write +{key}.NAME=… for each.")
         near = suggest(key, names)
         if near.startswith("Valid names"):
             parent = key.rpartition(".")[0]
@@ -351,6 +348,23 @@ def explain(error: BaseException) -> ConfigError:
     if group_missing is not None:
         name = group_missing.group(1)
         return ConfigError(f"There is no group '{name}'.", remedy=suggest(name, GROUPS))
+    bare = re.search(r"Error parsing override '([^=\n]*?)'", full)
+    if bare is not None:
+        word = bare.group(1)
+        if word in recipe_folders():
+            near = f"Did you mean recipe={word}?"
+        else:
+            near = f"Write {word}=…." if word in setting_names() else suggest(word, setting_names())
+        return ConfigError(f"'{word}' is not of the form name=value.", remedy=near)
+    wrong = re.search(r"Value '(.*?)'.* (?:converted to|is not a valid) '?(\w+)", full)
+    place = re.search(r"Error merging override '?([\w.]+)|full_key: ([\w.]+)", full)
+    if wrong is not None and place is not None and wrong.group(2).lower() in KINDS:
+        name, value = place.group(1) or place.group(2), wrong.group(1)
+        what = KINDS[wrong.group(2).lower()]
+        default = _default(name)
+        said = f"{name}={value} is not {what}." if value else f"{name}= is empty; it takes {what}."
+        usual = "" if default is None else f", for instance {name}={default}"
+        return ConfigError(said, remedy=f"Give {what}{usual}.")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key_line = next((line for line in lines if line.startswith("full_key:")), "")
     message = lines[0] if lines else type(error).__name__
@@ -361,6 +375,11 @@ def explain(error: BaseException) -> ConfigError:
     return ConfigError(message.rstrip(".") + ".", remedy="See `dptrain train --cfg job` for names and values.")
 
 
+NETWORK_REMEDY = (
+    "Write model.network._target_=…, then +model.network.NAME=… for each argument that is new and "
+    "~model.network.NAME for each that the network does not take (dptrain check --help has an example)."
+)
+KINDS = {"float": "a number", "integer": "a whole number", "bool": "true or false"}
 FREE = (
     "model.network",
     "model.rules",
@@ -379,6 +398,12 @@ GROUPS = ("data", "model", "privacy", "optimizer", "training", "audit", "ledger"
 
 def _options(group: str) -> list[str]:
     return sorted(file.stem for file in (shipped("conf") / group).glob("*.yaml"))
+
+
+def _default(name: str) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.select(OmegaConf.structured(Settings), name)
 
 
 def setting_names() -> list[str]:

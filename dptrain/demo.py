@@ -46,7 +46,7 @@ def demo_main(argv: list[str]) -> int:
     begun = time.monotonic()
     run = Path(words["run"])
     root = None if words["data.root"] is None else Path(words["data.root"])
-    data = find_demo_data(root)
+    data = find_demo_data(root, say=lambda text: print(text, flush=True))
     print(f"data: {data.description}", flush=True)
     site = _fresh(run)
     places = [f"ledger.url={site / 'ledger.sqlite'}", f"ledger.keys={site / 'keys'}"]

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 QUIET_SECONDS = 5.0
 LINE_SECONDS = 30.0
 BAR_SECONDS = 2.0
+FORESEEABLE = 0.05  # of the work must be done before the time left is told: the first part is seldom typical
 
 
 class Progress:
@@ -56,8 +57,9 @@ class _Lines(Progress):
     def _line(self, seconds: float) -> str:
         if not self.total:
             return f"{self.label}: {clock(seconds)} so far"
-        left = seconds / max(1, self.done) * max(0, self.total - self.done)
-        return f"{self.label}: {min(1.0, self.done / self.total):.0%}, {clock(left)} left"
+        share = min(1.0, self.done / self.total)
+        left = "" if share < FORESEEABLE else f", {clock(seconds / self.done * max(0, self.total - self.done))} left"
+        return f"{self.label}: {share:.0%}{left}"
 
     def finish(self) -> None:
         if self.shown:
@@ -109,15 +111,21 @@ def _bar(total: int | None, label: str, unit: str) -> Iterator[Progress]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        Task,
         TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class TimeLeft(TimeRemainingColumn):
+        def render(self, task: Task) -> Text:
+            return super().render(task) if task.percentage >= 100 * FORESEEABLE else Text("-:--:--")
 
     amount = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [TaskProgressColumn()]
-    columns = [TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn()]
+    columns = [TextColumn("{task.description}"), BarColumn(), *amount, TimeLeft()]
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as rich:
         task = rich.add_task(label, total=total)
 

@@ -55,6 +55,8 @@ def parse_words(words: Sequence[str], spec: Mapping[str, Word]) -> dict[str, Any
             raise ConfigError(f"There is no setting '{name}' here.", remedy=suggest(name, list(spec)))
         if name in values:
             raise ConfigError(f"'{name}' is given twice.", remedy="Give it once.")
+        if not text.strip() and spec[name].default is ...:
+            raise ConfigError(f"{name}= is empty.", remedy=f"Give {name}=…: {spec[name].help}")
         try:
             values[name] = spec[name].parse(text)
         except ValueError as error:

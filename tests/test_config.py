@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,29 @@ def test_a_recipe_is_a_folder_and_needs_no_code(tmp_path: Path, monkeypatch: pyt
 def test_no_way_leads_through_a_module_s_own_imports(target: str) -> None:
     with pytest.raises(ConfigError):
         targets.locate(target)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.keep={foo:bar}", "Write +data.keep.NAME=…"),
+        ("privacy.target_epsilon=abc", "privacy.target_epsilon=abc is not a number.*for instance .*target_epsilon=8"),
+        ("privacy.target_epsilon=", "privacy.target_epsilon= is empty; it takes a number"),
+        ("privacy.target_epsilon", "not of the form name=value.*Write privacy.target_epsilon=…"),
+        ("chest_xray_pneumonia", "Did you mean recipe=chest_xray_pneumonia?"),
+        ("privacy.steps=1.5", "privacy.steps=1.5 is not a whole number"),
+        ("training.cache_features=maybe", "maybe is not true or false"),
+        ("training.chunk=many", "many is not a whole number.*training.chunk=64"),
+    ],
+)
+def test_a_wrong_override_is_told_what_is_allowed(word: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load([word])
+    assert re.search(said.replace("?", r"\?").replace("+", r"\+"), str(caught.value), re.S), str(caught.value)
+
+
+def test_an_argument_that_a_network_does_not_take_is_told_how_to_go() -> None:
+    from dptrain import models
+
+    with pytest.raises(ConfigError, match=r"'in_channels'(.|\n)*~model.network.NAME"):
+        models.build({"_target_": "monai.networks.nets.resnet18", "in_channels": 1})

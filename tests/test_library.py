@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dptrain.errors import LedgerRefused
+from dptrain.errors import CheckRefused, LedgerRefused
 from dptrain.ledger import Keys, Ledger
 
 README = Path(__file__).parents[1] / "README.md"
@@ -38,3 +39,38 @@ def test_the_readme_s_library_example_runs(
     assert names["receipt"].epsilon_pld <= 4
     with pytest.raises(LedgerRefused):
         names["ledger"].reserve(names["plan"], "lungs", run="second", fingerprint=names["cohort"].fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), "one output a record"),
+        (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36), nn.Linear(36, 1)), "BatchNorm"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(35, 1)), "made-up data"),
+    ],
+)
+def test_a_model_that_does_not_fit_costs_nothing(tmp_path: Path, model: nn.Module, what: str) -> None:
+    """It is refused in a sentence before the first step is paid, and the reservation goes back."""
+    from dptrain.config import OptimizerConfig
+    from dptrain.data import PatientLoader, cohort_from_dataset
+    from dptrain.plan import Mechanism, Plan
+    from dptrain.training import fit, loss_for_task
+
+    keys = Keys.create(tmp_path / "keys", "correct horse battery")
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", keys)
+    dataset = [
+        {"image": np.full((1, 6, 6), i, dtype="float32"), "label": i % 2, "patient_id": f"p{i}"} for i in range(20)
+    ]
+    cohort = cohort_from_dataset(dataset, keys=keys, issuer="A", task="binary")
+    size: dict[str, Any] = {"unit": "patient", "public_size": 20}
+    ledger.register("lungs", issuer="A", patients=cohort.hashes(), owner="R", **size)
+    step = Mechanism(0.5, 3.0, 10)
+    controller = keys.controller("correct horse battery")
+    ledger.budget("lungs", epsilon=8, delta=1e-3, forecast=[step], reason="a study", controller=controller)
+    plan = Plan(public_size=20, expected_batch_size=10, steps=10, noise_multiplier=3.0, max_grad_norm=1.0, delta=1e-3)
+    grant = ledger.reserve(plan, "lungs", run="first", fingerprint=cohort.fingerprint)
+    loader = PatientLoader(cohort, plan, grant, chunk=64)
+    with pytest.raises(CheckRefused, match=what):
+        fit(model, loader, plan, grant, loss=loss_for_task("binary"), optimizer=OptimizerConfig(lr=0.1))
+    status = ledger.status("lungs")
+    assert (status.spent_epsilon, status.runs[0].status) == (0, "interrupted")

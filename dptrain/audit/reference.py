@@ -596,6 +596,7 @@ def train_with_engine(
         device=device,
         rules=material.rules,
         names=material.names,
+        checked=True,
     )
     model = result.model.eval()
     parts = []

@@ -661,10 +661,11 @@ def cohort_from_dataset(
             texts[group].append(str(item.get(group, "") or ""))
         if task == "multilabel":
             for column, value in zip(config.columns.label, np.asarray(item[label]).reshape(-1)):
-                texts[column].append(str(int(value)))
+                texts[column].append(str(_whole(value)))
         elif task != "segmentation":
-            value = int(np.asarray(item[label]))
-            texts["label"].append(named[value] if 0 <= value < len(named) else "outside the classes")
+            value = _whole(item[label])
+            known = value is not None and 0 <= value < len(named)
+            texts["label"].append(named[value or 0] if known else "outside the classes")
     manifest = Manifest(texts, [f"item {i}" for i in range(len(dataset))], Path())
     owners = _owners(config, manifest, keys, faults)
     labels = _labels(config, manifest, faults)
@@ -674,6 +675,14 @@ def cohort_from_dataset(
     raise_faults(faults)
     records = [Record(row, row, of_record[i], hashes[i] or b"") for i, row in enumerate(manifest.rows)]
     return Cohort(config, patients, records, labels, _groups(config, manifest), source)
+
+
+def _whole(label: Any) -> int | None:
+    """The class number that a label is; None for one that is none."""
+    try:
+        return int(np.asarray(label))
+    except (TypeError, ValueError):
+        return None
 
 
 class DatasetSource:

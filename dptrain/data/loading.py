@@ -314,6 +314,23 @@ class PatientLoader:
             step, self.next_step = self.next_step, self.next_step + 1
             yield LogicalBatch(self, step, drawn)
 
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row of a chunk, crops included; tried on a made-up image where there are augmentations."""
+        import torch
+
+        from dptrain.data import transforms
+        from dptrain.data.config import shape_of
+
+        if self.tensors is not None:
+            return tuple(self.tensors.inputs.shape[1:])
+        shape = shape_of(self.cohort.config)
+        if not self.augment:
+            return shape
+        view = {"image": torch.rand(shape)}
+        if self.cohort.config.task == "segmentation":
+            view["label"] = torch.zeros((1, *shape[1:]), dtype=torch.long)
+        return tuple(transforms.apply(self.augment, view)[0]["image"].shape)
+
     def close(self) -> None:
         """Forget every record that was kept in memory."""
         self._cache.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class DemoData:
             changes |= {
                 "data.folder": data.folder,
                 "data.issuer": data.issuer,
+                "data.unit": data.unit,
                 "data.columns.groups": data.columns.groups,
                 "data.source": data.source,
                 "data.licence": data.licence,
@@ -51,13 +53,20 @@ class DemoData:
         return len({patient for patient, split in pairs if self.config.split.values.get(split) == "train"})
 
 
-def find_demo_data(root: Path | None = None, *, cache: Path | None = None, fetch_public: bool = True) -> DemoData:
+def find_demo_data(
+    root: Path | None = None,
+    *,
+    cache: Path | None = None,
+    fetch_public: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> DemoData:
     """The first chest X-rays at hand: a given root, ../shared/data, the cache, the public original, a phantom.
 
     Args:
         root: where the person says that data lies; nothing else is then looked at.
         cache: where fetched and drawn data is kept; None for DPTRAIN_CACHE or ~/.cache/dptrain.
         fetch_public: whether the public original may be fetched.
+        say: told what will take a while, before it begins.
 
     Raises DataUnreadable where the given root does not hold the cohort.
     """
@@ -78,15 +87,18 @@ def find_demo_data(root: Path | None = None, *, cache: Path | None = None, fetch
     cached = _kermany_below(cache) is not None
     why = "fetching was not wanted"
     if cached or fetch_public:
+        if not cached:
+            say("no chest X-rays here: trying to fetch the public ones (Kermany 2018)")
         try:
             config = download(cache, timeout=10.0)
-        except DptrainError as error:
-            why = error.message.rstrip(".")
+        except DptrainError:
+            why = "the public chest X-rays could not be fetched"
         else:
             kept = "the cached" if cached else "a fresh"
             return DemoData(f"chest X-rays (Kermany 2018) from {kept} download in {cache}", "kermany", config)
-    drawn = phantom(cache / "phantom-chest-xray")
-    return DemoData(f"a made-up phantom cohort, nobody's data ({why})", "phantom", drawn)
+    description = f"a made-up phantom cohort, nobody's data ({why})"
+    say(f"{description}, drawn now if it is not in {cache} already")
+    return DemoData(description, "phantom", phantom(cache / "phantom-chest-xray"))
 
 
 def _kermany_below(place: Path) -> Path | None:

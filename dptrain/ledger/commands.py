@@ -601,7 +601,7 @@ def _bar(part: float, width: int = 24) -> str:
 
 
 def _show_one(status: CohortStatus, out: Output) -> None:
-    from dptrain.ledger.status import promise
+    from dptrain.ledger.status import promise, steps
 
     out.say(f"{status.name}, version {status.version}: {_state(status)}")
     out.say(f"  owner      {status.owner}")
@@ -612,7 +612,7 @@ def _show_one(status: CohortStatus, out: Output) -> None:
         out.say(f"  granted    {promise(status, budget.epsilon, budget=budget)}, {budget.kind}, {budget.date[:10]}")
         out.say(f"             reason: {budget.reason}" + (f"; advice: {budget.advice}" if budget.advice else ""))
         part = budget.spent_epsilon / budget.epsilon
-        out.say(f"  spent      epsilon = {_number(budget.spent_epsilon)}  {_bar(part)} {part:.1%}")
+        out.say(f"  spent      epsilon = {_number(budget.spent_epsilon)}  {_bar(part)} {part:.1%} of epsilon")
         out.say(
             f"  left       epsilon = {_number(budget.remaining_epsilon)}"
             + (
@@ -644,7 +644,7 @@ def _show_one(status: CohortStatus, out: Output) -> None:
                 run.run,
                 *((run.cohort,) if elsewhere else ()),
                 run.date[:10],
-                f"{run.steps}/{run.steps_planned}",
+                steps(run),
                 _alone(run.epsilon_pld, private=run.private),
                 f"{run.delta:.2g}",
                 "" if run.share is None else f"{run.share:.1%}",
@@ -654,7 +654,7 @@ def _show_one(status: CohortStatus, out: Output) -> None:
             for run in shown
         ]
         earlier = len(status.runs) - len(shown)
-        columns = ("date", "steps paid", "ε alone (PLD)", "at δ", "of budget", "ε after (gate)", "status")
+        columns = ("date", "steps", "ε alone (PLD)", "at δ", "of its RDP", "ε after (gate)", "status")
         out.table(
             f"Runs (the newest {len(shown)}; {earlier} earlier ones: --json)" if earlier else "Runs",
             ("run", *(("on",) if elsewhere else ()), *columns),

@@ -128,6 +128,35 @@ def locked(state: State, cohort: str) -> bool:
     return bool(budgets) and all(exhausted(state, budget) for budget in budgets)
 
 
+def holders(state: State, cohort: str) -> list[RunState]:
+    """Open runs that hold steps reserved which they have not paid: a close would give these back (open budgets)."""
+    carrying = carrier(state, cohort)
+    if carrying is None or carrying.kind != "open":
+        return []
+    members = lineage(state, cohort)
+    return [
+        run
+        for run in state.runs.values()
+        if run.cohort in members
+        and run.status == "open"
+        and not run.planned
+        and run.committed < run.steps
+        and counts(state, run.budget, carrying)
+    ]
+
+
+def reserved(state: State, cohort: str) -> list[RunState]:
+    """Open runs whose reservations alone lock a cohort: with what these have paid, it would be open."""
+    carrying = carrier(state, cohort)
+    held = holders(state, cohort)
+    if not held or carrying is None or state.cohorts[cohort].lock is not None or not locked(state, cohort):
+        return []
+    index = carrying.order_index
+    unpaid = sum(run.units(index) - run.charge.at(index, run.committed) for run in held)
+    left = carrying.units - spent(state, carrying) + unpaid
+    return held if left >= max(1, carrying.minimum_units) else []
+
+
 def choose(state: State, version: Version, plan: Plan, charge: Charge) -> Budget | None:
     """The budget that pays for a plan: a planned one that declares it, else the open one; None if none fits."""
     for number in state.cohorts[version.cohort].budgets:
@@ -229,7 +258,10 @@ LEAST_EPSILON, MOST_EPSILON = 1e-6, 10_000.0
 def check_epsilon(epsilon: float) -> None:
     """Raises ConfigError for a budget that no training could keep to, or that promises nothing."""
     if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ConfigError(f"epsilon={epsilon} must be a finite number above 0.")
+        raise ConfigError(
+            f"epsilon={epsilon} must be a finite number above 0.",
+            remedy="Usual values lie between 0.5 (strict) and 8 (loose).",
+        )
     if epsilon > MOST_EPSILON:
         raise ConfigError(f"epsilon={epsilon:g} protects nobody.", remedy="Choose a budget below 100.")
     if epsilon < LEAST_EPSILON:

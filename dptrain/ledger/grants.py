@@ -6,6 +6,7 @@ import math
 import operator
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -229,13 +230,28 @@ class Grant:
         self.closed = True
         return receipt
 
+    def give_back(self) -> bool:
+        """Close a training that paid nothing, so that its reservation goes back; whether it was closed.
+
+        A planned budget gives nothing back: there the run stays open, to be resumed.
+        """
+        if self.closed or self.purpose != "train" or self.committed or self._process != os.getpid():
+            return False
+        if self._ledger.run(self.run).planned:
+            return False
+        self.close("interrupted", 0)
+        return True
+
     def __enter__(self) -> Grant:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Close an evaluation's or audit's grant; a training's grant must be closed with its status."""
+        """Close an evaluation's or audit's grant; a training's, which ends with its status, if it failed unpaid."""
         if not self.closed and self.purpose != "train":
             self.close("complete" if kind is None else "interrupted")
+        elif kind is not None:
+            with suppress(LedgerRefused):  # the error on its way says more
+                self.give_back()
 
 
 def whole(name: str, value: int, *, least: int = 0, most: int = 10**12) -> int:

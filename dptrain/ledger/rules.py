@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from dptrain.accounting.units import INFINITE_UNITS
 from dptrain.errors import LedgerRefused
 from dptrain.ledger import gate, status
@@ -84,6 +86,8 @@ def require_open(state: State, version: Version) -> None:
             f"'{name}' belongs to {version.owner} and has no budget yet; without one there is no training.",
             remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… recipe=… reason=…`.",
         )
+    if gate.reserved(state, name):
+        raise refusal(state, name, f"Cohort '{name}' is locked: what is left of its privacy budget is reserved.")
     if gate.locked(state, name):
         raise refusal(state, name, f"Cohort '{name}' is locked: its privacy budget is spent.")
 
@@ -146,11 +150,25 @@ def remedy(state: State, name: str, owner: str) -> str:
             f"What to do: stop here. It was locked by hand: only {owner} and the controller can open it again, with "
             f"`dptrain ledger unlock cohort={name} reason=…`."
         )
+    if gate.reserved(state, name):
+        return f"What to do: {_wait(state, name)}."
     if gate.locked(state, name):
         return f"What to do: stop here, or ask {owner} and the controller to raise the budget: {more}."
+    held = f"{_wait(state, name)}; or " if gate.holders(state, name) else "stop here, or "
     return (
-        f"What to do: stop here, or choose a run that costs less (more noise, fewer steps), or ask {owner} and the "
+        f"What to do: {held}choose a run that costs less (more noise, fewer steps), or ask {owner} and the "
         f"controller to raise the budget: {more}."
+    )
+
+
+def _wait(state: State, name: str) -> str:
+    """What helps where open runs hold reserved what they have not paid."""
+    held = [run.id for run in gate.holders(state, name)]
+    more = f" (and {len(held) - 1} more)" if len(held) > 1 else ""
+    return (
+        f"part of the budget is reserved by run {held[0]}{more}, which is still open. Wait for it; or, if it died, "
+        "resume it with `dptrain train training.resume=…` (the folder whose run.json names it), or give back what "
+        f"it has not paid with `dptrain ledger close run={shlex.quote(held[0])} reason=…`"
     )
 
 

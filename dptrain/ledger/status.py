@@ -15,6 +15,7 @@ from dptrain.plan import Mechanism, Plan
 class RunCharge:
     """What one run was charged.
 
+    steps: those that count (all of them while it is open). steps_paid: those that it paid for.
     epsilon_pld: the run alone by PLD at the plan's own delta, computed at its close; None while it is open, or
     where it is infinite. epsilon_gate: what it takes from the gate: nats of RDP at the budget's order on an open
     budget (these add up exactly), None on planned and public ones. epsilon_gate_after: the gate's spent epsilon
@@ -25,6 +26,7 @@ class RunCharge:
     run: str
     cohort: str
     steps: int
+    steps_paid: int
     steps_planned: int
     steps_run: int | None
     epsilon_pld: float | None
@@ -118,6 +120,8 @@ def status_of(
     reason = None
     if locked:
         reason = cohort.lock if cohort.lock is not None else "less is left than the smallest charge allowed"
+        if held := gate.reserved(state, name):
+            reason = f"the rest is reserved by {', '.join(run.id for run in held)}, still open"
     return CohortStatus(
         name=name,
         version=version.number,
@@ -206,6 +210,7 @@ def _charge(run: RunState, opened: Budget | None, units: int | None, total: int)
         run=run.id,
         cohort=run.cohort,
         steps=run.steps_charged,
+        steps_paid=run.committed,
         steps_planned=run.steps,
         steps_run=run.steps_run,
         epsilon_pld=run.epsilon_pld,
@@ -219,6 +224,13 @@ def _charge(run: RunState, opened: Budget | None, units: int | None, total: int)
         status=run.status,
         date=run.time,
     )
+
+
+def steps(run: RunCharge) -> str:
+    """How many steps count, in words: an open run holds all of them reserved, whatever it has paid."""
+    if run.status == "open":
+        return f"{run.steps_paid} paid, {run.steps} reserved"
+    return f"{run.steps}/{run.steps_planned} paid"
 
 
 def promise(status: CohortStatus, epsilon: float, *, budget: BudgetStatus | None = None) -> str:
@@ -252,9 +264,9 @@ def story(status: CohortStatus, *, runs: int = 8) -> str:
             f"             … {len(status.runs) - len(shown)} earlier (dptrain ledger show cohort={status.name})"
         )
     for run in shown:
-        share = "" if run.share is None else f", {run.share:.1%} of the budget"
+        share = "" if run.share is None else f", {run.share:.1%} of the budget's RDP"
         where = "" if run.cohort == status.name else f" on {run.cohort}"
-        lines.append(f"             {run.run}{where}: {run.date[:10]}, {run.steps} steps paid{share}, {run.status}")
+        lines.append(f"             {run.run}{where}: {run.date[:10]}, steps: {steps(run)}{share}, {run.status}")
     remaining = status.remaining_epsilon or 0.0
     lines.append(
         f"Remaining: epsilon = {number(remaining)} (same terms); the smallest charge allowed is "

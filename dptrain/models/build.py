@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from dptrain.config import NETWORK_REMEDY
 from dptrain.errors import ConfigError
 from dptrain.targets import instantiate
 
@@ -31,7 +32,12 @@ def build(model: Any) -> nn.Module:
             "the model configuration names no network.",
             remedy="Choose one, e.g. model=small_cnn, or set model.network._target_=monai.networks.nets.resnet18.",
         )
-    network = instantiate(node)
+    try:
+        network = instantiate(node)
+    except ConfigError as error:
+        if "does not take these arguments" in error.message:
+            error.remedy = NETWORK_REMEDY
+        raise
     if not isinstance(network, nn.Module):
         raise ConfigError(f"{node['_target_']} is no network.", remedy="Name a torch module or what builds one.")
     return network

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: dptrain report run=FOLDER [lang=en|de]
        dptrain report ledger cohort=NAME [lang=en|de] [out=FOLDER]
-       dptrain report verify FOLDER
+       dptrain report verify run=FOLDER
 
 The first writes the controller's edition of a run's report to FOLDER/restricted/report: report.html, report.pdf,
 facts.json. `ledger` reports on a cohort: all spending, what remains, what more runs would cost. `verify` compares
@@ -29,7 +29,7 @@ What is left out is taken from the run's own configuration (report.lang, ledger.
 examples:
   dptrain report run=runs/demo lang=de
   dptrain report ledger cohort=chest_xray_pneumonia lang=de
-  dptrain report verify runs/demo
+  dptrain report verify run=runs/demo
 """
 
 
@@ -152,13 +152,15 @@ def ledger_main(argv: list[str]) -> int:
 
 
 def verify_main(argv: list[str]) -> int:
-    """`dptrain report verify FOLDER`"""
+    """`dptrain report verify run=FOLDER`; the folder alone will do."""
     from dptrain.report.verify import verify
 
     folders = [word for word in argv if "=" not in word or Path(word).is_dir()]
+    spec = {"run": Word(str, "folder of the run", None), **LEDGER_WORDS}
+    words = parse_words([word for word in argv if word not in folders], spec)
+    folders += [words["run"]] if words["run"] else []
     if len(folders) != 1:
-        raise ConfigError("verify takes one run folder.", remedy="dptrain report verify runs/demo")
-    words = parse_words([word for word in argv if word not in folders], LEDGER_WORDS)
+        raise ConfigError("verify takes one run folder.", remedy="dptrain report verify run=runs/demo")
     ties = verify(folders[0], ledger=reach(words, with_run(words, folders[0])))
     for tie in ties:
         state = {True: "ok      ", False: "DIFFERS ", None: "unknown "}[tie.ok]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from dptrain.report import figures
-from dptrain.report.facts import Facts, extrapolated
+from dptrain.report.facts import Facts, extrapolated, person_checks
 from dptrain.report.frameworks import frameworks
 from dptrain.report.language import Language
 
@@ -727,9 +727,6 @@ def not_covered(facts: Facts, t: Language) -> Section:
     return section("not_covered", t, blocks)
 
 
-PERSON_CHECKS = ("unit", "size", "weights", "constants", "access")
-
-
 def mechanism(facts: Facts, t: Language) -> Section:
     """How the protection works, and on what it rests."""
     privacy, model, run = facts["privacy"], facts["model"], facts["run"]
@@ -807,17 +804,14 @@ def mechanism(facts: Facts, t: Language) -> Section:
         blocks.append({"kind": "ticks", "items": [_tick(row, t) for row in program]})
     else:
         blocks.append(p(t("mechanism.checked.none")))
-    person = {row["id"]: row for row in facts["checks"] if row["by"] == "person"}
-    own = [row for key, row in person.items() if key not in PERSON_CHECKS]
     blocks += [
         heading(t("mechanism.person")),
         p(t("mechanism.person.text")),
         {
             "kind": "ticks",
             "items": [
-                *({"state": "open", "text": t(f"check.{key}"), "note": ""} for key in PERSON_CHECKS),
-                *({"state": "open", "text": t.known("check", row["id"]), "note": row["note"]} for row in own),
-                *({"state": "open", "text": t(f"check.{key}"), "note": ""} for key in ("basis", "keys", "copies")),
+                {"state": "open", "text": t.known("check", row["id"]), "note": row["note"]}
+                for row in person_checks(facts)
             ],
         },
     ]

@@ -29,6 +29,7 @@ from dptrain.training.runfolder import METRICS_SCHEMA, RUN_SCHEMA, RunFolder, no
 FACTS_SCHEMA = "dptrain.facts/1"
 AUDIT_SCHEMA = "dptrain.audit/1"
 ITEMS = ("model", "metrics", "groups", "audit")
+PERSON_CHECKS = ("unit", "size", "weights", "constants", "access", "basis", "keys", "copies")
 LONGEST_TEXT = 600
 CHANCE_OF_100 = 50
 # The program's own words for how much a patient is promised: right guesses of 100, where 50 need no model.
@@ -710,6 +711,13 @@ def extrapolated(audit: Facts | None) -> list[Facts]:
     return [row for row in (audit or {}).get("withheld", []) if row["what"].startswith("tpr_at_")]
 
 
+def person_checks(facts: Facts) -> list[dict[str, str]]:
+    """What no program can check: the boxes of the section on the mechanism, the run's own ones among them."""
+    own = [row for row in facts["checks"] if row["by"] == "person" and row["id"] not in PERSON_CHECKS]
+    ours = [{"id": name, "note": ""} for name in PERSON_CHECKS]
+    return [*ours[:5], *own, *ours[5:]]
+
+
 def _judge(facts: Facts) -> None:
     """Fill in `complete`, `warnings`, `verdict` and `risks`: ids that the faces turn into sentences."""
     privacy, audit, run, utility = facts["privacy"], facts["audit"], facts["run"], facts["utility"]
@@ -753,7 +761,7 @@ def _judge(facts: Facts) -> None:
         verdict = "holds"
     facts["verdict"] = verdict
     gaps = (utility or {}).get("gaps", [])
-    open_checks = sum(row["by"] == "person" for row in facts["checks"])
+    open_checks = len(person_checks(facts))
     risks = [
         ("exposed", bool(exposed)),
         ("weak_promise", facts["odds"]["strength"] in ("limited", "weak") and not privacy["infinite"]),

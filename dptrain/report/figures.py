@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+from math import floor, log10
 from typing import TYPE_CHECKING, Any
 
 from dptrain.report.facts import Facts
@@ -286,19 +287,20 @@ def _rows(
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-0.6, len(cells) - 0.4)
     axes.set_xlim(max(0.0, left - pad), min(1.0, right + pad) if right <= 1 else right + pad)
-    axes.locator_params(axis="x", nbins=5)
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+    ticks = axes.get_xticks()
+    # as many digits as the distance of the ticks has, so that equal distances read as equal
+    digits = max(0, -floor(log10(ticks[1] - ticks[0]) + 1e-9) - (2 if percent else 0))
     axes.set_xlabel(label)
     axes.grid(axis="x", color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)
     if percent:
-        from matplotlib.ticker import FuncFormatter
-
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: t.percent(value, 0 if right - left > 0.05 else 1))
-        )
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: t.percent(value, digits)))
     else:
-        _local_ticks(axes, t, x=2 if right - left > 0.04 else 3, y=None)
+        _local_ticks(axes, t, x=digits, y=None)
     return figure
 
 

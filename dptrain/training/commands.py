@@ -61,7 +61,7 @@ Train under a plan that the ledger has granted.
 
 groups: data, model, privacy, optimizer, training, audit, ledger, report, recipe, debug
 exit codes: 0 done · 2 configuration · 3 refused by the ledger · 4 refused by the check · 5 data unreadable
-            130 interrupted after a clean close"""
+            130 interrupted: the charge is closed, unless the last lines say how to go on"""
 
 EVALUATE_HELP = """\
 usage: dptrain evaluate run=FOLDER [split=test] [ledger.url=… ledger.keys=…]
@@ -101,8 +101,8 @@ def plan_main(argv: list[str]) -> int:
 
 def _is_plan_word(word: str) -> bool:
     """Whether a word is this command's own (or a typo of it), and not a group or a dotted setting."""
-    name = word.partition("=")[0]
-    return name not in (*GROUPS, "name") and "." not in name and name[:1] not in "+~-"
+    name, equals, _ = word.partition("=")
+    return bool(equals) and name not in (*GROUPS, "name") and "." not in name and name[:1] not in "+~-"
 
 
 def _print_plan(result: dict[str, Any]) -> None:
@@ -174,6 +174,7 @@ def check_main(argv: list[str]) -> int:
 
     findings = check(settings)
     models.print_findings(findings)
+    print("The data were not looked at: the check uses made-up images of data.image_shape.")
     return EXIT_REFUSED_BY_CHECK if any(finding.status == "refused" for finding in findings) else EXIT_DONE
 
 

@@ -120,6 +120,26 @@ def one_by_one(batch: PatientBatch) -> list[PatientBatch]:
     return chunks
 
 
+def _check(
+    model: nn.Module,
+    loss: Any,
+    loader: PatientLoader,
+    rules: Mapping[str, str] | None,
+    names: Mapping[str, str] | None,
+) -> None:
+    """Raise CheckRefused for a network or loss that fails on made-up data of the loader's shape."""
+    from dptrain import models
+    from dptrain.training.session import check_rules
+
+    shape, config = loader.shape(), loader.cohort.config
+    task: Any = config.task
+    findings = models.preflight(model, loss, shape, task, classes=len(config.classes))
+    models.refuse(findings)
+    image, label = models.made_up(shape, task, 4, len(config.classes), 0)
+    where = next(model.parameters()).device
+    models.refuse(check_rules(model, loss, image.float().to(where), label.to(where), rules=rules, names=names))
+
+
 def fit(
     model: nn.Module,
     loader: PatientLoader,
@@ -138,6 +158,7 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_steps: int = 50,
     stop: Callable[[], bool] | None = None,
+    checked: bool = False,
 ) -> FitResult:
     """Train `model` under `plan` and return it with the final (or averaged) weights.
 
@@ -154,13 +175,18 @@ def fit(
             (:class:`dptrain.engine.PatientGradients`).
         start: a checkpoint to go on from; steps that were paid and lost are skipped.
         stop: asked after each step; True ends the training early and cleanly.
+        checked: whether network and loss passed the pre-flight check already; else they do now, before a step is
+            paid; a grant that has paid nothing yet is given back if they fail.
 
     Raises:
         LedgerRefused: the grant does not cover the next step.
-        CheckRefused: the plan and the grant differ, or a loss that is not one value a record.
+        CheckRefused: the plan and the grant differ, or network and loss would break the guarantee or do not fit.
     """
     if grant.plan is None or grant.plan.digest != plan.digest:
         raise CheckRefused("the plan that runs is not the plan that was granted.", remedy="Reserve again.")
+    if not checked:
+        with grant:
+            _check(model, loss, loader, rules, names)
     device = torch.device(device)
     model = model.to(device).train()
     average = None

@@ -6,13 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dptrain.errors import ConfigError
+from dptrain.errors import CheckRefused, ConfigError
 
 
 class BinaryLoss(nn.Module):
     """Cross-entropy of one logit a record: logits [N, 1] or [N], labels [N] in {0, 1} -> [N]."""
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        if logits.numel() != label.shape[0]:
+            raise CheckRefused(
+                f"task=binary takes one output a record, [N] or [N, 1]; the network gives {_shape(logits)}.",
+                remedy="Give the network one output, or use task=multiclass.",
+            )
         return functional.binary_cross_entropy_with_logits(
             logits.float().reshape(label.shape[0]), label.float().reshape(-1), reduction="none"
         )
@@ -54,6 +59,10 @@ class SegmentationLoss(nn.Module):
         total = probability.sum(2) + truth.sum(2)
         dice = (2 * overlap + 1) / (total + 1)  # 1 where a structure is absent and not found
         return entropy + 1 - dice[:, 1:].mean(1)
+
+
+def _shape(output: Tensor) -> str:
+    return "[" + ", ".join(["N", *map(str, output.shape[1:])]) + "]"
 
 
 _LOSSES: dict[str, type[nn.Module]] = {

@@ -8,7 +8,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from dptrain.training.loop import FitResult, State, StepLog, fit
 from dptrain.training.runfolder import RunFolder, now, whole_or_nothing, write_json
 from dptrain.training.session import (
     Network,
+    Run,
     build_network,
     check,
     device_of,
@@ -78,6 +79,11 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
                 f"{resumed.folder.path} is {resumed.facts['status']}: there is nothing to resume.",
                 remedy="A run that ended cleanly has closed its charge; start a new one.",
             )
+    with _watched(say) as watch:
+        return _train(settings, resumed, command, say, watch)
+
+
+def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watch: _Watch) -> Outcome:
     ledger, keys, status = open_status(settings)
     plan = resumed.plan if resumed is not None else plan_for(settings, status)
     device = device_of(settings.training.device)
@@ -121,6 +127,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         except BaseException:
             folder.discard()
             raise
+        watch.grant, watch.folder = grant, folder
         facts = make.base(identity, now(), settings, plan, status, command, str(device))
         facts["gate"] = make.gate(grant.gate, status, spent_before=grant.gate.spent_before)
         start = None
@@ -131,14 +138,14 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         start = _resume_state(folder, grant, plan, network, settings, say)
         facts["resume"] = {"crashes": start.crashes, "steps_lost": start.steps_lost}
         facts["status"] = "running"
+    watch.grant, watch.folder = grant, folder
     facts["config_sha256"] = hashlib.sha256(folder.config.read_bytes()).hexdigest()
     folder.write_facts(facts)
     folder.note_access("train")
     say(_plan_line(plan, status.kind))
 
-    with _interruptible(say) as stop:
-        loader = _loader(settings, cohort, grant, plan, network, device, start)
-        result = _fit(settings, network, loader, plan, grant, folder, device, start, stop)
+    loader = _loader(settings, cohort, grant, plan, network, device, start)
+    result = _fit(settings, network, loader, plan, grant, folder, device, start, watch)
     calibration = None
     if not result.interrupted and plan.calibration_noise_multiplier is not None:
         if ledger.run(identity).attempt != grant.attempt:
@@ -262,7 +269,7 @@ def _fit(
     folder: RunFolder,
     device: torch.device,
     start: State | None,
-    stop: Callable[[], bool],
+    watch: _Watch,
 ) -> FitResult:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -287,6 +294,7 @@ def _fit(
                 restricted.add_scalar(f"training/{name}", value, entry.step)
             log.write(json.dumps({"step": entry.step, **entry.restricted, **entry.public}) + "\n")
 
+        watch.stepping = True
         try:
             result = fit(
                 model,
@@ -304,9 +312,11 @@ def _fit(
                 on_step=on_step,
                 checkpoint=folder.checkpoint,
                 checkpoint_steps=settings.training.checkpoint_steps,
-                stop=stop,
+                stop=lambda: watch.asked,
+                checked=True,
             )
         finally:
+            watch.stepping = False
             if plan.private:
                 for step, epsilon in accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta):
                     public.add_scalar("privacy/epsilon", epsilon, step, walltime=float(step))
@@ -315,27 +325,62 @@ def _fit(
     return result
 
 
+@dataclass
+class _Watch:
+    """What an interruption must know: whether steps are running, and what is held."""
+
+    asked: bool = False
+    stepping: bool = False
+    grant: Grant | None = None
+    folder: RunFolder | None = None
+
+
 @contextmanager
-def _interruptible(say: Say) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the loop to end after the current step; a second one ends at once."""
-    asked = False
+def _watched(say: Say) -> Iterator[_Watch]:
+    """Ctrl-C or SIGTERM ends the training after the current step, at once where none runs or at the second one.
+
+    A run that fails or ends at once gives back its reservation if it paid nothing; else it says how to go on.
+    """
+    watch = _Watch()
 
     def on_signal(_number: int, _frame: object) -> None:
-        nonlocal asked
-        if asked:
+        if watch.asked or not watch.stepping:
             raise KeyboardInterrupt
-        asked = True
+        watch.asked = True
         say("ending after this step (Ctrl-C again to stop at once)")
 
+    before = {}
+    with suppress(ValueError):  # not the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, on_signal)
     try:
-        before = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:  # not the main thread
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
+        yield watch
+    except BaseException as error:
+        _let_go(watch, error, say)
+        raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _let_go(watch: _Watch, error: BaseException, say: Say) -> None:
+    """Give back what an ended run holds, or say that its charge stays open and what to do about it."""
+    grant, folder = watch.grant, watch.folder
+    if grant is None or folder is None or (grant.closed and grant.committed):
+        return
+    with suppress(Exception):  # the error on its way says more
+        if grant.closed or grant.give_back():
+            folder.facts.unlink(missing_ok=True)
+            folder.access_log.unlink(missing_ok=True)
+            folder.discard()
+            say("nothing was paid: the reservation is given back")
+            return
+    if not isinstance(error, LedgerRefused):  # which has a remedy of its own
+        say(
+            f"run {grant.run} is still open ({grant.committed} steps paid). Go on with\n"
+            f"  dptrain train training.resume={folder.path}\n"
+            f"or close it with\n  dptrain ledger close run={grant.run} reason=…"
+        )
 
 
 def _logits(

@@ -243,13 +243,21 @@ def test_the_demo_finds_given_shared_cached_or_made_up_data(tmp_path, monkeypatc
     assert find_demo_data().kind == "kermany"
     monkeypatch.delenv("DPTRAIN_DATA")
     monkeypatch.setattr(phantom, "__kwdefaults__", {"patients": 30, "size": 32, "seed": 0})
-    made_up = find_demo_data(cache=tmp_path / "cache", fetch_public=False)
+    said: list[str] = []
+
+    def drawn_after_it_was_said(*words: object) -> object:
+        assert "phantom" in said[-1]
+        return phantom(*words)
+
+    monkeypatch.setattr("dptrain.data.sources.phantom", drawn_after_it_was_said)
+    made_up = find_demo_data(cache=tmp_path / "cache", fetch_public=False, say=said.append)
     assert made_up.kind == "phantom"
     assert "phantom" in made_up.description
     assert "fetching was not wanted" in made_up.description
     assert 15 < made_up.public_size < 30
     settings = load(["recipe=chest_xray_pneumonia", *made_up.overrides])
     assert settings.data.columns.groups == ["sex", "age_group"]
+    assert settings.data.unit == "patient"  # a patient group's numbers may join several children
     assert settings.data.cautions == made_up.config.cautions
     assert len(scan(settings.data, FakeKeys()).records) > 30
 

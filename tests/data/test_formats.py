@@ -476,6 +476,14 @@ def test_own_datasets_need_no_manifest():
     with pytest.raises(DataUnreadable) as caught:
         cohort_from_dataset(bad, split="split", **config)
     assert [fault.split(": ")[0] for fault in caught.value.faults] == ["item 12"] * 3
+    for task, label in (("binary", "yes"), ("binary", None), ("multilabel", ["yes", 0])):
+        odd = [{**item, "label": item["label"] if task == "binary" else [0, 1]} for item in items]
+        odd[5]["label"] = label
+        with pytest.raises(DataUnreadable) as caught:
+            cohort_from_dataset(odd, **{**config, "task": task, "classes": ["a", "b"]})
+        (fault,) = [fault for fault in caught.value.faults if fault.startswith("item")]
+        assert "item 5: unknown label in column" in fault
+        assert "yes" not in str(caught.value)
 
 
 def test_the_cache_is_not_changed_by_random_transforms(tmp_path):

@@ -25,6 +25,25 @@ def test_quick_work_prints_nothing_and_long_work_says_how_long(capsys, monkeypat
     assert clock(3723) == "1:02:03"
 
 
+def test_the_first_part_tells_no_time_left(capsys, monkeypatch):
+    """It is slow for reasons of its own: 2 % after a minute and a half was done after two."""
+    monkeypatch.delenv("DPTRAIN_QUIET", raising=False)
+    now = [0.0]
+    monkeypatch.setattr(dptrain.progress.time, "monotonic", lambda: now[0])
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        with progress(100, "long") as shown:
+            for _ in range(4):
+                now[0] += 40.0
+                shown.advance()
+            assert "left" not in capsys.readouterr().err
+            shown.advance(1)
+            now[0] += 40.0
+            shown.advance()
+            if not terminal:
+                assert "6%, 52:13 left" in capsys.readouterr().err
+
+
 def test_quiet(capsys, monkeypatch):
     monkeypatch.setenv("DPTRAIN_QUIET", "1")
     monkeypatch.setattr(dptrain.progress, "QUIET_SECONDS", 0.0)

@@ -88,6 +88,9 @@ def test_the_way_of_a_cohort(desk: Desk, tmp_path: Path) -> None:
     assert "demo" in table
     assert "10/10" in table
     assert "at close" in table
+    assert "1 paid, 10 reserved" in table
+    assert "% of epsilon" in table
+    assert "of its RDP" in table
     assert "1 of 10 steps stay charged" in desk("close run=dead", "reason=power cut")
     facts = desk.json("show cohort=chest")
     assert facts["accountant"].startswith("RDP of order")
@@ -257,6 +260,7 @@ def test_bad_budgets_by_command(desk: Desk) -> None:
     desk("register public_size=20 owner=Radiology")
     for words, code, what in (
         ("epsilon=-1 recipe=chest", EXIT_USAGE, "above 0"),
+        ("epsilon=inf recipe=chest", EXIT_USAGE, "Usual values lie between 0.5"),
         ("epsilon=nan recipe=chest", EXIT_USAGE, "above 0"),
         ("epsilon=1 delta=0.2 recipe=chest", EXIT_REFUSED_BY_LEDGER, "too large"),
         ("epsilon=1", EXIT_USAGE, "forecast"),

@@ -170,10 +170,58 @@ def test_a_crash_stays_charged_and_a_resumed_run_fences_off_its_ghost(site: Site
 
 def test_concurrent_runs_count_in_full(site: Site) -> None:
     grants = [site.again().reserve(site.plan, COHORT, run=f"r{n}", fingerprint=site.fingerprint) for n in range(3)]
-    with pytest.raises(LedgerRefused, match="budget"):
+    with pytest.raises(LedgerRefused, match=r"reserved by run r0 .and 2 more., which is still open"):
         site.again().reserve(site.plan, COHORT, run="r3", fingerprint=site.fingerprint)
     grants[0].close("interrupted", 0)  # nothing was paid: everything goes back
     site.again().reserve(site.plan, COHORT, run="r4", fingerprint=site.fingerprint)
+
+
+def test_a_reservation_that_locks_is_not_called_spent(place: str, home: Home) -> None:
+    """A raised budget would be the wrong remedy: the open run holds what it has not paid."""
+    site = make_site(place, home.keys, home.controller, runs=1.3)
+    floor = (site.ledger.status(COHORT).budget_epsilon or 0) * 0.3
+    site.ledger.budget(
+        COHORT,
+        epsilon=site.ledger.status(COHORT).budget_epsilon or 0,
+        delta=1e-3,
+        forecast=(),
+        minimum_charge=floor,
+        reason="a floor",
+        controller=site.controller,
+    )
+    site.ledger.reserve(site.plan, COHORT, run="dead one", fingerprint=site.fingerprint, lease=4).commit(4)
+    assert site.ledger.status(COHORT).locked
+    assert "dead one, still open" in str(site.ledger.status(COHORT).lock_reason)
+    with pytest.raises(LedgerRefused) as caught:
+        site.again().require_open(COHORT)
+    said = str(caught.value)
+    for word in ("is reserved", "4 paid, 10 reserved", "training.resume=", "ledger close run='dead one' reason="):
+        assert word in said, word
+    for word in ("raise the budget", "is spent", "10 steps paid", "% of the budget,"):
+        assert word not in said, word
+    grant = site.ledger.resume("dead one")
+    grant.commit(10)  # all is paid: to close it gives nothing back
+    with pytest.raises(LedgerRefused, match="is spent") as caught:
+        site.again().require_open(COHORT)
+    assert "raise the budget" in str(caught.value)
+
+
+def test_a_training_that_fails_unpaid_gives_its_reservation_back(site: Site) -> None:
+    def fails(run: str, pay: int, *, resumed: bool = False) -> None:
+        with site.ledger.reserve(site.plan, COHORT, run=run, fingerprint=site.fingerprint) as grant:
+            grant.commit(pay)
+            if resumed:
+                site.again().resume(run)
+            raise ZeroDivisionError
+
+    for run, pay, resumed, status in (
+        ("unpaid", 0, False, "interrupted"),
+        ("paid", 1, False, "open"),
+        ("elsewhere", 0, True, "open"),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            fails(run, pay, resumed=resumed)
+        assert site.ledger.run(run).status == status
 
 
 def test_a_second_release_is_paid_whole_with_the_first_step(site: Site) -> None:

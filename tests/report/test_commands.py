@@ -100,7 +100,7 @@ def test_release_records_publishes_and_still_verifies(world, capsys):
         json.loads((world.folder / "model/configs/metadata.json").read_text())["privacy"]["run"] == run_facts()["id"]
     )
     capsys.readouterr()
-    code = main(["verify", str(world.folder), *world.words])
+    code = main(["verify", f"run={world.folder}", *world.words])
     said = capsys.readouterr().out
     wrong = [line for line in said.splitlines() if line.startswith("DIFFERS")]
     assert wrong == [line for line in wrong if "ε follows" in line], said  # the made-up numbers are not this ledger's
@@ -181,6 +181,8 @@ def test_forecast_is_what_the_ledger_then_charges(world):
         (["report", "runn=x"], 2),
         (["report", "run=x", "lang=fr"], 2),
         (["report", "verify"], 2),
+        (["report", "run="], 2),
+        (["report", "verify", "run=nowhere", "nowhere"], 2),
         (["report", "ledger"], 2),
         (["report", "ledger", "cohort=x", "ledger.url=/nowhere/l.sqlite"], 3),
         (["release", "--help"], 0),

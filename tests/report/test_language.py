@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 
@@ -9,6 +10,7 @@ import pytest
 
 from dptrain.errors import ConfigError
 from dptrain.report import facts as facts_module
+from dptrain.report import figures
 from dptrain.report.content import document
 from dptrain.report.language import LANGUAGES, Language, table
 from tests.report.text import html_text
@@ -122,3 +124,26 @@ def test_the_largest_auc_never_stands_alone_and_the_baseline_is_the_controllers(
         assert t.number(facts["audit"]["auc"]["max_by_chance"], 3) in rows[t("risk.auc.max")]
         baseline = t.number(facts["audit"]["baseline_max"]["mean"], 3)
         assert (baseline in rows.get(t("risk.baseline"), "")) == (edition == "controller")
+
+
+@pytest.mark.parametrize("lang", ["en", "de"])
+def test_the_boxes_that_are_announced_are_the_boxes_that_are_there(run, lang):
+    facts, t = facts_module.read(run), Language(lang)
+    sections = {section["id"]: section for section in document(facts, t)["sections"]}
+    boxes = [block for block in sections["mechanism"]["blocks"] if block["kind"] == "ticks"][-1]["items"]
+    assert {box["state"] for box in boxes} == {"open"}
+    assert facts["open_checks"] == len(boxes) == len({box["text"] for box in boxes}) == 8
+    told = t("risk.person_checks", boxes=t.integer(8))
+    assert told in str(document(facts, t)["sections"])
+
+
+@pytest.mark.parametrize("lang", ["en", "de"])
+def test_ticks_at_equal_distances_read_as_equal_distances(lang):
+    t = Language(lang)
+    for top in (0.021, 0.1, 0.3, 1.0):
+        figure = figures._rows(t, [("a", top / 2, 0.0, top, 20)], "share", percent=True)
+        figure.canvas.draw()
+        told = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        numbers = [float(text.rstrip("\u00a0\u202f %").replace(",", ".")) for text in told]
+        steps = {round(b - a, 6) for a, b in itertools.pairwise(numbers)}
+        assert len(steps) == 1, told

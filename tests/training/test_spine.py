@@ -19,6 +19,7 @@ import torch
 
 from dptrain import cli
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
+from dptrain.ledger import Grant
 from dptrain.training.run import evaluate_run, train
 from dptrain.training.runfolder import RunFolder
 
@@ -243,7 +244,10 @@ def test_one_checkpoint_resumed_twice_draws_other_noise(
     assert weights[0] != weights[1]
 
 
-def test_ctrl_c_ends_after_the_step_and_closes_the_charge(make_site: Callable[..., Site]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_after_the_step_and_closes_the_charge(
+    make_site: Callable[..., Site], number: signal.Signals
+) -> None:
     site = make_site()
     words = [*site.words, f"training.run={site.folder / 'run'}", "privacy.steps=4000", "training.lease=20"]
     process = subprocess.Popen(
@@ -253,7 +257,7 @@ def test_ctrl_c_ends_after_the_step_and_closes_the_charge(make_site: Callable[..
     deadline = time.monotonic() + 120
     while not log.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, (out, err)
     facts = RunFolder(site.folder / "run").read_facts()
@@ -263,6 +267,60 @@ def test_ctrl_c_ends_after_the_step_and_closes_the_charge(make_site: Callable[..
     charge = site.ledger.status("tiny").runs[0]
     assert charge.status == "interrupted"
     assert charge.steps == facts["privacy"]["steps_charged"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_before_the_first_step_ends_at_once_and_gives_everything_back(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    from dptrain.training import run as module
+
+    site = make_site()
+
+    def features(*_: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+        raise AssertionError("it went on")
+
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_loader", features)
+        with pytest.raises(KeyboardInterrupt):
+            train(site.settings(f"training.run={site.folder / 'run'}"), say=said.append)
+    assert "given back" in said[-1]
+    status = site.ledger.status("tiny")
+    assert (status.spent_epsilon, status.runs[0].status) == (0, "interrupted")
+    assert not (site.folder / "run").exists()
+    run(site, "run")  # the identical command works
+
+
+def test_what_fails_before_a_payment_costs_nothing_and_after_it_says_how_to_go_on(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dptrain.training import run as module
+
+    site = make_site()
+
+    def fails(pay: int) -> Callable[..., None]:
+        def fit(_model: object, _loader: object, _plan: object, grant: Grant, **_: object) -> None:
+            grant.commit(pay)
+            raise KeyboardInterrupt if pay else RuntimeError
+
+        return fit
+
+    said: list[str] = []
+    monkeypatch.setattr(module, "fit", fails(0))
+    with pytest.raises(RuntimeError):
+        train(site.settings(f"training.run={site.folder / 'run'}"), say=said.append)
+    assert site.ledger.status("tiny").spent_epsilon == 0
+    assert not (site.folder / "run" / "run.json").exists()
+    monkeypatch.setattr(module, "fit", fails(2))
+    with pytest.raises(KeyboardInterrupt):
+        train(site.settings(f"training.run={site.folder / 'other'}"), say=said.append)
+    held = site.ledger.status("tiny").runs[-1]
+    assert (held.status, held.steps_paid) == ("open", 2)
+    assert f"training.resume={site.folder / 'other'}" in said[-1]
+    assert f"ledger close run={held.run} reason=" in said[-1]
 
 
 def test_weights_of_a_run_bring_their_charge_along(make_site: Callable[..., Site]) -> None:
@@ -416,7 +474,12 @@ def test_a_resumed_run_starts_from_the_weights_it_was_granted_for(
     from dptrain.training import run as module
 
     site = make_site()
-    monkeypatch.setattr(module, "fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def interrupted(_model: object, _loader: object, _plan: object, grant: Grant, **_: object) -> None:
+        grant.commit(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(site, "run")
     real = module.build_network
