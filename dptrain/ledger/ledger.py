@@ -746,6 +746,20 @@ class Ledger(Book):
                 body = {"run": grant.run, "attempt": grant.attempt, "through": int(through)}
                 self.append(connection, "commit", body)
 
+    def _begin_calibration(self, grant: Grant) -> None:
+        with self.write() as (connection, state):
+            run = self._own(state, grant)
+            if run.plan["calibration_noise_multiplier"] is None:
+                raise LedgerRefused(f"The plan of run '{grant.run}' declares no calibration.")
+            if run.committed == 0:
+                raise LedgerRefused(f"The calibration of run '{grant.run}' is not paid: no step is.")
+            if run.calibrated:
+                raise LedgerRefused(
+                    f"The calibration of run '{grant.run}' was begun already: one charge, one draw.",
+                    remedy="Use what it gave, go without, or reserve a new run.",
+                )
+            self.append(connection, "calibrate", {"run": grant.run, "attempt": grant.attempt})
+
     def _own(self, state: State, grant: Grant) -> RunState:
         run = state.runs.get(grant.run)
         if run is None or run.seq != grant.id:
@@ -845,9 +859,7 @@ class Ledger(Book):
                     found.update(here)
         return found, barred
 
-    def _left_out(
-        self, connection: Connection, state: State, version: Version, run: RunState | None
-    ) -> set[bytes]:
+    def _left_out(self, connection: Connection, state: State, version: Version, run: RunState | None) -> set[bytes]:
         """This version's keys of everybody who withdrew, under this key or any other, and of whom `run` left out."""
         gone = {klass.id for klass in state.classes.values() if klass.withdrawn}
         classes = [number for number in gone if version.id in state.classes[number].versions]

@@ -141,10 +141,10 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         loader = _loader(settings, cohort, grant, plan, network, device, start)
         result = _fit(settings, network, loader, plan, grant, folder, device, start, stop)
     calibration = None
-    if not result.interrupted and plan.calibration_noise_multiplier is not None:
-        if ledger.run(identity).attempt != grant.attempt:
-            raise LedgerRefused("This run was resumed elsewhere; this process must stop.")
-        calibration = _calibrate_once(folder, settings, cohort, grant, plan, network, device)
+    calibrates = plan.calibration_noise_multiplier is not None and settings.data.task != "segmentation"
+    if calibrates and not result.interrupted:
+        begun = ledger.run(identity).calibrated
+        calibration = _calibrate_once(folder, settings, cohort, grant, plan, network, device, begun, say)
     metrics = None
     if settings.training.evaluate and not result.interrupted and cohort.split("test", excluded=grant.excluded):
         metrics, predictions = score(settings, cohort, grant, network, device, calibration)
@@ -371,27 +371,30 @@ def _calibrate_once(
     plan: Plan,
     network: Network,
     device: torch.device,
+    begun: bool,
+    say: Say,
 ) -> Calibration | None:
-    """The calibration's one release. It is paid for once, so a resumed run never draws its noise again.
+    """The calibration's one release. It is paid for once, so its noise is never drawn again, wherever one resumes.
 
-    The file is there before the release begins; what a crash left without a result is paid and lost.
+    The ledger knows of it before the draw; what a crash left without a result is paid and lost.
     """
     kept = folder.restricted / "calibration.json"
     if kept.exists():
-        earlier = json.loads(kept.read_text(encoding="utf-8"))
-        return None if earlier is None else Calibration(**earlier)
-    write_json(kept, None)
+        return Calibration(**json.loads(kept.read_text(encoding="utf-8")))
+    if begun:
+        say("the calibration was begun before, and this folder holds no result: it is paid, and not drawn again")
+        return None
+    grant.begin_calibration()
     found = _calibrate(settings, cohort, grant, plan, network, device)
-    write_json(kept, None if found is None else found.to_dict())
+    write_json(kept, found.to_dict())
     return found
 
 
 def _calibrate(
     settings: Settings, cohort: Cohort, grant: Grant, plan: Plan, network: Network, device: torch.device
-) -> Calibration | None:
-    """One noisy histogram over the calibration patients; None for segmentation."""
-    if settings.data.task == "segmentation" or plan.calibration_noise_multiplier is None:
-        return None
+) -> Calibration:
+    """One noisy histogram over the calibration patients."""
+    assert plan.calibration_noise_multiplier is not None
     record, patient = _of_split(cohort, "calibration", grant.excluded)
     logits, label = _logits(cohort, record, grant, network, device)
     if len(record) == 0:

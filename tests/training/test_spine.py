@@ -409,6 +409,40 @@ def test_the_calibration_is_released_once(make_site: Callable[..., Site], monkey
     assert len(drawn) == 1
 
 
+def test_a_copied_folder_gives_no_second_calibration(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run dies between training and calibration, and its folder is copied: one charge, one histogram."""
+    from dptrain.training import run as module
+
+    site = make_site()
+    real, drawn = module.fit_calibration, []
+
+    def counted(*arguments: object, **words: object) -> object:
+        drawn.append(1)
+        return real(*arguments, **words)
+
+    def dies(*_: object, **__: object) -> None:
+        raise OSError("killed")
+
+    monkeypatch.setattr(module, "fit_calibration", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_calibrate_once", dies)
+        with pytest.raises(OSError):
+            run(site, "a", "privacy.calibration_noise_multiplier=10", "training.evaluate=false")
+    shutil.copytree(site.folder / "a", site.folder / "b")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_bundle", dies)
+        with pytest.raises(OSError):
+            train(site.settings(f"training.resume={site.folder / 'a'}"), say=quiet)
+    said: list[str] = []
+    outcome = train(site.settings(f"training.resume={site.folder / 'b'}"), say=said.append)
+    assert len(drawn) == 1
+    assert (outcome.facts["status"], outcome.facts["calibration"]) == ("complete", None)
+    assert any("not drawn again" in line for line in said)
+    assert site.ledger.verify() == []
+
+
 def test_a_resumed_run_starts_from_the_weights_it_was_granted_for(
     make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
