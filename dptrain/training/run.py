@@ -150,7 +150,9 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         metrics, predictions = score(settings, cohort, grant, network, device, calibration)
         write_json(folder.metrics, metrics)
         save_predictions(folder, predictions)
-    write_bundle(folder, network.whole, settings, calibration.to_dict() if calibration else None)
+    before = [ledger.run(name) for name in grant.inherited]
+    private = plan.private and all(Plan.from_dict(earlier.plan).private for earlier in before)
+    write_bundle(folder, network.whole, settings, calibration.to_dict() if calibration else None, private=private)
     model = make.model_facts(folder, network.whole, network.trainable, settings, network.changes)
     receipt = grant.close(
         "interrupted" if result.interrupted else "complete",
@@ -168,7 +170,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
             settings.privacy.target_epsilon,
             run=result.state.step - result.state.steps_lost,
             paid=receipt.steps_charged,
-            inherited=[make.inherited(ledger.run(name)) for name in grant.inherited],
+            inherited=[make.inherited(earlier) for earlier in before],
         ),
         gate=make.gate(receipt.gate, status, spent_before=facts["gate"]["spent_before"]),
         ledger=make.ledger(grant, receipt.head, status.witness),

@@ -33,6 +33,10 @@ def run(site: Site, name: str, *words: str) -> RunFolder:
     return train(site.settings(f"training.run={site.folder / name}", *words), say=quiet).folder
 
 
+def described(folder: RunFolder) -> str:
+    return str(json.loads((folder.model / "configs" / "metadata.json").read_text())["description"])
+
+
 def test_a_run_says_what_it_promised_and_keeps_metrics_apart(make_site: Callable[..., Site]) -> None:
     site = make_site()
     folder = run(site, "run", "privacy.calibration_noise_multiplier=10", "training.ema=0.9")
@@ -52,6 +56,7 @@ def test_a_run_says_what_it_promised_and_keeps_metrics_apart(make_site: Callable
     metrics = json.loads(folder.metrics.read_text())
     assert 0 <= metrics["overall"]["auroc"]["value"] <= 1
     assert metrics["conformal"]["miscoverage"] == 0.1
+    assert described(folder).startswith("Trained under differential privacy at the patient level")
     public = "".join(path.read_text() for path in folder.path.rglob("*.json") if "restricted" not in path.parts)
     assert "auroc" not in public
     assert "brier" not in public
@@ -323,6 +328,15 @@ def test_the_bundle_predicts_a_new_image(make_site: Callable[..., Site]) -> None
     assert math.isclose(sum(result["probability"].values()), 1, abs_tol=1e-6)
     assert result["probability"]["shadow"] > 0.5
     assert "certainty" in result
+    assert described(folder) == "Trained without differential privacy: epsilon is infinite."
+
+
+def test_a_bundle_that_starts_from_a_model_without_privacy_has_none(make_site: Callable[..., Site]) -> None:
+    site = make_site(public=True)
+    first = run(site, "first", "privacy=none", "training.evaluate=false")
+    second = run(site, "second", f"model.weights={first.path}", "training.evaluate=false")
+    assert second.read_facts()["privacy"]["infinite"]
+    assert described(second) == "Trained without differential privacy: epsilon is infinite."
 
 
 def test_a_sweep_charges_every_trial_and_a_refused_one_stops_no_other(
