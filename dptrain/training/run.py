@@ -513,8 +513,10 @@ def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str
     target = run.folder.metrics if split == "test" else run.folder.metrics.with_name(f"metrics-{split}.json")
     write_json(target, metrics)
     save_predictions(run.folder, predictions, split)
+    _only_public(split, status.public)
     run.folder.note_access(f"evaluate {split}")
     return target
+        _only_public(split, grant.public)  # the data may be of an earlier version
 
 
 def load_trained(network: Network, folder: RunFolder) -> None:
@@ -524,3 +526,13 @@ def load_trained(network: Network, folder: RunFolder) -> None:
     if not folder.weights.is_file():
         raise ConfigError(f"{folder.weights} is missing: the run kept no model.")
     network.whole.load_state_dict(load_file(str(folder.weights)))
+def _only_public(split: str, public: bool) -> None:
+    """Refuse un-noised scores of the patients whom epsilon protects."""
+    if split in ("train", "calibration") and not public:
+        raise LedgerRefused(
+            f"Scores of the {split} patients would be un-noised and outside of epsilon, which protects just them: "
+            "only cohorts declared public may have them.",
+            remedy="Use split=test or split=validation.",
+        )
+
+

@@ -339,6 +339,27 @@ def test_a_bundle_that_starts_from_a_model_without_privacy_has_none(make_site: C
     assert described(second) == "Trained without differential privacy: epsilon is infinite."
 
 
+@pytest.mark.parametrize("split", ["train", "calibration"])
+def test_protected_patients_are_scored_on_public_cohorts_only(
+    make_site: Callable[..., Site], split: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Un-noised scores of the patients whom epsilon protects would be outside of it."""
+    site = make_site()
+    folder = run(site, "run", "training.evaluate=false", "privacy.target_epsilon=2")
+    before = site.ledger.head().entries
+    assert cli.main(["evaluate", f"run={folder.path}", f"split={split}"]) == 3
+    assert "split=test" in capsys.readouterr().err
+    assert site.ledger.head().entries == before
+    assert not list(folder.restricted.glob(f"*-{split}.*"))
+    assert cli.main(["evaluate", f"run={folder.path}"]) == 0
+
+
+def test_a_public_cohort_s_training_patients_may_be_scored(make_site: Callable[..., Site]) -> None:
+    site = make_site(public=True)
+    folder = run(site, "run", "training.evaluate=false")
+    assert evaluate_run(folder.path, split="train").is_file()
+
+
 def test_a_sweep_charges_every_trial_and_a_refused_one_stops_no_other(
     make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
