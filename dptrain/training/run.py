@@ -347,14 +347,24 @@ def _logits(
     grant: Grant,
     network: Network,
     device: torch.device,
+    *,
+    fixed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of the whole network for these records and their labels, on the CPU, in float32."""
+    """Outputs of the whole network for these records and their labels, on the CPU, in float32.
+
+    fixed: the network sees as many rows every time, the last ones made up with zeros, so that no bit of a record's
+    output tells how many others there are.
+    """
     inputs, label = load_inputs(cohort, record, grant, network.frozen, device)
     model = network.trainable.to(device).eval()
     parts = []
     with torch.inference_mode():
         for start in range(0, len(inputs), 64):
-            parts.append(model(inputs[start : start + 64].to(device)).float().cpu())
+            part = inputs[start : start + 64]
+            rows = len(part)
+            if fixed:
+                part = torch.cat([part, part.new_zeros(64 - rows, *part.shape[1:])])
+            parts.append(model(part.to(device)).float().cpu()[:rows])
     return (torch.cat(parts) if parts else torch.zeros(0)), label
 
 
@@ -398,7 +408,7 @@ def _calibrate(
     """One noisy histogram over the calibration patients."""
     assert plan.calibration_noise_multiplier is not None
     record, patient = _of_split(cohort, "calibration", grant.excluded)
-    logits, label = _logits(cohort, record, grant, network, device)
+    logits, label = _logits(cohort, record, grant, network, device, fixed=True)
     if len(record) == 0:
         shape = (0,) if settings.data.task == "binary" else (0, len(settings.data.classes))
         logits, label = torch.zeros(shape), torch.zeros(shape)
@@ -503,8 +513,10 @@ def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str
     if run.facts["status"] == "running":
         raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
     store, keys, status = open_status(settings)
+    _only_public(split, status.public)
     cohort = data.scan(settings.data, keys)
     with store.admit(status.name, purpose="evaluate", run=run.facts["id"], fingerprint=cohort.fingerprint) as grant:
+        _only_public(split, grant.public)  # the data may be of an earlier version
         network = build_network(settings)
         load_trained(network, run.folder)
         calibration = Calibration(**run.facts["calibration"]) if run.facts.get("calibration") else None
@@ -513,19 +525,10 @@ def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str
     target = run.folder.metrics if split == "test" else run.folder.metrics.with_name(f"metrics-{split}.json")
     write_json(target, metrics)
     save_predictions(run.folder, predictions, split)
-    _only_public(split, status.public)
     run.folder.note_access(f"evaluate {split}")
     return target
-        _only_public(split, grant.public)  # the data may be of an earlier version
 
 
-def load_trained(network: Network, folder: RunFolder) -> None:
-    """Put a run's final weights into a freshly built network."""
-    from safetensors.torch import load_file
-
-    if not folder.weights.is_file():
-        raise ConfigError(f"{folder.weights} is missing: the run kept no model.")
-    network.whole.load_state_dict(load_file(str(folder.weights)))
 def _only_public(split: str, public: bool) -> None:
     """Refuse un-noised scores of the patients whom epsilon protects."""
     if split in ("train", "calibration") and not public:
@@ -536,3 +539,10 @@ def _only_public(split: str, public: bool) -> None:
         )
 
 
+def load_trained(network: Network, folder: RunFolder) -> None:
+    """Put a run's final weights into a freshly built network."""
+    from safetensors.torch import load_file
+
+    if not folder.weights.is_file():
+        raise ConfigError(f"{folder.weights} is missing: the run kept no model.")
+    network.whole.load_state_dict(load_file(str(folder.weights)))
