@@ -104,6 +104,8 @@ class PrivacyConfig:
             raise ConfigError("Neither privacy.steps nor privacy.epochs is set.", remedy="Set one of them.")
         if self.epochs is not None:
             _at_least("privacy.epochs", self.epochs, 0, strict=True)
+            if math.isinf(self.epochs):
+                raise ConfigError("privacy.epochs=inf must be finite.")
         _choice("privacy.generator", self.generator, ("cryptographic", "fast"))
 
 

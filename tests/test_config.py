@@ -10,6 +10,7 @@ import pytest
 
 from dptrain import config, targets
 from dptrain.errors import ConfigError
+from dptrain.training.planning import make_plan
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,7 @@ def test_a_typo_gets_the_nearest_names(word: str, near: str) -> None:
         "privacy.target_epsilon=nan",
         "privacy.steps",
         "privacy.epochs=3",
+        ["privacy.steps=null", "privacy.epochs=inf"],
         "training.ema=1.0",
         "training.precision=fp8",
         "optimizer.name=sgdd",
@@ -47,9 +49,16 @@ def test_a_typo_gets_the_nearest_names(word: str, near: str) -> None:
         "--jsn",
     ],
 )
-def test_a_wrong_word_is_a_configuration_error(word: str) -> None:
+def test_a_wrong_word_is_a_configuration_error(word: str | list[str]) -> None:
     with pytest.raises(ConfigError):
-        config.load([word])
+        config.load([word] if isinstance(word, str) else word)
+
+
+@pytest.mark.parametrize("batch", [0, -5, 61])
+def test_a_batch_that_makes_no_rate_is_a_configuration_error(batch: int) -> None:
+    words = ["privacy.steps=null", "privacy.epochs=10", f"privacy.expected_batch_size={batch}"]
+    with pytest.raises(ConfigError, match="between 1 and 60"):
+        make_plan(config.load(words).privacy, public_size=60)
 
 
 def test_groups_and_presets_compose() -> None:

@@ -234,6 +234,8 @@ def _check_labels(config: DataConfig) -> None:
         allowed = classes
     if config.task == "binary" and len(classes) != 2:
         raise ConfigError(f"data.task=binary takes two classes, not {len(classes)}.")
+    if config.task == "multiclass" and len(classes) < 2:
+        raise ConfigError("data.task=multiclass takes two classes or more.")
     for text, name in config.label_values.items():
         if name not in allowed:
             raise ConfigError(f"data.label_values.{text}={name} is no class.", remedy=suggest(name, allowed))

@@ -746,6 +746,8 @@ def _what(kind: str, body: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
             return f"{plan['steps']} steps, noise {plan['noise_multiplier']:.4g}, batch {plan['expected_batch_size']}"
         case "commit":
             return f"steps below {body['through']} paid"
+        case "calibrate":
+            return "the calibration's one draw begins"
         case "resume":
             return f"attempt {body['attempt']}"
         case "close":

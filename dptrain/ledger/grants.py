@@ -159,6 +159,16 @@ class Grant:
             self._ledger._commit(self, through)
             self.committed = through
 
+    def begin_calibration(self) -> None:
+        """Record durably that the plan's calibration is about to be drawn: once for its charge, before the draw.
+
+        Raises LedgerRefused where it was begun before, is not in the plan or not paid, or the run was resumed
+        elsewhere: then nothing must be drawn.
+        """
+        self.require(purpose="train")
+        self._only_here()
+        self._ledger._begin_calibration(self)
+
     def require(self, step: int | None = None, *, purpose: str | None = None, cohort: str | None = None) -> None:
         """Raise LedgerRefused unless the grant is open and covers this step, purpose and cohort.
 

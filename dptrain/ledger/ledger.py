@@ -746,6 +746,20 @@ class Ledger(Book):
                 body = {"run": grant.run, "attempt": grant.attempt, "through": int(through)}
                 self.append(connection, "commit", body)
 
+    def _begin_calibration(self, grant: Grant) -> None:
+        with self.write() as (connection, state):
+            run = self._own(state, grant)
+            if run.plan["calibration_noise_multiplier"] is None:
+                raise LedgerRefused(f"The plan of run '{grant.run}' declares no calibration.")
+            if run.committed == 0:
+                raise LedgerRefused(f"The calibration of run '{grant.run}' is not paid: no step is.")
+            if run.calibrated:
+                raise LedgerRefused(
+                    f"The calibration of run '{grant.run}' was begun already: one charge, one draw.",
+                    remedy="Use what it gave, go without, or reserve a new run.",
+                )
+            self.append(connection, "calibrate", {"run": grant.run, "attempt": grant.attempt})
+
     def _own(self, state: State, grant: Grant) -> RunState:
         run = state.runs.get(grant.run)
         if run is None or run.seq != grant.id:

@@ -18,7 +18,7 @@ from dptrain.ledger.charges import ORDERS_VERSIONS, Charge
 from dptrain.plan import Mechanism, Plan
 
 T = TypeVar("T")
-STATE_VERSION = 3
+STATE_VERSION = 4
 ADJACENCY = "add_remove"
 
 
@@ -82,7 +82,10 @@ class Budget:
 
 @dataclass
 class RunState:
-    """One granted run. `budget` None: a public cohort. `attempt` rises with each resume."""
+    """One granted run. `budget` None: a public cohort. `attempt` rises with each resume.
+
+    `calibrated`: the draw of its calibration was begun, and is never begun again.
+    """
 
     id: str
     seq: int
@@ -100,6 +103,7 @@ class RunState:
     inherited: list[str]
     lease: int
     committed: int = 0
+    calibrated: bool = False
     attempt: int = 1
     status: str = "open"
     steps_run: int | None = None
@@ -482,6 +486,14 @@ def _commit(state: State, entry: Entry, body: dict[str, Any], _: dict[str, Any])
     run.committed = int(body["through"])
 
 
+def _calibrate(state: State, entry: Entry, body: dict[str, Any], _: dict[str, Any]) -> None:
+    run = _open_run(state, entry, body)
+    _need(int(body["attempt"]) == run.attempt, entry, "its run was resumed elsewhere")
+    _need(run.plan["calibration_noise_multiplier"] is not None, entry, "its run declares no calibration")
+    _need(run.committed > 0 and not run.calibrated, entry, "its calibration is not paid, or was begun before")
+    run.calibrated = True
+
+
 def _resume(state: State, entry: Entry, body: dict[str, Any], _: dict[str, Any]) -> None:
     run = _open_run(state, entry, body)
     _need(int(body["attempt"]) == run.attempt + 1, entry, "its attempt does not follow")
@@ -582,6 +594,7 @@ HANDLERS: dict[str, Callable[[State, Entry, dict[str, Any], dict[str, Any]], Non
     "permit": _permit,
     "reserve": _reserve,
     "commit": _commit,
+    "calibrate": _calibrate,
     "resume": _resume,
     "close": _close,
     "admit": _admit,

@@ -28,9 +28,12 @@ INFERENCE = "configs/inference.json"
 
 
 def write_bundle(
-    folder: RunFolder, network: nn.Module, settings: Settings, calibration: dict[str, Any] | None
+    folder: RunFolder, network: nn.Module, settings: Settings, calibration: dict[str, Any] | None, *, private: bool
 ) -> None:
-    """Write weights, network settings, metadata and inference configuration below `model/`."""
+    """Write weights, network settings, metadata and inference configuration below `model/`.
+
+    private: whether a finite epsilon holds of everything that the weights know.
+    """
     save_weights(network, folder.weights)
     root = folder.model
     with whole_or_nothing(root / NETWORK) as file:
@@ -50,7 +53,9 @@ def write_bundle(
             "required_packages_version": {"dptrain": __version__},
             "name": settings.name,
             "task": f"{settings.data.task} ({', '.join(settings.data.classes)})",
-            "description": f"Trained under differential privacy at the {settings.data.unit} level; see privacy.",
+            "description": f"Trained under differential privacy at the {settings.data.unit} level; see privacy."
+            if private
+            else "Trained without differential privacy: epsilon is infinite.",
             "authors": "",
             "copyright": "",
             "intended_use": "Research; not a medical device.",

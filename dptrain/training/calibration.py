@@ -1,12 +1,15 @@
 """Temperature and conformal sets from one noisy histogram, so that their patients are charged like any other.
 
 Each patient of the calibration split contributes the mean over its records (and labels) of the indicator of
-the bin that holds the true class's margin φ = log p_y − log Σ_{j≠y} p_j. That vector has l2 norm at most 1,
-so the histogram with Gaussian noise σ in every bin is one Gaussian mechanism of sensitivity 1 under
-add/remove of a patient: the plan's `calibration` mechanism. Everything below is post-processing of it.
+the bin that holds the true class's margin φ, its logit less that of the strongest other class. That vector has
+l2 norm at most 1, so the histogram with Gaussian noise σ in every bin is one Gaussian mechanism of sensitivity 1
+under add/remove of a patient: the plan's `calibration` mechanism. Everything below is post-processing of it.
 
-Temperature: Guo et al. 2017, section 4.2, on binned margins (exact for two classes; for more, the margin
-against all others is scaled). Conformal sets: Vovk et al. 2005; Angelopoulos & Bates 2021, section 1.
+Temperature (Guo et al. 2017, section 4.2): a margin divides by T as the logits do. Of two classes, softmax(z/T)
+gives the true one the probability sigmoid(φ/T), so that the loss -log sigmoid(φ/T) is exact. Of more, it is the loss
+of the truth given that it is one of the model's first two classes (conditional likelihood, Andersen 1970): margins of
+truths below these have bins of their own, which count for the sets and not for the temperature.
+Conformal sets: Vovk et al. 2005; Angelopoulos & Bates 2021, section 1.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from dptrain.engine import NoiseSource
 
 EDGES = np.linspace(-8, 8, 33)
 CENTRES = np.concatenate([[-9.0], (EDGES[1:] + EDGES[:-1]) / 2, [9.0]])
+MISSED = int(np.searchsorted(EDGES, 0.0)) + 1  # bins of margins below 0, once more for truths below the first two
 MISCOVERAGE = 0.1
 
 
@@ -51,9 +55,10 @@ def margins(logits: NDArray[np.float64], task: str) -> NDArray[np.float64]:
         return np.stack([-flat, flat], axis=1)
     if task == "multilabel":
         return np.stack([-logits, logits], axis=-1)
-    whole = np.logaddexp.reduce(logits, axis=1, keepdims=True)
-    log_p = logits - whole
-    return log_p - np.log(-np.expm1(np.minimum(log_p, -1e-12)))
+    first_two = np.partition(logits, -2, axis=1)
+    second, first = first_two[:, -2:-1], first_two[:, -1:]
+    with np.errstate(invalid="ignore"):
+        return logits - np.where(logits == first, second, first)
 
 
 def true_margins(logits: NDArray[np.float64], label: NDArray[Any], task: str) -> NDArray[np.float64]:
@@ -64,16 +69,27 @@ def true_margins(logits: NDArray[np.float64], label: NDArray[Any], task: str) ->
     return np.take_along_axis(phi, label.reshape(-1, 1).astype(int), axis=1)
 
 
-def patient_histogram(phi: NDArray[np.float64], patient: NDArray[np.int64]) -> NDArray[np.float64]:
+def true_bins(logits: NDArray[np.float64], label: NDArray[Any], task: str) -> NDArray[np.int64]:
+    """The bin of the true class's margin: [R, 1], or [R, C] for multilabel. Not-a-number counts as the worst margin.
+
+    Multiclass: a truth that is not among the two classes of the largest logits has its bin after all the others.
+    """
+    phi = np.nan_to_num(true_margins(logits, label, task), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    which = np.searchsorted(EDGES, phi, side="right")
+    if task == "multiclass":
+        preferred = logits > np.take_along_axis(logits, label.reshape(-1, 1).astype(int), axis=1)
+        which = np.where(preferred.sum(axis=1, keepdims=True) >= 2, len(CENTRES) + which, which)
+    return which
+
+
+def patient_histogram(which: NDArray[np.int64], patient: NDArray[np.int64], task: str) -> NDArray[np.float64]:
     """One row a patient: the mean over its values of the indicator of their bin; each row sums to 1.
 
-    phi: [R, K]; patient: [R]. Not-a-number counts as the worst margin.
+    which: [R, K] bins; patient: [R].
     """
-    values = np.nan_to_num(phi, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    which = np.searchsorted(EDGES, values, side="right")
     names, position = np.unique(patient, return_inverse=True)
-    rows = np.zeros((len(names), len(CENTRES)))
-    np.add.at(rows, (np.repeat(position, phi.shape[1]), which.ravel()), 1.0)
+    rows = np.zeros((len(names), len(CENTRES) + (MISSED if task == "multiclass" else 0)))
+    np.add.at(rows, (np.repeat(position, which.shape[1]), which.ravel()), 1.0)
     return rows / np.maximum(rows.sum(axis=1, keepdims=True), 1.0)
 
 
@@ -92,7 +108,7 @@ def fit_calibration(
         logits: [R] or [R, C]; label: [R] or [R, C]; patient: [R] of the calibration split.
         noise_multiplier: σ of the plan's calibration mechanism (0 on cohorts declared public only).
     """
-    histogram = torch.from_numpy(patient_histogram(true_margins(logits, label, task), patient).sum(axis=0))
+    histogram = torch.from_numpy(patient_histogram(true_bins(logits, label, task), patient, task).sum(axis=0))
     if noise_multiplier > 0:
         source = NoiseSource(generator)
         try:
@@ -105,9 +121,12 @@ def fit_calibration(
 def from_histogram(counts: NDArray[np.float64], noise_multiplier: float) -> Calibration:
     """Post-processing of the noisy histogram [bins]: the only thing that is ever seen of the patients."""
     total = float(counts.sum())
+    among, missed = counts[: len(CENTRES)], counts[len(CENTRES) :]
+    every = among.copy()
+    every[: len(missed)] += missed
     # Adjacent bins are pooled until each is well above the noise; negative noise is not a patient.
-    weight = np.maximum(_pooled(counts, 2 * noise_multiplier), 0.0)
-    if weight.sum() <= 0:
+    weight, every = (np.maximum(_pooled(part, 2 * noise_multiplier), 0.0) for part in (among, every))
+    if weight.sum() <= 0 or every.sum() <= 0:
         return Calibration(1.0, -1e9, MISCOVERAGE, noise_multiplier, total)
 
     def loss(log_temperature: float) -> float:
@@ -115,7 +134,7 @@ def from_histogram(counts: NDArray[np.float64], noise_multiplier: float) -> Cali
 
     found = minimize_scalar(loss, bounds=(np.log(0.1), np.log(10.0)), method="bounded")
     temperature = float(np.exp(found.x))
-    cumulative = np.cumsum(weight) / weight.sum()
+    cumulative = np.cumsum(every) / every.sum()
     position = int(np.searchsorted(cumulative, MISCOVERAGE, side="left"))
     lower = np.concatenate([[-np.inf], EDGES])
     threshold = lower[min(position, len(lower) - 1)]

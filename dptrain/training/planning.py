@@ -33,10 +33,10 @@ def make_plan(
         ConfigError: settings out of range, or a target that no noise can reach.
     """
     delta = default_delta(public_size) if privacy.delta is None else privacy.delta
-    if privacy.expected_batch_size > public_size:
+    if not 1 <= privacy.expected_batch_size <= public_size:
         raise ConfigError(
             f"privacy.expected_batch_size={privacy.expected_batch_size} of {public_size} {unit}s is a rate of "
-            f"{privacy.expected_batch_size / public_size:.3g}: a rate above 1 does not exist.",
+            f"{privacy.expected_batch_size / public_size:.3g}: a rate lies above 0 and at most at 1.",
             remedy=f"Choose between 1 and {public_size}.",
         )
     rate = privacy.expected_batch_size / public_size

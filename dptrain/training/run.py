@@ -147,16 +147,18 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
     loader = _loader(settings, cohort, grant, plan, network, device, start)
     result = _fit(settings, network, loader, plan, grant, folder, device, start, watch)
     calibration = None
-    if not result.interrupted and plan.calibration_noise_multiplier is not None:
-        if ledger.run(identity).attempt != grant.attempt:
-            raise LedgerRefused("This run was resumed elsewhere; this process must stop.")
-        calibration = _calibrate_once(folder, settings, cohort, grant, plan, network, device)
+    calibrates = plan.calibration_noise_multiplier is not None and settings.data.task != "segmentation"
+    if calibrates and not result.interrupted:
+        begun = ledger.run(identity).calibrated
+        calibration = _calibrate_once(folder, settings, cohort, grant, plan, network, device, begun, say)
     metrics = None
     if settings.training.evaluate and not result.interrupted and cohort.split("test", excluded=grant.excluded):
         metrics, predictions = score(settings, cohort, grant, network, device, calibration)
         write_json(folder.metrics, metrics)
         save_predictions(folder, predictions)
-    write_bundle(folder, network.whole, settings, calibration.to_dict() if calibration else None)
+    before = [ledger.run(name) for name in grant.inherited]
+    private = plan.private and all(Plan.from_dict(earlier.plan).private for earlier in before)
+    write_bundle(folder, network.whole, settings, calibration.to_dict() if calibration else None, private=private)
     model = make.model_facts(folder, network.whole, network.trainable, settings, network.changes)
     receipt = grant.close(
         "interrupted" if result.interrupted else "complete",
@@ -174,7 +176,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
             settings.privacy.target_epsilon,
             run=result.state.step - result.state.steps_lost,
             paid=receipt.steps_charged,
-            inherited=[make.inherited(ledger.run(name)) for name in grant.inherited],
+            inherited=[make.inherited(earlier) for earlier in before],
         ),
         gate=make.gate(receipt.gate, status, spent_before=facts["gate"]["spent_before"]),
         ledger=make.ledger(grant, receipt.head, status.witness),
@@ -389,14 +391,24 @@ def _logits(
     grant: Grant,
     network: Network,
     device: torch.device,
+    *,
+    fixed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of the whole network for these records and their labels, on the CPU, in float32."""
+    """Outputs of the whole network for these records and their labels, on the CPU, in float32.
+
+    fixed: the network sees as many rows every time, the last ones made up with zeros, so that no bit of a record's
+    output tells how many others there are.
+    """
     inputs, label = load_inputs(cohort, record, grant, network.frozen, device)
     model = network.trainable.to(device).eval()
     parts = []
     with torch.inference_mode():
         for start in range(0, len(inputs), 64):
-            parts.append(model(inputs[start : start + 64].to(device)).float().cpu())
+            part = inputs[start : start + 64]
+            rows = len(part)
+            if fixed:
+                part = torch.cat([part, part.new_zeros(64 - rows, *part.shape[1:])])
+            parts.append(model(part.to(device)).float().cpu()[:rows])
     return (torch.cat(parts) if parts else torch.zeros(0)), label
 
 
@@ -415,29 +427,32 @@ def _calibrate_once(
     plan: Plan,
     network: Network,
     device: torch.device,
+    begun: bool,
+    say: Say,
 ) -> Calibration | None:
-    """The calibration's one release. It is paid for once, so a resumed run never draws its noise again.
+    """The calibration's one release. It is paid for once, so its noise is never drawn again, wherever one resumes.
 
-    The file is there before the release begins; what a crash left without a result is paid and lost.
+    The ledger knows of it before the draw; what a crash left without a result is paid and lost.
     """
     kept = folder.restricted / "calibration.json"
     if kept.exists():
-        earlier = json.loads(kept.read_text(encoding="utf-8"))
-        return None if earlier is None else Calibration(**earlier)
-    write_json(kept, None)
+        return Calibration(**json.loads(kept.read_text(encoding="utf-8")))
+    if begun:
+        say("the calibration was begun before, and this folder holds no result: it is paid, and not drawn again")
+        return None
+    grant.begin_calibration()
     found = _calibrate(settings, cohort, grant, plan, network, device)
-    write_json(kept, None if found is None else found.to_dict())
+    write_json(kept, found.to_dict())
     return found
 
 
 def _calibrate(
     settings: Settings, cohort: Cohort, grant: Grant, plan: Plan, network: Network, device: torch.device
-) -> Calibration | None:
-    """One noisy histogram over the calibration patients; None for segmentation."""
-    if settings.data.task == "segmentation" or plan.calibration_noise_multiplier is None:
-        return None
+) -> Calibration:
+    """One noisy histogram over the calibration patients."""
+    assert plan.calibration_noise_multiplier is not None
     record, patient = _of_split(cohort, "calibration", grant.excluded)
-    logits, label = _logits(cohort, record, grant, network, device)
+    logits, label = _logits(cohort, record, grant, network, device, fixed=True)
     if len(record) == 0:
         shape = (0,) if settings.data.task == "binary" else (0, len(settings.data.classes))
         logits, label = torch.zeros(shape), torch.zeros(shape)
@@ -542,8 +557,10 @@ def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str
     if run.facts["status"] == "running":
         raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
     store, keys, status = open_status(settings)
+    _only_public(split, status.public)
     cohort = data.scan(settings.data, keys)
     with store.admit(status.name, purpose="evaluate", run=run.facts["id"], fingerprint=cohort.fingerprint) as grant:
+        _only_public(split, grant.public)  # the data may be of an earlier version
         network = build_network(settings)
         load_trained(network, run.folder)
         calibration = Calibration(**run.facts["calibration"]) if run.facts.get("calibration") else None
@@ -554,6 +571,16 @@ def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str
     save_predictions(run.folder, predictions, split)
     run.folder.note_access(f"evaluate {split}")
     return target
+
+
+def _only_public(split: str, public: bool) -> None:
+    """Refuse un-noised scores of the patients whom epsilon protects."""
+    if split in ("train", "calibration") and not public:
+        raise LedgerRefused(
+            f"Scores of the {split} patients would be un-noised and outside of epsilon, which protects just them: "
+            "only cohorts declared public may have them.",
+            remedy="Use split=test or split=validation.",
+        )
 
 
 def load_trained(network: Network, folder: RunFolder) -> None:

@@ -38,13 +38,16 @@ class RunFolder:
         self.access_log = self.restricted / "access.log"
 
     def create(self) -> RunFolder:
-        """Make the folder. Raises ConfigError for one that already holds a run or cannot be written."""
+        """Make the folder. Raises ConfigError for one that holds a run, or is another's, or cannot be written.
+
+        Of two runs that begin at once, the one that makes `restricted` has it.
+        """
         if self.facts.exists():
             raise ConfigError(
                 f"{self.path} already holds a run.", remedy="Choose another training.run, or resume it."
             )
         make_folder(self.path)
-        make_folder(self.restricted, private=True)
+        make_folder(self.restricted, private=True, new=True)
         make_folder(self.model)
         return self
 
@@ -86,10 +89,13 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def make_folder(path: Path, *, private: bool = False) -> None:
-    """A folder, with those above it; a private one is closed to others. Raises ConfigError where that fails."""
+def make_folder(path: Path, *, private: bool = False, new: bool = False) -> None:
+    """A folder, with those above it; a private one is closed to others. Raises ConfigError where that fails.
+
+    new: it must not exist yet.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o755)
+        path.mkdir(parents=True, exist_ok=not new, mode=0o700 if private else 0o755)
         if private:
             os.chmod(path, 0o700)
     except OSError as error:

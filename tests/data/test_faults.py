@@ -246,6 +246,7 @@ def test_decathlon_and_npz_faults_name_their_rows(tmp_path):
         ({"format": "cvs"}, "csv"),
         ({"task": "multilabel"}, "2 classes but 1 label"),
         ({"classes": ["a"]}, "two classes"),
+        ({"task": "multiclass", "classes": ["a"]}, "two classes"),
         ({"label_values": {"0": "nagative"}}, "negative"),
         ({"image_shape": []}, "no shape"),
         ({"split": SplitConfig(train=0.9)}, "sum to 1"),

@@ -238,6 +238,32 @@ def test_a_second_release_is_paid_whole_with_the_first_step(site: Site) -> None:
     assert site.ledger.status(COHORT).runs[0].epsilon_gate == pytest.approx(float(cost), rel=1e-9)
 
 
+def test_a_calibration_begins_once_for_its_charge(site: Site) -> None:
+    plan = small_plan(calibration_noise_multiplier=20.0)
+    grant = site.ledger.reserve(plan, COHORT, run="one", fingerprint=site.fingerprint)
+    with pytest.raises(LedgerRefused, match="not paid"):
+        grant.begin_calibration()
+    grant.commit(10)
+    assert not site.ledger.run("one").calibrated
+    grant.begin_calibration()
+    assert site.again().run("one").calibrated
+    with pytest.raises(LedgerRefused, match="begun already"):
+        grant.begin_calibration()
+    again = site.again().resume("one")
+    with pytest.raises(LedgerRefused, match="resumed elsewhere"):
+        grant.begin_calibration()
+    with pytest.raises(LedgerRefused, match="begun already"):
+        again.begin_calibration()
+    again.close("complete", 10)
+    with pytest.raises(LedgerRefused, match="closed"):
+        again.begin_calibration()
+    without = site.ledger.reserve(site.plan, COHORT, run="two", fingerprint=site.fingerprint)
+    without.commit(10)
+    with pytest.raises(LedgerRefused, match="no calibration"):
+        without.begin_calibration()
+    assert site.ledger.verify() == []
+
+
 # -- budgets ---------------------------------------------------------------------------------------------
 
 

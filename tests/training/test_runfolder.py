@@ -62,6 +62,15 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run").create()
 
 
+def test_two_runs_do_not_take_the_same_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()  # a sweep makes it before the run
+    RunFolder(tmp_path / "run").create()
+    with pytest.raises(ConfigError, match="restricted cannot be made: File exists"):
+        RunFolder(tmp_path / "run").create()
+    RunFolder(tmp_path / "run").discard()
+    RunFolder(tmp_path / "run").create()
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"schema": "dptrain.run/99"}', "[]", None])
 def test_a_missing_torn_or_newer_run_is_said_plainly(tmp_path: Path, text: str | None) -> None:
     folder = RunFolder(tmp_path)

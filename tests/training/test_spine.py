@@ -34,6 +34,10 @@ def run(site: Site, name: str, *words: str) -> RunFolder:
     return train(site.settings(f"training.run={site.folder / name}", *words), say=quiet).folder
 
 
+def described(folder: RunFolder) -> str:
+    return str(json.loads((folder.model / "configs" / "metadata.json").read_text())["description"])
+
+
 def test_a_run_says_what_it_promised_and_keeps_metrics_apart(make_site: Callable[..., Site]) -> None:
     site = make_site()
     folder = run(site, "run", "privacy.calibration_noise_multiplier=10", "training.ema=0.9")
@@ -53,6 +57,7 @@ def test_a_run_says_what_it_promised_and_keeps_metrics_apart(make_site: Callable
     metrics = json.loads(folder.metrics.read_text())
     assert 0 <= metrics["overall"]["auroc"]["value"] <= 1
     assert metrics["conformal"]["miscoverage"] == 0.1
+    assert described(folder).startswith("Trained under differential privacy at the patient level")
     public = "".join(path.read_text() for path in folder.path.rglob("*.json") if "restricted" not in path.parts)
     assert "auroc" not in public
     assert "brier" not in public
@@ -381,6 +386,62 @@ def test_the_bundle_predicts_a_new_image(make_site: Callable[..., Site]) -> None
     assert math.isclose(sum(result["probability"].values()), 1, abs_tol=1e-6)
     assert result["probability"]["shadow"] > 0.5
     assert "certainty" in result
+    assert described(folder) == "Trained without differential privacy: epsilon is infinite."
+
+
+def test_a_bundle_that_starts_from_a_model_without_privacy_has_none(make_site: Callable[..., Site]) -> None:
+    site = make_site(public=True)
+    first = run(site, "first", "privacy=none", "training.evaluate=false")
+    second = run(site, "second", f"model.weights={first.path}", "training.evaluate=false")
+    assert second.read_facts()["privacy"]["infinite"]
+    assert described(second) == "Trained without differential privacy: epsilon is infinite."
+
+
+@pytest.mark.parametrize("split", ["train", "calibration"])
+def test_protected_patients_are_scored_on_public_cohorts_only(
+    make_site: Callable[..., Site], split: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Un-noised scores of the patients whom epsilon protects would be outside of it."""
+    site = make_site()
+    folder = run(site, "run", "training.evaluate=false", "privacy.target_epsilon=2")
+    before = site.ledger.head().entries
+    assert cli.main(["evaluate", f"run={folder.path}", f"split={split}"]) == 3
+    assert "split=test" in capsys.readouterr().err
+    assert site.ledger.head().entries == before
+    assert not list(folder.restricted.glob(f"*-{split}.*"))
+    assert cli.main(["evaluate", f"run={folder.path}"]) == 0
+
+
+def test_a_public_cohort_s_training_patients_may_be_scored(make_site: Callable[..., Site]) -> None:
+    site = make_site(public=True)
+    folder = run(site, "run", "training.evaluate=false")
+    assert evaluate_run(folder.path, split="train").is_file()
+
+
+def test_one_patient_more_moves_no_bit_of_another_s_margin(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels may sum in another order for another number of rows, and a margin at a bin's edge would move."""
+    from dptrain import data
+    from dptrain.training import run as module
+    from dptrain.training.session import build_network, open_status, plan_for
+
+    site = make_site()
+    mlp = ("model=mlp", "model.network.in_features=64", "model.network.num_classes=1")
+    settings = site.settings("privacy.calibration_noise_multiplier=10", *mlp)
+    ledger, keys, status = open_status(settings)
+    plan, network, cohort = plan_for(settings, status), build_network(settings), data.scan(settings.data, keys)
+    grant = ledger.reserve(plan, status.name, run="one", fingerprint=cohort.fingerprint)
+    record, patient = module._of_split(cohort, "calibration", frozenset())
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(module, "fit_calibration", lambda logits, *_, **__: seen.append(logits))
+    module._calibrate(settings, cohort, grant, plan, network, torch.device("cpu"))
+    whole = seen.pop()
+    for one in np.unique(patient):
+        rest = patient != one
+        monkeypatch.setattr(module, "_of_split", lambda *_, rest=rest: (record[rest], patient[rest]))
+        module._calibrate(settings, cohort, grant, plan, network, torch.device("cpu"))
+        assert np.array_equal(seen.pop(), whole[rest])
 
 
 def test_a_sweep_charges_every_trial_and_a_refused_one_stops_no_other(
@@ -465,6 +526,40 @@ def test_the_calibration_is_released_once(make_site: Callable[..., Site], monkey
     assert outcome.facts["status"] == "complete"
     assert outcome.facts["calibration"] is not None
     assert len(drawn) == 1
+
+
+def test_a_copied_folder_gives_no_second_calibration(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run dies between training and calibration, and its folder is copied: one charge, one histogram."""
+    from dptrain.training import run as module
+
+    site = make_site()
+    real, drawn = module.fit_calibration, []
+
+    def counted(*arguments: object, **words: object) -> object:
+        drawn.append(1)
+        return real(*arguments, **words)
+
+    def dies(*_: object, **__: object) -> None:
+        raise OSError("killed")
+
+    monkeypatch.setattr(module, "fit_calibration", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_calibrate_once", dies)
+        with pytest.raises(OSError):
+            run(site, "a", "privacy.calibration_noise_multiplier=10", "training.evaluate=false")
+    shutil.copytree(site.folder / "a", site.folder / "b")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_bundle", dies)
+        with pytest.raises(OSError):
+            train(site.settings(f"training.resume={site.folder / 'a'}"), say=quiet)
+    said: list[str] = []
+    outcome = train(site.settings(f"training.resume={site.folder / 'b'}"), say=said.append)
+    assert len(drawn) == 1
+    assert (outcome.facts["status"], outcome.facts["calibration"]) == ("complete", None)
+    assert any("not drawn again" in line for line in said)
+    assert site.ledger.verify() == []
 
 
 def test_a_resumed_run_starts_from_the_weights_it_was_granted_for(
