@@ -169,6 +169,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
             run=result.state.step - result.state.steps_lost,
             paid=receipt.steps_charged,
             inherited=[make.inherited(ledger.run(name)) for name in grant.inherited],
+            units=settings.data.units_per_person,
         ),
         gate=make.gate(receipt.gate, status, spent_before=facts["gate"]["spent_before"]),
         ledger=make.ledger(grant, receipt.head, status.witness),
