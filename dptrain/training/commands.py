@@ -284,7 +284,7 @@ def _end_sweep(rows: list[dict[str, Any]]) -> int:
         together = None
     if together is not None:
         print(
-            f"together, the {together['trials']} trials that were charged cost epsilon "
+            f"charged trials: {together['trials']}; together they cost epsilon "
             f"{_number(together['epsilon_total'])} (joint PLD)"
         )
         for place, one in facts.items():

@@ -21,7 +21,7 @@ import torch
 
 from dptrain import accounting, cli
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
-from dptrain.plan import Mechanism
+from dptrain.plan import Mechanism, Plan
 from dptrain.training import run as spine
 from dptrain.training.planning import sweep_cost
 from dptrain.training.run import evaluate_run, train
@@ -382,8 +382,26 @@ def test_a_sweep_that_breaks_still_counts_every_trial_that_was_charged(
     assert of_three is not None
     for facts in ends:
         assert facts["sweep"]["epsilon_total"] == pytest.approx(of_three["epsilon_total"])
-    assert "together, the 3 trials that were charged cost epsilon" in capsys.readouterr().out
+    assert "charged trials: 3; together they cost epsilon" in capsys.readouterr().out
     assert not list(site.folder.glob(".dptrain-sweep*"))
+
+
+def test_a_sweep_that_breaks_counts_what_an_open_trial_starts_from(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site()
+    words = ["training.evaluate=false", "privacy.target_epsilon=2"]
+    first = run(site, "first", *words)
+    monkeypatch.chdir(site.folder)
+    monkeypatch.setattr(spine, "_fit", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    own = ["privacy.target_epsilon=0.5", f"model.weights={first.weights}", "optimizer.lr=0.1,0.2"]
+    assert cli.main(["train", "-m", *site.words, *words[:1], *own, "hydra.sweep.dir=sw"]) != 0
+    assert not first.read_facts()["sweep"]
+    facts = RunFolder(site.folder / "sw" / "0").read_facts()
+    once = [Mechanism(**m) for m in first.read_facts()["privacy"]["mechanisms"]]
+    trial = Plan.from_dict(facts["plan"]).mechanisms
+    assert facts["sweep"]["trials"] == 2
+    assert facts["sweep"]["epsilon_total"] == pytest.approx(accounting.pld_epsilon((*once, *trial, *trial), 1e-5))
 
 
 def test_a_sweep_counts_each_inherited_run_once() -> None:
