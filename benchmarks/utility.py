@@ -96,7 +96,7 @@ RATES = {
 #: Noise of the calibration histogram by ε: about a twentieth of what a patient may pay.
 CALIBRATION = {0.5: 36.0, 1.0: 19.0, 2.0: 10.0, 4.0: 5.5, 8.0: 4.0}
 
-#: (recipe, ε) -> how far the mean AUROC may lie below the best non-private one.
+#: (recipe, ε) -> how far the mean AUROC may lie below the best variant without privacy.
 GOALS = {
     ("chest_xray_pneumonia", 8.0): 0.005,
     ("chest_xray_pneumonia", 1.0): 0.015,
@@ -853,7 +853,7 @@ def keep(
             "otherwise (trials with the image as the unit are not in it: `epsilon_of_a_patient` is what one of them "
             "costs the patient with most images), and `random_stopping_epsilon` the tighter account of a sweep of as "
             "many trials like the one at ε = 1 whose number is random and whose best alone is released, beside their "
-            "plain sum. The JSON names each row's "
+            "plain sum. The JSON names each measured row's "
             "date and commit (for the oldest rows those of the first table that held them). " + ran,
             "",
             goals(rows),
