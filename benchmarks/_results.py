@@ -14,18 +14,18 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def meta(command: str) -> dict[str, str]:
-    """Date, commit, machine and the command that made the rows."""
+def stamp() -> dict[str, str]:
+    """Date and commit of now, for a row that is being measured."""
     commit = _git("describe", "--always")
     # Results are no dirt, nor are the recipes' pages, which the utility benchmark fills in as it runs.
     if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results", ":(top,exclude)recipes/*/*.md"):
         commit += "-dirty"
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit or "unknown",
-        "machine": _machine(),
-        "command": command,
-    }
+    return {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit or "unknown"}
+
+
+def meta(command: str) -> dict[str, str]:
+    """Date, commit, machine and command of a table's last run."""
+    return {**stamp(), "machine": _machine(), "command": command}
 
 
 def command_of(benchmark: str, words: Sequence[str]) -> str:
@@ -37,6 +37,11 @@ def command_of(benchmark: str, words: Sequence[str]) -> str:
             kept.append(word)
         skip = word in ("--folder", "--cache")
     return " ".join([f"python -m benchmarks.{benchmark}", *kept])
+
+
+def joined(earlier: str, command: str = "") -> str:
+    """All commands that made a table's rows, in order, each once: those that it names already, and a further one."""
+    return "; ".join(dict.fromkeys(filter(None, [*earlier.split("; "), command])))
 
 
 def _git(*words: str) -> str:
@@ -76,10 +81,13 @@ def write(
         table_columns: keys of the rows to show, in order; a missing value shows as an empty cell.
         table_rows: rows of the table, where it shows a summary; None for `rows`.
         notes: Markdown below the table: what was not run, and what bounds a figure.
-        head: date, commit, machine and command of rows that were measured earlier; None for those of now.
+        head: date, commit, machine and command of the last run, where that was earlier; None for now's. Where rows
+            carry a commit of their own, the head says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    head = meta(command) if head is None else head
+    head = dict(meta(command) if head is None else head)
+    if any("commit" in row for row in rows):
+        head["rows"] = "each with its own date and commit"
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"meta": head, "rows": list(rows)}, indent=1, allow_nan=False) + "\n")
     lines = [
@@ -97,7 +105,8 @@ def write(
 
 def origin(head: Mapping[str, str]) -> str:
     """The line that says when, from what, where and how the rows were made."""
-    return f"{head['date']} · commit {head['commit']} · {head['machine']} · `{head['command']}`"
+    which = f" (the last run's; rows: {head['rows']})" if "rows" in head else ""
+    return f"{head['date']} · commit {head['commit']}{which} · {head['machine']} · `{head['command']}`"
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,9 @@ class Data:
     task: str
     outputs: int
     columns: dict[str, np.ndarray]
-    sizes: tuple[tuple[str, Callable[[], nn.Module]], ...]
     rate: float
     steps: int
-    free: OptimizerConfig
-    private: OptimizerConfig
+    optimizer: OptimizerConfig  # with and without privacy
 
     @property
     def count(self) -> int:
@@ -124,15 +122,9 @@ def kermany(limit: int | None) -> Data:
             "binary",
             1,
             {},
-            (
-                ("mlp 32", lambda: mlp(784, 1, (32,))),
-                ("linear", lambda: mlp(784, 1, ())),
-                ("mlp 128", lambda: mlp(784, 1, (128,))),
-            ),
             rate=0.25,
             steps=150,
-            free=OptimizerConfig(name="sgd", lr=0.1, momentum=0.9),
-            private=OptimizerConfig(name="sgd", lr=0.1, momentum=0.9),
+            optimizer=OptimizerConfig(name="sgd", lr=0.1, momentum=0.9),
         ),
         limit,
     )
@@ -161,15 +153,9 @@ def nih(limit: int | None) -> Data:
             "binary",
             1,
             columns,
-            (
-                ("mlp 32", lambda: mlp(1024, 1, (32,))),
-                ("linear", lambda: mlp(1024, 1, ())),
-                ("mlp 128", lambda: mlp(1024, 1, (128,))),
-            ),
             rate=0.25,
             steps=150,
-            free=OptimizerConfig(name="sgd", lr=0.1, momentum=0.9),
-            private=OptimizerConfig(name="sgd", lr=0.1, momentum=0.9),
+            optimizer=OptimizerConfig(name="sgd", lr=0.1, momentum=0.9),
         ),
         limit,
     )
@@ -192,16 +178,9 @@ def beats(limit: int | None) -> Data:
             "multiclass",
             5,
             {"person": held["patient_ids"][held["patient_index"][chosen]]},
-            (
-                ("mlp 64", lambda: mlp(84, 5, (64,))),
-                ("linear", lambda: mlp(84, 5, ())),
-                ("mlp 256", lambda: mlp(84, 5, (256,))),
-                ("cnn1d 8-16", lambda: cnn1d(1, 5, (8, 16), 7)),
-            ),
             rate=0.125,
             steps=300,
-            free=OptimizerConfig(name="sgd", lr=0.2, momentum=0.9),
-            private=OptimizerConfig(name="sgd", lr=0.2, momentum=0.9),
+            optimizer=OptimizerConfig(name="sgd", lr=0.2, momentum=0.9),
         ),
         limit,
     )
@@ -262,7 +241,6 @@ def diabetes(limit: int | None) -> Data:
             groups.append((row["race"].replace("?", ""), row["gender"], row["age"]))
     position, first = _compact(np.array(owner))
     columns = {name: np.array([groups[i][n] for i in first]) for n, name in enumerate(("race", "gender", "age"))}
-    width = len(rows[0])
     return _limit(
         Data(
             "diabetes",
@@ -273,15 +251,9 @@ def diabetes(limit: int | None) -> Data:
             "binary",
             1,
             columns,
-            (
-                ("mlp 64", lambda: mlp(width, 1, (64,))),
-                ("linear", lambda: mlp(width, 1, ())),
-                ("mlp 256", lambda: mlp(width, 1, (256,))),
-            ),
             rate=0.02,
             steps=200,
-            free=OptimizerConfig(name="sgd", lr=0.2, momentum=0.9),
-            private=OptimizerConfig(name="sgd", lr=0.2, momentum=0.9),
+            optimizer=OptimizerConfig(name="sgd", lr=0.2, momentum=0.9),
         ),
         limit,
     )
@@ -290,8 +262,7 @@ def diabetes(limit: int | None) -> Data:
 @lru_cache(maxsize=1)
 def diabetes_all(limit: int | None) -> Data:
     """All 71,518 people with diabetes."""
-    everybody = diabetes(limit)
-    return dataclasses.replace(everybody, name="diabetes_all", sizes=everybody.sizes[:1])
+    return dataclasses.replace(diabetes(limit), name="diabetes_all")
 
 
 @lru_cache(maxsize=1)
@@ -299,11 +270,7 @@ def overfitted(limit: int | None) -> Data:
     """2,000 of the people with diabetes and a network that trains until it knows them: do repeats leak?"""
     few = diabetes(min(limit or OVERFITTED, OVERFITTED))
     longer = OptimizerConfig(name="adam", lr=0.01)
-    width = few.inputs.shape[1]
-    sizes = ((SIZE_NAMES["diabetes_overfit"][0], lambda: mlp(width, 1, (256,))),)
-    return dataclasses.replace(
-        few, name="diabetes_overfit", sizes=sizes, rate=0.05, steps=1500, free=longer, private=longer
-    )
+    return dataclasses.replace(few, name="diabetes_overfit", rate=0.05, steps=1500, optimizer=longer)
 
 
 OVERFITTED = 2000
@@ -315,6 +282,25 @@ SETS: dict[str, Callable[[int | None], Data]] = {
     "kermany": kermany,
     "diabetes_overfit": overfitted,
     "diabetes_all": diabetes_all,
+}
+
+
+def _mlp(*hidden: int) -> Callable[[Data], nn.Module]:
+    return lambda data: mlp(data.inputs[0].numel(), data.outputs, hidden)
+
+
+XRAYS = {"mlp 32": _mlp(32), "linear": _mlp(), "mlp 128": _mlp(128)}
+TABLES = {"mlp 64": _mlp(64), "linear": _mlp(), "mlp 256": _mlp(256)}
+BEATS = {**TABLES, "cnn1d 8-16": lambda data: cnn1d(1, data.outputs, (8, 16), 7)}
+# The networks of each data set, the most important first.
+SIZES: dict[str, dict[str, Callable[[Data], nn.Module]]] = {
+    "kermany": XRAYS,
+    "nih": XRAYS,
+    "ecg_beats": BEATS,
+    "ecg_people": BEATS,
+    "diabetes": TABLES,
+    "diabetes_all": {"mlp 64": _mlp(64)},
+    "diabetes_overfit": {"mlp 256, 1,500 steps": _mlp(256)},
 }
 
 
@@ -359,7 +345,7 @@ def material(data: Data, make: Callable[[], nn.Module], epsilon: float) -> tuple
             task=data.task,
             loss=loss_for_task(data.task),
             plan=reference.half_plan(plan),
-            optimizer=data.private if plan.private else data.free,
+            optimizer=data.optimizer,
             ema=0.0,
             module=module,
             start=reference.fresh_start(module),
@@ -444,7 +430,7 @@ def measure(data: Data, name: str, make: Callable[[], nn.Module], epsilon: float
         "steps": found.plan.steps,
         "noise_multiplier": found.plan.noise_multiplier,
         "seconds": round(time.perf_counter() - begun, 1),
-        "commit": _results.meta("")["commit"],
+        **_results.stamp(),
         "status": "run",
     }
 
@@ -488,7 +474,7 @@ def confirmation(
         "auc_fresh_high": mean(fresh["high"]),
         "each": result["auc"],
         "seconds": round(time.perf_counter() - begun, 1),
-        "commit": _results.meta("")["commit"],
+        **_results.stamp(),
         "status": "run",
     }
 
@@ -587,7 +573,7 @@ def speed(name: str, models: int, alone: int, steps: int) -> list[dict[str, Any]
                 "speed": round(rate / alone_rate, 2),
                 "threads": torch.get_num_threads(),
                 "load": round(os.getloadavg()[0], 1),
-                "commit": _results.meta("")["commit"],
+                **_results.stamp(),
                 "status": "run",
             }
         )
@@ -614,7 +600,7 @@ class Job:
             return speed(self.dataset, arguments.speed_models, arguments.speed_alone, arguments.speed_steps)
         limit = arguments.diabetes_patients if self.dataset == "diabetes" else None
         data = SETS[self.dataset](arguments.patients if arguments.patients is not None else limit)
-        make = dict(data.sizes)[self.model]
+        make = partial(SIZES[self.dataset][self.model], data)
         if self.what == "confirmation":
             return [confirmation(data, self.model, make, self.epsilon, arguments.models, self.chosen)]
         return [measure(data, self.model, make, self.epsilon, arguments.models)]
@@ -636,15 +622,15 @@ def planned(only: list[str]) -> list[Job]:
     for size in range(4):
         for epsilon in EPSILONS:
             for name in sorted(only, key=list(SETS).index):
-                if size < len(SIZE_NAMES[name]):
-                    job = Job("exposure", name, SIZE_NAMES[name][size], epsilon)
+                if size < len(SIZES[name]):
+                    job = Job("exposure", name, list(SIZES[name])[size], epsilon)
                     (last if name.startswith("diabetes_") and math.isfinite(epsilon) else jobs).append(job)
     return jobs + last
 
 
 NOT_HERE = (
     "the demo's head and a small CNN on a GPU (the goal there is 10 times the models a minute): no GPU here",
-    "a head on EfficientNet-Lite features at 224 px: that is what `dptrain demo` audits",
+    "a head on EfficientNet-Lite features at 128 px: that is what `dptrain demo` audits",
     "Kermany and NIH with CNNs at 64 px, 64 models, three sizes: hours on two cores, needs a GPU",
 )
 
@@ -663,9 +649,8 @@ got more than half of the probability; with the five classes of the beats that i
 `diabetes_overfit` trains on 1,000 of 2,000 patients until it knows them: whoever was in hospital more often is then
 exposed more often. `diabetes` holds the first 20,000 patients, `diabetes_all` everybody. Rows without
 `max_auc_by_chance` were measured before it existed; `commit` says by which code each row was made.
-`ecg_beats` takes each beat for a unit,
-`ecg_people` the 47 people with 10 beats each. Inputs are small (28 to 32 pixels, vectors) and the networks are sized
-for two cores: what larger networks on full images leak is not shown here.
+`ecg_beats` takes each beat for a unit, `ecg_people` the 47 people with 10 beats each. Inputs are small (28 to 32
+pixels, vectors) and the networks are sized for two cores: what larger networks on full images leak is not shown here.
 """
 SPEED_NOTES = "`speed`: models a minute relative to the first row of the same network, measured in one process."
 CONFIRMED_NOTES = """
@@ -724,13 +709,13 @@ def main() -> None:
     path = arguments.folder / "audit.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() and not arguments.anew else None
     rows = [] if known is None else earlier(known)
-    commands = [] if known is None else known["meta"]["command"].split("; ")
-    head = _results.meta("; ".join(dict.fromkeys([*commands, _results.command_of("audit", sys.argv[1:])])))
+    commands = "" if known is None else known["meta"]["command"]
+    head = _results.meta(_results.joined(commands, _results.command_of("audit", sys.argv[1:])))
     jobs = [] if arguments.table else planned(arguments.only)
     if arguments.no_speed or arguments.speed_only:
         jobs = [job for job in jobs if (job.what == "speed") == arguments.speed_only]
     held = {key_of(row): row for row in rows}
-    here = _results.meta("")["commit"]
+    here = _results.stamp()["commit"]
     missing = [job for job in jobs if job.key not in held]
     old = [job for job in jobs if job.key in held and held[job.key]["commit"] != here]
     for job in missing + (old if arguments.renew else []):
@@ -791,15 +776,6 @@ def save(rows: list[dict[str, Any]], every: list[Job], folder: Path, head: dict[
     plot(of["exposure"], folder)
 
 
-SIZE_NAMES = {
-    "kermany": ("mlp 32", "linear", "mlp 128"),
-    "nih": ("mlp 32", "linear", "mlp 128"),
-    "ecg_beats": ("mlp 64", "linear", "mlp 256", "cnn1d 8-16"),
-    "ecg_people": ("mlp 64", "linear", "mlp 256", "cnn1d 8-16"),
-    "diabetes": ("mlp 64", "linear", "mlp 256"),
-    "diabetes_all": ("mlp 64",),
-    "diabetes_overfit": ("mlp 256, 1,500 steps",),
-}
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D")
 

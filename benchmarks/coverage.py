@@ -35,12 +35,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._networks import Entry, entries
-from benchmarks._results import RESULTS, command_of, write
+from benchmarks._results import RESULTS, command_of, joined, stamp, write
 from dptrain.models import FixedDraws, make_private
 
 MODES = ("engine", "opacus hooks", "opacus ghost")
 COLUMNS = (
-    "network", "dims", "mode", "ok", "max_rel_error", "float32_error", "float32_limit", "seconds", "reason",
+    "network", "dims", "mode", "ok", "max_rel_error", "float32_error", "float32_limit", "seconds", "commit",
+    "reason",
 )  # fmt: skip
 PATIENT = (2, 1, 0, 2, 1, 2)  # the patient of each row of the batch: patient 0 has one record, 1 two, 2 three
 PATIENTS = 3
@@ -405,7 +406,18 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def rounding(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One line: the engine's rows that fail by float32's rounding alone, and how far they are from the truth."""
+    found = [
+        f"{row['network']} in {row['dims']}-D ({row['reason'].partition(': ')[2]})"
+        for row in rows
+        if row["mode"] == "engine" and row["reason"].startswith("rounding")
+    ]
+    return [f"right in float64, beyond the limit in float32: {'; '.join(found)}"] if found else []
+
+
 NOTES = """
+`commit` is that of the row's measurement (for rows of before 27 November 2026 that of the first table that held it).
 max_rel_error is float64 (at most 1e-9 passes); float32_limit is the larger of 1e-5 and three times the gap
 that autograd itself shows between a patient alone and in the batch. A row that fails in float32 alone says how
 far both are from float64; where the two are alike (within the same factor of three), the cause is rounding.
@@ -414,17 +426,17 @@ one of the listed ones (`listed`). Opacus has no patients: in its hooks mode rec
 afterwards, in its ghost mode records are compared. For networks with several outputs the first is trained on.
 MaskedAutoEncoderViT draws its masks by a record's place in the batch, so that there is nothing to compare with.
 
-**Where the float32 criterion says nothing: BasicUNetPlusPlus and DiNTS in 3-D.** No long sum is at
-fault. Of 9.7 million values that go into a ReLU or leaky ReLU, three (six in DiNTS) lie so near to zero that
-they come out with the other sign, which moves the gradient of everything before them by 1e-4: a jump, not a
-rounding error. The patients without a flip are right to 1.2e-6. Against float64 autograd's own float32 has one
-to three flips (nine in DiNTS), so that both are 3e-4 from the truth, neither always the nearer. What flips them
-here is instance norm: the engine runs it through torch's group-norm kernel, autograd through the batch-norm
-kernel. Their results differ in the last digit, and the latter's for a patient alone and in the batch are the
-same to the bit, so that the limit stays at 1e-5 however many signs hang by a thread. With the batch-norm kernel
-in its place no sign differs and no patient is off by more than 1.2e-6 (6.5e-7). It is not taken: its forward
-pass needs 11.5 ms where the group-norm kernel needs 1.0 (6 records, 8 channels, 32 x 32 x 32, one thread), and
-5.9 against 0.5 (8 records, 32 channels, 64 x 64), for an answer that is no nearer to the truth.
+**Where the float32 criterion says nothing: BasicUNetPlusPlus and DiNTS in 3-D.** No long sum is at fault. Of 9.7
+million values that go into a ReLU or leaky ReLU, three (six in DiNTS) lie so near to zero that they come out with
+the other sign, which moves the gradient of everything before them by 1e-4: a jump, not a rounding error. The
+patients without a flip are right to 1.2e-6. Against float64 autograd's own float32 has one to three flips (nine in
+DiNTS), so that both are as far from the truth (above), neither always the nearer. What flips them here is instance
+norm: the engine runs it through torch's group-norm kernel, autograd through the batch-norm kernel. Their results
+differ in the last digit, and the latter's for a patient alone and in the batch are the same to the bit, so that the
+limit stays at 1e-5 however many signs hang by a thread. With the batch-norm kernel in its place no sign differs and
+no patient is off by more than 1.2e-6 (6.5e-7). It is not taken: its forward pass needs 11.5 ms where the group-norm
+kernel needs 1.0 (6 records, 8 channels, 32 x 32 x 32, one thread), and 5.9 against 0.5 (8 records, 32 channels, 64
+x 64), for an answer that is no nearer to the truth. SwinUNETR v2 was not taken apart like this.
 
 Not run: HoVerNet (fixed 256-pixel input at full width: minutes a row), DAF3D and TorchVisionFCModel (need
 torchvision), VQVAE (its codebook keeps running averages of the patients: the pre-flight check refuses it), and
@@ -466,7 +478,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(
             "coverage", rows, command=command, table_columns=COLUMNS,
             title="Every patient's gradient on every network",
-            notes="\n".join([*(f"- {line}" for line in summary(rows)), NOTES]), folder=options.folder, head=head,
+            notes="\n".join([*(f"- {line}" for line in summary(rows) + rounding(rows)), NOTES]),
+            folder=options.folder, head=head,
         )  # fmt: skip
 
     if options.table:
@@ -478,8 +491,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             examine(next(entry for entry in entries() if entry.network == "FullyConnectedNet"), mode)
     rows: list[dict[str, Any]] = []
     if options.resume and (options.folder / "coverage.json").is_file():
-        rows = json.loads((options.folder / "coverage.json").read_text())["rows"]
-        rows = [row for row in rows if not (options.renew and row["mode"] in modes)]
+        known = json.loads((options.folder / "coverage.json").read_text())
+        command = joined(known["meta"]["command"], command)
+        rows = [row for row in known["rows"] if not (options.renew and row["mode"] in modes)]
     order = {(entry.network, entry.dims): place for place, entry in enumerate(entries())}
     done = {(row["network"], row["dims"], row["mode"]) for row in rows}
     start = time.perf_counter()
@@ -487,7 +501,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for mode in modes:
             if (entry.network, entry.dims, mode) in done:
                 continue
-            row = examine(entry, mode) if options.here else isolated(entry, mode)
+            made = stamp()
+            row = (examine(entry, mode) if options.here else isolated(entry, mode)) | made
             rows.append(row)
             rows.sort(key=lambda row: (order[row["network"], row["dims"]], MODES.index(row["mode"])))
             shown = "" if row["max_rel_error"] is None else f"{row['max_rel_error']:.1e} "

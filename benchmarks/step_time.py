@@ -7,14 +7,17 @@
     python -m benchmarks.step_time what=table             # nothing measured: table and plot of what is there
     python -m benchmarks.step_time device=cuda precision=bf16 scale=64 name=step_time_cuda   # 64 times the images
 
-Every mode computes one logical step of `chunks` chunks: gradients, clipping, noise, update. The modes of a row
-take turns, step by step, in one process, so that whatever else the machine does falls on all of them; a step's
-noise is drawn within that step's time, beside its network, never in another mode's. The ratio is the median of
-the ratios of neighbouring steps; `cpu_ratio` is the same of processor time (all threads, the noise's included),
-which a busy machine disturbs less. Peak memory is taken apart, in fresh processes: the highest resident memory of
-the third step above what was resident before the first (CUDA: the allocator's peak). What stays resident between
-tensors differs from process to process by tenths, so that `peak_bytes` is the median of three processes of each
-mode (one of Opacus's), and `peak_spread` their range over it.
+Every mode computes one logical step of `chunks` chunks: gradients, clipping, noise, update. The modes of a row take
+turns, step by step, in one process, so that whatever else the machine does falls on all of them; a step's noise is
+drawn within that step's time, beside its network, never in another mode's. The ratio is the median of the ratios of
+neighbouring steps, those of plain SGD in the row's own run (`plain_seconds` in the JSON), and empty where that run
+had none: rows of other commits had other plain steps than the plain row here. `cpu_ratio` is the same of processor
+time (all threads, the noise's included), which a busy machine disturbs less. Peak memory is taken apart, in fresh
+processes: the highest resident memory of the third step above what was resident before the first (CUDA: the
+allocator's peak). What stays resident between tensors differs from process to process by tenths, so that
+`peak_bytes` is the median of three processes of each mode (one of Opacus's), and `peak_spread` their range over it;
+`peak_ratio` is against the plain row here. `commit` is that of a row's times, `peak_commit` that of its memory (for
+rows of before 27 November 2026 that of the first table that held the figure).
 
 Batch norm is group norm for all modes. Opacus cannot run in-place additions under its hooks, so that stock
 Opacus fails on most MONAI networks; to have its times at all, its modes run with in-place operations turned
@@ -39,7 +42,12 @@ from typing import Any
 MODES = ("plain", "ours", "hooks", "ghost", "functorch")
 COLUMNS = (
     "network", "dims", "size", "records_per_patient", "patients", "chunks", "mode", "seconds", "spread", "ratio",
-    "cpu_ratio", "noise_seconds", "peak_bytes", "peak_spread", "peak_ratio", "steps", "note",
+    "cpu_ratio", "noise_seconds", "peak_bytes", "peak_spread", "peak_ratio", "steps", "commit",
+    "peak_commit", "note",
+)  # fmt: skip
+# What belongs to the run that a row was timed in, and goes when it is timed again.
+TIMED = (
+    "seconds", "spread", "steps", "ratio", "cpu_ratio", "plain_seconds", "noise_seconds", "note", "date", "commit",
 )  # fmt: skip
 SLOW_STEPS = 3  # of Opacus's modes; the others go on, their own ratios need no slow neighbours
 GOALS = {2: 1.3, 3: 1.5}
@@ -315,6 +323,7 @@ def measure_time(
             "steps": len(taken),
         }
         if "plain" in times:
+            found["plain_seconds"] = statistics.median(times["plain"][: len(taken)])
             found["ratio"] = statistics.median(a / b for a, b in zip(taken, times["plain"], strict=False))
             found["cpu_ratio"] = statistics.median(a / b for a, b in zip(work[mode], work["plain"], strict=False))
         if mode == "ours" and "ours-quiet" in times:
@@ -364,6 +373,29 @@ def _peak(task: dict[str, Any], limit: float) -> dict[str, Any]:
         peaks.append(found[0]["peak_bytes"])
     middle = statistics.median(peaks)
     return {"peak_bytes": middle, "peak_spread": (max(peaks) - min(peaks)) / middle}
+
+
+def timed(row: dict[str, Any], found: dict[str, Any], made: dict[str, str]) -> None:
+    """The row takes over what was timed now and keeps nothing of an earlier run: no ratio to that run's plain steps.
+
+    A run without an answer (`found` has no time) leaves earlier times as they are.
+    """
+    if "seconds" in row and "seconds" not in found and not found["note"].startswith("fails"):
+        return
+    for key in TIMED:
+        row.pop(key, None)
+    row.update(found, **made)
+
+
+def peak_ratios(rows: list[dict[str, Any]]) -> None:
+    """Every row's peak over that of the plain row as it is now, whichever of the two was measured last."""
+    plain = {_key(row): row.get("peak_bytes") for row in rows if row["mode"] == "plain"}
+    for row in rows:
+        below = plain.get(_key({**row, "mode": "plain"}))
+        if below and row.get("peak_bytes"):
+            row["peak_ratio"] = row["peak_bytes"] / below
+        else:
+            row.pop("peak_ratio", None)
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -430,11 +462,10 @@ def publish(
     from benchmarks._results import write
 
     results = [row for row in rows if row.keys() & {"seconds", "peak_bytes", "note"}]
+    peak_ratios(results)
     place = {network: number for number, network in enumerate(dict.fromkeys(row.network for row in PLAN))}
-    results.sort(
-        key=lambda r: (place[r["network"]], r["size"], r["chunks"], *_batch(r), MODES.index(r["mode"]))
-    )
-    measured = {(r["network"], r["size"], r["chunks"]) for r in results if r.get("ratio")}
+    results.sort(key=lambda r: (place[r["network"]], r["size"], r["chunks"], *_batch(r), MODES.index(r["mode"])))
+    measured = {(r["network"], r["size"], r["chunks"]) for r in results if r.get("seconds")}
     missing = [r.name for r in PLAN if (r.network, r.size, r.chunks) not in measured]
     notes = [(__doc__ or "").split("\n\n", 2)[2], verdict(results)]
     notes += ["A mode of Opacus without a row was not run, or did not end in the time that its row had."]
@@ -448,7 +479,7 @@ def publish(
 
 def main(argv: list[str]) -> int:
     """Run the rows asked for; results are written after each row."""
-    from benchmarks._results import RESULTS, command_of
+    from benchmarks._results import RESULTS, command_of, joined, stamp
 
     if argv[:1] == ["child"]:
         _child(json.loads(argv[1]))
@@ -477,7 +508,7 @@ def main(argv: list[str]) -> int:
         if what == ["table"]:
             publish(known["rows"], "", folder, name, known["meta"])
             return 0
-        command = "; ".join(dict.fromkeys([*known["meta"]["command"].split("; "), command]))
+        command = joined(known["meta"]["command"], command)
     begun = time.monotonic()
     for index, (row, count) in enumerate(tasks):
         left = minutes * 60 - (time.monotonic() - begun)
@@ -495,19 +526,18 @@ def main(argv: list[str]) -> int:
             "seconds": left / (len(tasks) - index) * (0.3 if len(what) > 1 else 0.6),
         }  # fmt: skip
         if "time" in what:
-            timed, reason = _run(task, max(60.0, left))
-            for one in timed or [{"mode": mode, "note": reason} for mode in modes]:
-                found[one["mode"]].pop("note", None)
-                found[one["mode"]].update(one)
+            made = stamp()
+            answers, reason = _run(task, max(60.0, left))
+            for one in answers or [{"mode": mode, "note": reason} for mode in modes]:
+                timed(found[one["mode"]], one, made)
         for mode in modes if "memory" in what else ():
             if "fails" not in found[mode].get("note", ""):
-                found[mode].update(_peak({**task, "what": "memory", "mode": mode}, max(60.0, left)))
-        plain = (found.get("plain") or {}).get("peak_bytes")
-        for mode, one in found.items():
-            if plain and one.get("peak_bytes"):
-                one["peak_ratio"] = one["peak_bytes"] / plain
-            print(row.name, count, mode, {k: round(v, 3) for k, v in one.items() if isinstance(v, float)}, flush=True)
+                made = {f"peak_{key}": value for key, value in stamp().items()}
+                peak = _peak({**task, "what": "memory", "mode": mode}, max(60.0, left))
+                found[mode].update(peak, **(made if "peak_bytes" in peak else {}))
         publish(list(table.values()), command, folder, name)
+        for mode, one in found.items():
+            print(row.name, count, mode, {k: round(v, 3) for k, v in one.items() if isinstance(v, float)}, flush=True)
     return 0
 
 

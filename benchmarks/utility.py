@@ -41,7 +41,7 @@ from torch import Tensor
 
 from benchmarks import _results
 from benchmarks._utility_plot import plot
-from dptrain import accounting, data
+from dptrain import accounting, data, models
 from dptrain.config import Settings, load, recipe_folders
 from dptrain.data import Cohort, PatientLoader
 from dptrain.ledger import Grant, Keys, Ledger, PublicDeclaration
@@ -52,7 +52,7 @@ from dptrain.training.evaluate import evaluate_classification, evaluate_segmenta
 from dptrain.training.loop import fit
 from dptrain.training.planning import make_plan
 from dptrain.training.run import conformal_report, dice_scores
-from dptrain.training.session import Network, Prepared, build_network, check, load_inputs, refuse
+from dptrain.training.session import Network, Prepared, build_network, check, load_inputs
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
 SEEDS = (0, 1, 2)
@@ -271,7 +271,7 @@ def open_site(settings: Settings, public_size: int, place: Path) -> Site:
         ledger.declare_weights(
             network.weights.sha256, source=network.weights_note, licence="Apache-2.0", controller=controller
         )
-    refuse(check(settings, network))
+    models.refuse(check(settings, network))
     return Site(settings, ledger, cohort, public_size)
 
 
@@ -900,10 +900,9 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
     # Rows of sweeps and of groups are computed anew.
     rows = [r for r in known["rows"] if r["epsilon"] is not None and not r["metric"].startswith("epsilon_of_")]
     command = _results.command_of("utility", argv if argv is not None else sys.argv[1:])
-    commands = [*known["meta"]["command"].split("; "), *([] if options.tables else [command])]
-    command = "; ".join(dict.fromkeys(filter(None, commands)))
+    command = _results.joined(known["meta"]["command"], "" if options.tables else command)
     begun = time.monotonic()
-    made = {name: _results.meta("")[name] for name in ("date", "commit")}
+    made = _results.stamp()
     done = {(r["recipe"], r["variant"], r["epsilon"], r["seed"]) for r in rows}
     todo = [
         trial

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "dptrain"
 HOUSE = [
     ["__init__"],
     ["errors", "lazy"],
-    ["words"],
+    ["words", "cells"],
     ["plan", "targets", "progress", "shipped"],
     ["accounting"],
     ["ledger"],

@@ -35,7 +35,9 @@ def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, d
         guesses: how many of them were guessed; fixed before looking. correct: v.
     """
     if not 0 <= correct <= guesses <= canaries:
-        raise ValueError("0 <= correct <= guesses <= canaries must hold")
+        raise ValueError(
+            f"correct={correct}, guesses={guesses}, canaries={canaries}: each may be at most the next, correct >= 0"
+        )
     odds = 1 / (1 + math.exp(-epsilon))
     base = float(binom.sf(correct - 1, guesses, odds))
     if delta == 0 or correct == 0:

@@ -10,7 +10,7 @@ from typing import Any
 from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError, DptrainError, quiet
 
 HELP = """\
-usage: dptrain audit run=FOLDER [audit.…=… ledger.…=… data.root=…]
+usage: dptrain audit run=FOLDER [audit.…=… ledger.…=… data.root=… training.device=… training.chunk=…]
        dptrain audit recipe=… [name=value …] [-m for a sweep]
 
 Measure the risk that remains, patient by patient: train reference models on random halves of the patients, attack

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dptrain.cells import SMALL_CELL
 from dptrain.errors import ConfigError
 from dptrain.words import suggest
 
@@ -33,7 +34,7 @@ class AuditConfig:
     game: str = "population"
     false_discovery_rate: float = 0.05
     tolerance: float = 0.75
-    small_cell: int = 10
+    small_cell: int = SMALL_CELL
     confirm: int = 3
     confirm_models: int = 32
     canaries: int = 200

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dptrain.audit.statistics import LEVEL, clopper_pearson
+from dptrain.cells import SMALL_CELL, to_hide
 
-SMALL_CELL = 10
 REPLICATES = 1000
 
 
@@ -31,24 +31,6 @@ def record_band(counts: np.ndarray) -> np.ndarray:
     return np.select([counts <= 1, counts == 2, counts <= 4], ["1", "2", "3-4"], "5+")
 
 
-def to_hide(sizes: Mapping[str, int], unknown: int, small_cell: int) -> dict[str, str]:
-    """Groups to suppress, and why: the small ones, and others until what is hidden cannot be had by subtraction.
-
-    The total less all shown groups tells of the hidden ones and of patients whose group is unknown, together: unless
-    there are none of them, they must be at least `small_cell`.
-
-    Args:
-        sizes: group -> patients. unknown: patients in no group, who count in the total.
-    """
-    hidden = {name: f"fewer than {small_cell} patients" for name, size in sizes.items() if size < small_cell}
-    for name in sorted(sizes.keys() - hidden.keys(), key=lambda name: (sizes[name], name)):
-        rest = unknown + sum(sizes[one] for one in hidden)
-        if rest == 0 or rest >= small_cell:
-            break
-        hidden[name] = "the smallest remaining group, which would betray those suppressed"
-    return hidden
-
-
 def by_group(
     exposed: np.ndarray,
     columns: Mapping[str, np.ndarray],
@@ -67,7 +49,7 @@ def by_group(
         exposed: bool [P] (a verdict), or any 0-to-1 risk.
         columns: column -> value of each patient [P]; empty strings mean unknown and are left out.
         strata: [P] labels of class and number of records.
-        small_cell: groups with fewer patients are suppressed, see :func:`to_hide`.
+        small_cell: groups with fewer patients are suppressed, see :func:`dptrain.cells.to_hide`.
     """
     numbers, stratum = np.unique(strata.astype(str), return_inverse=True)
     table: dict[str, dict[str, dict[str, Any]]] = {}
@@ -75,10 +57,11 @@ def by_group(
     for column, raw in columns.items():
         values = np.asarray(raw).astype(str)
         known = values != ""
-        names, sizes = np.unique(values[known], return_counts=True)
+        names = np.unique(values[known])
         if names.size < 2:
             continue
-        hidden = to_hide(dict(zip(names.tolist(), sizes.tolist(), strict=True)), int(np.sum(~known)), small_cell)
+        members = {str(name): np.flatnonzero(values == name).tolist() for name in names}
+        hidden = to_hide(members, np.flatnonzero(~known).tolist(), small_cell)
         suppressed += [{"group": column, "value": value, "why": why} for value, why in hidden.items()]
         weights = np.bincount(stratum[known], minlength=numbers.size) / max(int(known.sum()), 1)
         rows: dict[str, dict[str, Any]] = {}

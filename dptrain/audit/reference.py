@@ -205,7 +205,7 @@ class _Stack(nn.Module):
 
     def update(self, gradients: Sequence[Tensor]) -> None:
         """One step of the optimiser and of the average, as :func:`dptrain.training.loop.fit` takes them."""
-        from dptrain.training.loop import learning_rate
+        from dptrain.training.loop import average_decay, learning_rate
 
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
@@ -214,7 +214,7 @@ class _Stack(nn.Module):
         self.optimizer.step()
         self.step += 1
         if self.average is not None:
-            decay = min(self.ema, self.step / (self.step + 9))
+            decay = average_decay(self.ema, self.step)
             with torch.no_grad():
                 for kept, weight in zip(self.average, self.weights, strict=True):
                     kept.lerp_(weight, 1 - decay)

@@ -14,6 +14,7 @@ import numpy as np
 from dptrain.audit import groups, patients, statistics
 from dptrain.audit.config import AuditConfig
 from dptrain.audit.scores import Array
+from dptrain.cells import to_hide
 
 SCHEMA = "dptrain.audit/1"
 RATES = (0.01, 0.05, 0.1)
@@ -204,9 +205,8 @@ def _by_records(baseline: Array, pooled: Array, records: np.ndarray, small_cell:
     """How the baseline grows with the number of records, beside the pooled AUC that does not."""
     bands = np.where(records > 0, groups.record_band(records), "")
     names, sizes = np.unique(bands[bands != ""], return_counts=True)
-    hidden = groups.to_hide(
-        dict(zip(names.tolist(), sizes.tolist(), strict=True)), int(np.sum(bands == "")), small_cell
-    )
+    members = {name: np.flatnonzero(bands == name).tolist() for name in names.tolist()}
+    hidden = to_hide(members, np.flatnonzero(bands == "").tolist(), small_cell)
     return [
         {
             "records": name,

@@ -35,7 +35,7 @@ from dptrain.errors import ConfigError
 from dptrain.plan import Plan
 from dptrain.progress import progress
 from dptrain.training import losses, session
-from dptrain.training.runfolder import RunFolder, now, whole_or_nothing, write_json
+from dptrain.training.runfolder import RunFolder, make_folder, now, whole_or_nothing, write_json
 
 if TYPE_CHECKING:
     from dptrain.data import Cohort
@@ -76,7 +76,8 @@ class Result:
 
 
 def audit_run(path: str | Path, words: list[str], *, say: Say = print) -> Result:
-    """Audit a finished run. `words`: overrides of audit.*, ledger.*, data.root and training.device.
+    """Audit a finished run. `words`: overrides of audit.*, ledger.*, data.root, training.device
+    and training.chunk.
 
     Raises:
         ConfigError: no run, a run without reproducible configuration, or one that has not finished.
@@ -123,8 +124,6 @@ TRAINED_BY = ("models", "new_scan", "trainer", "stack", "game", "confirm_models"
 def configuration(settings: Settings) -> dict[str, Any]:
     """Everything that decides what an audit measures: the settings without places, and the starting weights."""
     told: dict[str, Any] = yaml.safe_load(to_yaml(settings))
-    if not told["model"]["rules"]:
-        del told["model"]["rules"]  # none: what was measured before there were any keeps its number
     for part in ("ledger", "report"):
         told.pop(part, None)
     for part, names in NOT_MEASURED.items():
@@ -184,7 +183,8 @@ def _broken(audit: dict[str, Any]) -> str | None:
     return bounds.broken_sentence(bound, audit["unit"])
 
 
-ALLOWED = ("audit.", "ledger.", "data.root", "training.device", "training.chunk")
+# what a word may start with that changes where things lie and how to audit, and nothing of the training
+ALLOWED = ("audit.", "ledger.", "data.root=", "training.device=", "training.chunk=")
 
 
 def override(settings: Settings, words: list[str]) -> Settings:
@@ -197,7 +197,7 @@ def override(settings: Settings, words: list[str]) -> Settings:
         if "=" not in word or not word.startswith(ALLOWED):
             raise ConfigError(
                 f"'{word}' cannot be set for the audit of a run: it would audit another training.",
-                remedy="Allowed are audit.…=, ledger.…=, data.root= and training.device=.",
+                remedy=f"Allowed are {', '.join(f'{name}…' for name in ALLOWED)}.",
             )
     with friendly_errors():
         merged = OmegaConf.merge(OmegaConf.structured(settings), OmegaConf.from_dotlist(words))
@@ -217,7 +217,8 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
     grant = ledger.admit(status.name, purpose="audit", run=identity, fingerprint=cohort.fingerprint)
     ended = "interrupted"
     try:
-        _make(folder)
+        make_folder(folder.restricted, private=True)
+        make_folder(folder.audit, private=True)
         material, people = prepare(settings, cohort, grant, plan, config)
         need = statistics.models_needed(material.patients, config.false_discovery_rate, patients.FOLDS)
         if config.models < need:
@@ -282,12 +283,6 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
     finally:
         grant.close(ended, steps_run=0)
     return Result(folder, audit, _broken(audit))
-
-
-def _make(folder: RunFolder) -> None:
-    for path in (folder.restricted, folder.audit):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chmod(path, 0o700)
 
 
 # --- what the references are trained on -------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def confidence(logits: ArrayLike, labels: ArrayLike, task: str) -> Array:
     """Logit-scaled confidence φ = log p_y − log Σ_{j≠y} p_j, computed from logits without forming p.
 
     Args:
-        logits: `binary`: [..., R] or [..., R, 1]; `multiclass`: [..., R, C]; `multilabel`: [..., R, L].
+        logits: `binary`: [..., R], [..., R, 1] or [..., R, 2]; `multiclass`: [..., R, C]; `multilabel`: [..., R, L].
         labels: `binary` 0/1 [R]; `multiclass` class numbers [R]; `multilabel` 0/1 [R, L], NaN where a label
             is unknown.
         task: one of the three; for `segmentation` take :func:`from_loss`.

@@ -1,6 +1,5 @@
 """Patient gradients: norms, clipping and noise, on Opacus's extension points."""
 
-from dptrain.engine.coverage import ModuleRule, coverage
 from dptrain.engine.gradients import MARGIN, ClippedSum, Entangled, PatientGradients
 from dptrain.engine.noise import NoiseSource
 from dptrain.engine.optimizer import PatientOptimizer
@@ -9,9 +8,7 @@ __all__ = [
     "MARGIN",
     "ClippedSum",
     "Entangled",
-    "ModuleRule",
     "NoiseSource",
     "PatientGradients",
     "PatientOptimizer",
-    "coverage",
 ]

@@ -38,27 +38,19 @@ class Geometry:
     def kernel(self) -> tuple[int, ...]:
         return self.weight[2:]
 
-    @property
+    @functools.cached_property
     def pointwise(self) -> bool:
         """A 1×1 kernel that reads every place once."""
         n = len(self.kernel)
         return self.kernel == (1,) * n == self.stride and self.padding == (0,) * n
 
-    def _products(self, x: Tensor, g: Tensor) -> bool:
-        """Whether plain matrix products do the work of x and g.
+    @functools.cached_property
+    def _plain(self) -> bool:
+        return self.pointwise and self.groups == 1 and not self.transposed
 
-        On CPUs they take a third to two thirds of the time of torch's convolution for 1×1 kernels, which copies its
-        operands to layouts of its own (32 maps of 480 to 80 channels at 4×4: 0.25 ms against 0.6 ms).
-        """
-        return (
-            self.pointwise
-            and self.groups == 1
-            and not self.transposed
-            and x.device.type == "cpu"
-            and x.dtype in (torch.float32, torch.float64)
-            and x.is_contiguous()
-            and g.is_contiguous()
-        )
+    def _by_products(self, g: Tensor) -> bool:
+        """Whether matrix products do the work of torch's backward for 1×1 kernels, which copies its operands."""
+        return self._plain and g.device.type == "cpu" and g.dtype in (torch.float32, torch.float64)
 
     def output(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         """[rows, O, *places] of x [rows, C, *space]: torch's own, bit for bit.
@@ -66,21 +58,25 @@ class Geometry:
         A product for 1×1 kernels would be faster here too, but it rounds otherwise, and where an activation then
         changes its sign, gradients differ from those that autograd gives, by up to 3e-5 in two networks.
         """
-        return torch.ops.aten.convolution(
+        return torch.convolution(
             x, w, b, self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
         )
 
     def input_gradient(self, x: Tensor, g: Tensor, w: Tensor) -> Tensor:
         """[rows, C, *space] of the output gradient g [rows, O, *places]."""
-        if self._products(x, g):
+        if self._by_products(g):
             return _channels(w.flatten(1).t(), g)
         return self._native(x, g, w, [True, False, False])[0]
 
-    def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
-        """The weight gradient summed over all rows."""
-        if self._products(x, g):
-            x, g = (maps.flatten(2).transpose(0, 1).reshape(maps.shape[1], -1) for maps in (x, g))
-            return (g @ x.t()).view(self.weight)
+    def weight_gradient(self, x: Tensor, g: Tensor, factors: Tensor | None = None) -> Tensor:
+        """The weight gradient summed over all rows, each times its factor [rows]."""
+        small_x = math.prod(x.shape[1:]) < math.prod(g.shape[1:])
+        if self._by_products(g):
+            lines = _lines(x, factors if small_x else None), _lines(g, None if small_x else factors)
+            return (lines[1] @ lines[0].t()).view(self.weight)
+        if factors is not None:
+            column = factors.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
+            x, g = (x * column, g) if small_x else (x, g * column)
         return self._native(x, g, x.new_empty(self.weight), [False, True, False])[1]
 
     def _native(self, x: Tensor, g: Tensor, w: Tensor, wanted: list[bool]) -> list[Tensor]:
@@ -116,9 +112,17 @@ def _channels(matrix: Tensor, maps: Tensor) -> Tensor:
     return out
 
 
+def _lines(maps: Tensor, factors: Tensor | None) -> Tensor:
+    """[C, rows·places] of maps [rows, C, *space], each row times its factor."""
+    flat = maps.flatten(2).transpose(0, 1)
+    if factors is None:
+        return flat.reshape(len(flat), -1)
+    lines = maps.new_empty(flat.shape)
+    return torch.mul(flat, factors.to(maps.dtype).unsqueeze(1), out=lines).view(len(flat), -1)
+
+
 def _windows(big: Tensor, places: Sequence[int], geo: Geometry) -> Tensor:
     """View [m, R, C, *places, *kernel] of the padded big [m, R, C, *space]."""
-    n = len(places)
     ends = [
         max(0, s * (t - 1) + d * (k - 1) + 1 - p - size)
         for t, s, d, k, p, size in zip(
@@ -130,13 +134,8 @@ def _windows(big: Tensor, places: Sequence[int], geo: Geometry) -> Tensor:
     strides = padded.stride()
     steps = [stride * s for stride, s in zip(strides[3:], geo.stride, strict=True)]
     reach = [stride * d for stride, d in zip(strides[3:], geo.dilation, strict=True)]
-    return (
-        padded.as_strided(
-            (*big.shape[:3], *places, *geo.kernel), (*strides[:3], *steps, *reach), padded.storage_offset()
-        )
-        if n
-        else padded
-    )
+    shape = (*big.shape[:3], *places, *geo.kernel)
+    return padded.as_strided(shape, (*strides[:3], *steps, *reach), padded.storage_offset())
 
 
 def _unfolded(big: Tensor, places: Sequence[int], geo: Geometry) -> Tensor:
@@ -380,9 +379,11 @@ COLD = 4e-10
 """Seconds a byte that formed gradients cost beyond the timing: in a step they are new memory, and cold when read."""
 
 
-def rows(geo: Geometry, x: Tensor, g: Tensor) -> int:
-    """T of one row: places that the small tensor has."""
-    return math.prod((x if geo.transposed else g).shape[2:])
+def _ways(geo: Geometry) -> list[str]:
+    """Ways to form the gradients that are worth a trial anywhere; the first where nothing is tried."""
+    if geo.groups > 1:
+        return ["correlated", "native", "shifted"]
+    return ["unfolded"] if geo.pointwise else ["native", "shifted"]
 
 
 def choose(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, measure: bool) -> str:
@@ -391,23 +392,23 @@ def choose(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, measure: bool) -
     By measuring on the tensors at hand, once for each geometry, map size and (rounded) number of patients
     and records; by counting multiplications where `measure` is off or the layer is small.
     """
-    fold = len(x) // max(1, layout.records)
-    t = rows(geo, x, g) * layout.most * fold
-    p = geo.weight[0] // geo.groups
-    d = math.prod(geo.weight[1:])
-    counted = "gram" if 2 * t * t < p * d * geo.groups else "native"
-    if counted != "gram" and (geo.pointwise or geo.groups > 1):
-        counted = "unfolded" if geo.pointwise else "correlated"
-    work = t * p * d * geo.groups * layout.patients
-    if not measure or work < WORTH:
-        return counted
+    records = layout.most * (len(x) // max(1, layout.records))
     key = (
-        geo, tuple(x.shape[1:]), tuple(g.shape[1:]), x.device.type, x.dtype, layout.uniform is None,
-        _rounded(layout.most * fold), _rounded(layout.patients), torch.get_num_threads(),
+        geo, x.shape[1:], g.shape[1:], x.device.type, x.dtype, layout.uniform is None, _rounded(records),
+        _rounded(layout.patients), torch.get_num_threads(), measure,
     )  # fmt: skip
     if key not in _chosen:
-        _chosen[key] = _measured(geo, layout, x, g, t, p, d)
+        _chosen[key] = _choice(geo, layout, x, g, records, measure)
     return _chosen[key]
+
+
+def _choice(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, records: int, measure: bool) -> str:
+    t = math.prod((x if geo.transposed else g).shape[2:]) * records
+    p = geo.weight[0] // geo.groups
+    d = math.prod(geo.weight[1:])
+    counted = "gram" if 2 * t * t < p * d * geo.groups else _ways(geo)[0]
+    work = t * p * d * geo.groups * layout.patients
+    return counted if not measure or work < WORTH else _measured(geo, layout, x, g, t, p, d)
 
 
 def _rounded(number: int) -> int:
@@ -432,9 +433,7 @@ def _measured(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, t: int, p: in
         return run
 
     if not candidates or formed < max(1 << 25, 4 * kept):
-        names = ["unfolded"] if geo.pointwise else ["native", "shifted"]
-        if geo.groups > 1:
-            names = ["native", "correlated", "shifted"]
+        names = _ways(geo)
         if not geo.pointwise and layout.patients * t * d * geo.groups * element < 1 << 26:
             names.append("unfolded")
         if not geo.pointwise and set(geo.stride) == {1} and p < geo.weight[1]:
@@ -490,10 +489,14 @@ def patient_gradients(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, way: 
 
 def norms(geo: Geometry, layout: Layout, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Squared norms and their bounds [P] through Gram matrices."""
-    squared, bound = x.new_zeros(layout.patients), x.new_zeros(layout.patients)
+    whole: tuple[Tensor, Tensor] | None = None
     for members, (xs, gs) in layout.groups(x, g):
         found = gram_norms(*_pair(geo, xs, gs), geo)
         if isinstance(members, slice):
             return found
-        squared[members], bound[members] = found
-    return squared, bound
+        if whole is None:
+            whole = x.new_zeros(layout.patients), x.new_zeros(layout.patients)
+        for all_of, some in zip(whole, found, strict=True):
+            all_of[members] = some
+    assert whole is not None
+    return whole

@@ -1,9 +1,8 @@
-"""Which rule each module's parameters take, before anything runs."""
+"""What no way of forming patient gradients fits, refused before anything runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -11,43 +10,13 @@ from torch.nn.parameter import UninitializedParameter
 from dptrain.errors import CheckRefused
 
 
-@dataclass(frozen=True)
-class ModuleRule:
-    """How the patient gradients of one module's own parameters are formed.
-
-    Attributes:
-        name: the module's name in the network ("" for the network itself).
-        type: the module's class.
-        rule: the rule in words.
-        cost: what it costs where it is not fast; empty otherwise.
-    """
-
-    name: str
-    type: str
-    rule: str
-    cost: str
-
-
-_FAST: list[tuple[tuple[type, ...], str]] = [
-    ((nn.Linear,), "linear: norms through Gram products or formed gradients"),
-    ((nn.modules.conv._ConvNd,), "convolution: norms through Gram products or formed gradients"),
-    ((nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm), "norm: by channel"),
-    ((nn.modules.batchnorm._BatchNorm,), "frozen batch norm: scale and shift by channel"),
-    ((nn.PReLU,), "slope by channel"),
-    ((nn.Embedding,), "embedding: by index"),
-    ((nn.MultiheadAttention,), "attention: linear rule on its projections"),
-]
-_SLOW = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.EmbeddingBag)
-
-
-def coverage(model: nn.Module) -> list[ModuleRule]:
-    """The rule of every module that owns trainable parameters.
+def refuse_unfit(model: nn.Module) -> None:
+    """Refuse what no way of forming patient gradients fits, before anything runs.
 
     Raises:
         CheckRefused: a parameter without any rule, or a module that mixes the records of a batch or keeps
             statistics of them.
     """
-    found: list[ModuleRule] = []
     refuse_mixing(model.modules())
     for name, module in model.named_modules():
         own = {key: p for key, p in module._parameters.items() if p is not None and p.requires_grad}
@@ -72,14 +41,6 @@ def coverage(model: nn.Module) -> list[ModuleRule]:
                 f"{where}: max_norm and scale_grad_by_freq depend on the whole batch.",
                 remedy="Build the embedding without them.",
             )
-        rule = next((text for types, text in _FAST if isinstance(module, types)), None)
-        cost = ""
-        if rule is None and isinstance(module, _SLOW):
-            rule, cost = "one patient at a time", "one more backward pass for each patient of a chunk"
-        elif rule is None:
-            rule = "used directly: spread over the records where it is broadcast, else one patient at a time"
-        found.append(ModuleRule(name, type(module).__name__, rule, cost))
-    return found
 
 
 def refuse_hooks(name: str, parameter: nn.Parameter) -> None:

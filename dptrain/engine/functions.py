@@ -34,7 +34,7 @@ class LinearUse(Use):
         if slot == "weight":
             return None
         g = precise(kept[1])
-        return g.flatten(1, -2).sum(1) if g.dim() > 2 else g
+        return g.flatten(1, -2).sum(1) if g.dim() > 2 else g.clone()
 
     def patient_gradients(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> Tensor:
         if slot == "bias":
@@ -120,9 +120,7 @@ class ConvUse(Use):
         if slot == "bias":
             return super().weighted(slot, kept, factors)
         x, g = (precise(t) for t in kept)
-        if x[0].numel() < g[0].numel():
-            return self.geo.weight_gradient(_per_row(x, factors), g)
-        return self.geo.weight_gradient(x, _per_row(g, factors))
+        return self.geo.weight_gradient(x, g, factors)
 
 
 class Convolution(Function):
@@ -310,7 +308,7 @@ class SpreadUse(Use):
 
     def by_row(self, slot: str, kept: Sequence[Tensor]) -> Tensor | None:
         g = precise(kept[0])
-        return g.reshape(len(g), -1)
+        return g.reshape(len(g), -1).clone()
 
 
 class Spread(Function):

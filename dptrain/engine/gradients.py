@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from dptrain.engine.conv import squared_norms
-from dptrain.engine.coverage import coverage, refuse_hooks, refuse_mixing
+from dptrain.engine.coverage import refuse_hooks, refuse_mixing, refuse_unfit
 from dptrain.engine.layout import Layout
-from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, slow_way
+from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, slow_way, sum_dtype
 from dptrain.engine.views import Recorder, Seen, ordinary
 from dptrain.errors import CheckRefused
 from dptrain.words import suggest
@@ -114,7 +114,7 @@ class PatientGradients:
     ) -> None:
         if not max_grad_norm > 0:
             raise CheckRefused(f"max_grad_norm={max_grad_norm} must be above 0.")
-        coverage(model)
+        refuse_unfit(model)
         self.model = model
         self.max_grad_norm = float(max_grad_norm)
         self._names = dict(names or {})
@@ -346,6 +346,8 @@ class PatientGradients:
                 parts = torch.autograd.grad(
                     source.plain, plain, seeds, is_grads_batched=True, retain_graph=True, allow_unused=True
                 )
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:
                 each: list[tuple[Any, ...]] = [
                     torch.autograd.grad(source.plain, plain, seed, retain_graph=True, allow_unused=True)
@@ -386,7 +388,7 @@ class PatientGradients:
         if not slow:
             return
         formed = [
-            torch.zeros(layout.patients, *source.shape, dtype=_sum_dtype(source.plain), device=source.plain.device)
+            torch.zeros(layout.patients, *source.shape, dtype=sum_dtype(source.plain), device=source.plain.device)
             for source, _ in slow
         ]
         for i in range(layout.patients):
@@ -397,7 +399,7 @@ class PatientGradients:
                     whole[i] = part.to_dense() if part.is_sparse else part
         if layout.patients > 1 and not all(bool(torch.isfinite(whole).all()) for whole in formed):
             raise Entangled(
-                "a patient's gradient is not finite, and a module without a fast rule carries that to the others",
+                "a patient's gradient is not finite, and a module without a fast rule carries that to the others.",
                 remedy="Give clipped_sum one patient at a time here (dptrain.training.fit does).",
             )
         for (source, _), whole in zip(slow, formed, strict=True):
@@ -481,7 +483,7 @@ class PatientGradients:
             part = kept.use.weighted(kept.slot, kept.untouched(), by_row[rows])
             sums[source] = sums[source] + part if source in sums else part
         for source in self._sources.values():
-            dtype = _sum_dtype(source.plain)
+            dtype = sum_dtype(source.plain)
             if source not in sums:
                 sums[source] = torch.zeros(source.shape, dtype=dtype, device=source.plain.device)
             elif sums[source].dtype != dtype:
@@ -551,7 +553,7 @@ class PatientGradients:
     def _empty(self, patients: int, device: torch.device) -> ClippedSum:
         self._collect()
         sums = {
-            s.name: torch.zeros(s.shape, dtype=_sum_dtype(s.plain), device=s.plain.device)
+            s.name: torch.zeros(s.shape, dtype=sum_dtype(s.plain), device=s.plain.device)
             for s in self._sources.values()
         }
         parameters = {s.name: s.plain for s in self._sources.values()}
@@ -567,10 +569,6 @@ def _return_memory() -> None:
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _sum_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _ordinary(value: Any) -> Any:

@@ -17,6 +17,9 @@ class Layout:
         patient: integers [N] in 0…P−1, the patient of each record (any order, any number of records each).
         patients: P; a patient without a record has a zero gradient.
 
+    Attributes:
+        most: records of the patient who has most.
+
     Rows of a tensor inside the network are N·k: k consecutive rows a record (attention windows fold into the
     first dimension that way). Patients with equally many records are handled together, without a copy where
     their rows already lie side by side.
@@ -37,7 +40,7 @@ class Layout:
         counts = torch.bincount(where, minlength=patients)
         self.counts = counts.to(self.device)
         self._host_counts = counts.tolist()
-        most = max(self._host_counts, default=0)
+        self.most = most = max(self._host_counts, default=0)
         self.uniform = (
             most if most * patients == self.records and bool((where.diff() >= 0).all()) and most > 0 else None
         )
@@ -54,11 +57,6 @@ class Layout:
     def record_weight(self) -> Tensor:
         """1 / (records of its patient) for each record [N]: a patient's gradient is the mean of its records'."""
         return 1.0 / self.counts[self.patient].to(torch.float64)
-
-    @property
-    def most(self) -> int:
-        """Records of the patient who has most."""
-        return max(self._host_counts, default=0)
 
     @property
     def shares(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dptrain.engine.gradients import ClippedSum
 from dptrain.engine.noise import NoiseSource
+from dptrain.engine.tape import sum_dtype
 from dptrain.errors import CheckRefused
 
 
@@ -74,7 +75,7 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
         if chunk is None:
             for p in self.params:
                 if p.summed_grad is None:
-                    p.summed_grad = torch.zeros_like(p, dtype=_sum_dtype(p))
+                    p.summed_grad = torch.zeros_like(p, dtype=sum_dtype(p))
             return
         if chunk.max_grad_norm != self.max_grad_norm:
             raise CheckRefused(
@@ -97,24 +98,35 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
                 p.summed_grad.add_(sums[id(p)])
 
     def add_noise(self) -> None:
-        """Put sum + noise into `p.grad`, in float32 (float64 for float64 parameters)."""
+        """Put (sum + noise) / expected_batch_size into `p.grad`, in float32 (float64 for float64 parameters).
+
+        Sum and noise are each divided on their way, so that every parameter is passed over once: :meth:`scale_grad`
+        has nothing left to do.
+        """
         std = self.noise_multiplier * self.max_grad_norm if self.noise_multiplier else 0.0
-        single = [p for p in self.params if _sum_dtype(p) == torch.float32]
-        drawn = self.noise.normal(sum(p.numel() for p in single)) if std and single else None
+        scale = 1 / self.expected_batch_size
+        single = [p for p in self.params if sum_dtype(p) == torch.float32]
+        drawn = None
+        if std and single:
+            count = sum(p.numel() for p in single)
+            drawn = self.noise.normal(count, device=single[0].device).mul_(std * scale)
         start = 0
         for p in self.params:
-            if hasattr(p.summed_grad, "_processed"):
-                raise CheckRefused("these sums were used in an earlier step: noise would be added to them again.")
             total: Tensor = p.summed_grad
-            if std:
-                if drawn is not None and total.dtype == torch.float32:
-                    values = drawn[start : start + p.numel()].view(p.shape).to(p.device)
-                    start += p.numel()
-                else:
-                    values = self.noise.normal(p.shape, torch.float64, p.device)
-                total.add_(values, alpha=std)
+            if hasattr(total, "_processed"):
+                raise CheckRefused("these sums were used in an earlier step: noise would be added to them again.")
+            if not std:
+                grad = total.div_(self.expected_batch_size)
+            elif drawn is not None and total.dtype == torch.float32:
+                grad = drawn[start : start + p.numel()].view(p.shape).to(p.device).add_(total, alpha=scale)
+                start += p.numel()
+            else:
+                grad = self.noise.normal(p.shape, torch.float64, p.device).mul_(std * scale).add_(total, alpha=scale)
             total._processed = True  # type: ignore[attr-defined]
-            p.grad = total if total.dtype == p.dtype else total.to(p.dtype)
+            p.grad = grad if grad.dtype == p.dtype else grad.to(p.dtype)
+
+    def scale_grad(self) -> None:
+        """Nothing: :meth:`add_noise` has divided."""
 
     def step(self, closure: Any = None) -> float | None:
         """Add the noise once, divide, update; the sums are spent afterwards."""
@@ -123,7 +135,3 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
             for p in self.params:
                 p.summed_grad = None
         return result
-
-
-def _sum_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dptrain.engine.conv import Formed, squared_norms
 from dptrain.engine.layout import Layout
@@ -23,17 +23,14 @@ from dptrain.errors import CheckRefused
 class Source:
     """A value that operations take as weight: a parameter, or something computed from parameters alone."""
 
-    __slots__ = ("name", "plain", "roots", "shape")
+    __slots__ = ("is_root", "name", "plain", "roots", "shape")
 
     def __init__(self, name: str, plain: Tensor, roots: tuple[Source, ...] = ()) -> None:
         self.name = name
         self.plain = plain
         self.shape = plain.shape
+        self.is_root = not roots
         self.roots = roots or (self,)
-
-    @property
-    def is_root(self) -> bool:
-        return isinstance(self.plain, nn.Parameter)
 
 
 def slow_way(names: Sequence[str]) -> str:
@@ -59,7 +56,8 @@ class Use:
     def by_row(self, slot: str, kept: Sequence[Tensor]) -> Tensor | None:
         """Each row's gradient [rows, n] in float32 (float64 for float64 tensors), for biases and scales.
 
-        Those of all uses are worked on together. None where the methods below have something better.
+        Those of all uses are worked on together, after the backward pass: the memory must be the use's own, since
+        others may write into what they hold. None where the methods below have something better.
         """
         return None
 
@@ -204,8 +202,7 @@ class Tape:
         assert self.layout is not None
         rows = use.by_row(slot, kept)
         if rows is not None and rows.shape[1] <= SMALL:
-            own = all(rows.data_ptr() != tensor.data_ptr() for tensor in kept)
-            self.rows[source] = rows if own else rows.clone()  # others may write into what they hold as well
+            self.rows[source] = rows
             return
         known = use.norms(slot, self.layout, kept)
         if known is not None:
@@ -271,6 +268,11 @@ def _shaper(source: Source) -> Callable[[Tensor], Tensor]:
 def precise(tensor: Tensor) -> Tensor:
     """The tensor in float32, or float64 where it is that."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def sum_dtype(parameter: Tensor) -> torch.dtype:
+    """What a parameter's clipped sums and noise are held in: float32, or float64 where it is that."""
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
 def _places(device: torch.device) -> tuple[Any, ...] | None:

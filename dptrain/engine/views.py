@@ -48,12 +48,13 @@ class Recorder:
         For tensors without a gradient the answer of the first forward pass must hold in later ones.
         """
         assert self.tape is not None
-        rows = tensor.dim() > 0 and tensor.shape[0] > 0 and tensor.shape[0] % self.tape.records == 0
+        records, length = self.tape.records, tensor.shape[0] if tensor.dim() > 0 else 0
+        rows = length > 0 and length % records == 0
         if exact and not tensor.requires_grad:
-            rows = tensor.dim() > 0 and tensor.shape[0] == self.tape.records
+            rows = length == records
         if rows:
-            self.tape.met.add((source.name, tensor.shape[0] // self.tape.records))
-        if tensor.requires_grad or self.tape.records == 1:
+            self.tape.met.add((source.name, length // records))
+        if tensor.requires_grad or records == 1:
             return rows
         key = (source.name, getattr(function, "__name__", str(function)), tensor.shape[1:])
         first = self.decisions.setdefault(key, rows)
@@ -87,7 +88,8 @@ class Seen(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            recorder = next(_seen(args, kwargs))._recorder
+            stand_in = next(_seen(args, kwargs))
+            recorder = stand_in._recorder
             if recorder.tape is None or not torch.is_grad_enabled():
                 return func(*_plain(args), **_plain(kwargs))
             handler = HANDLERS.get(func)
@@ -184,20 +186,20 @@ def _usable(recorder: Recorder, func: Any, x: Any, *weights: Any) -> bool:
     """Whether a rule may take x as a batch and the weights as stand-ins (or constants)."""
     if isinstance(x, Seen) or not isinstance(x, Tensor):
         return False
-    first = next(_seen(weights), None)
-    if first is None:
-        return False
-    if any(isinstance(w, Tensor) and not isinstance(w, Seen) and w.requires_grad for w in weights):
-        return False
-    return recorder.is_batch(first._source, func, x)
+    first = None
+    for weight in weights:
+        if isinstance(weight, Seen):
+            first = first or weight._source
+        elif isinstance(weight, Tensor) and weight.requires_grad:
+            return False
+    return first is not None and recorder.is_batch(first, func, x)
 
 
 @_rule(F.linear)
 def _linear(recorder: Recorder, func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     if not _usable(recorder, func, input, weight, bias) or input.dim() < 2 or weight.dim() != 2:
         return NotImplemented
-    assert recorder.tape is not None
-    use = fn.LinearUse(recorder.tape, weight=_source(weight), bias=_source(bias))
+    use = fn.LinearUse(_tape(recorder), weight=_source(weight), bias=_source(bias))
     with_type = _cast(input, _value(weight), _value(bias))
     return fn.Linear.apply(recorder.token, *with_type, use)
 
@@ -215,13 +217,15 @@ def _tuple(value: Any, n: int) -> tuple[int, ...]:
     )
 
 
+_geometry = functools.lru_cache(maxsize=4096)(Geometry)
+
+
 def _convolution(
     n: int, recorder: Recorder, func: Any, input: Any, weight: Any, bias: Any = None, stride: Any = 1,
     padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Any:  # fmt: skip
     if not _usable(recorder, func, input, weight, bias) or input.dim() != n + 2:
         return NotImplemented
-    assert recorder.tape is not None
     dilation, stride = _tuple(dilation, n), _tuple(stride, n)
     if isinstance(padding, str):
         total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -230,8 +234,8 @@ def _convolution(
             input, padding = F.pad(input, sides), (0,) * n
         else:
             padding = tuple(t // 2 for t in total)
-    geo = Geometry(tuple(weight.shape), stride, _tuple(padding, n), dilation, groups, False, (0,) * n)
-    use = fn.ConvUse(recorder.tape, geo, recorder.measure, weight=_source(weight), bias=_source(bias))
+    geo = _geometry(weight.shape, stride, _tuple(padding, n), dilation, groups, False, (0,) * n)
+    use = fn.ConvUse(_tape(recorder), geo, recorder.measure, weight=_source(weight), bias=_source(bias))
     return fn.Convolution.apply(recorder.token, *_cast(input, _value(weight), _value(bias)), use)
 
 
@@ -241,12 +245,11 @@ def _transposed(
 ) -> Any:  # fmt: skip
     if not _usable(recorder, func, input, weight, bias) or input.dim() != n + 2:
         return NotImplemented
-    assert recorder.tape is not None
-    geo = Geometry(
-        tuple(weight.shape), _tuple(stride, n), _tuple(padding, n), _tuple(dilation, n), groups, True,
+    geo = _geometry(
+        weight.shape, _tuple(stride, n), _tuple(padding, n), _tuple(dilation, n), groups, True,
         _tuple(output_padding, n),
     )  # fmt: skip
-    use = fn.ConvUse(recorder.tape, geo, recorder.measure, weight=_source(weight), bias=_source(bias))
+    use = fn.ConvUse(_tape(recorder), geo, recorder.measure, weight=_source(weight), bias=_source(bias))
     return fn.Convolution.apply(recorder.token, *_cast(input, _value(weight), _value(bias)), use)
 
 
@@ -554,6 +557,8 @@ def _row_by_row(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
             recorder.decisions[key] = expected.shape == result.shape and torch.allclose(
                 expected, result, rtol=1e-3, atol=1e-5, equal_nan=True
             )
+    except (MemoryError, torch.OutOfMemoryError):  # says nothing about the operation
+        raise
     except Exception:  # whatever vmap or the operation says: the ordinary way is exact
         recorder.decisions[key] = False
     return result if recorder.decisions[key] else func(*ordinary_way[0], **ordinary_way[1])

@@ -845,9 +845,7 @@ class Ledger(Book):
                     found.update(here)
         return found, barred
 
-    def _left_out(
-        self, connection: Connection, state: State, version: Version, run: RunState | None
-    ) -> set[bytes]:
+    def _left_out(self, connection: Connection, state: State, version: Version, run: RunState | None) -> set[bytes]:
         """This version's keys of everybody who withdrew, under this key or any other, and of whom `run` left out."""
         gone = {klass.id for klass in state.classes.values() if klass.withdrawn}
         classes = [number for number in gone if version.id in state.classes[number].versions]

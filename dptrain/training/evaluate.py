@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.cells import to_hide
 from dptrain.training.runfolder import METRICS_SCHEMA
 
 Array = NDArray[np.float64]
 REPLICATES = 500
 LEVEL = 0.95
-MINIMUM_PATIENTS = 10
 MINIMUM_OF_A_CLASS = 10
 BINS = 10
 
@@ -160,6 +160,22 @@ def reliability(probability: Array, label: Array) -> list[dict[str, float]]:
     ]
 
 
+def _document(task: str, split: str, patient: NDArray[np.int64], **found: Any) -> dict[str, Any]:
+    """`restricted/metrics.json`: what was `found`, and of whom."""
+    return {
+        "schema": METRICS_SCHEMA,
+        "split": split,
+        "level": "record",
+        "task": task,
+        "patients": len(np.unique(patient)),
+        "records": len(patient),
+        **found,
+        "temperature": None,
+        "conformal": None,
+        "bootstrap": {"replicates": REPLICATES, "level": LEVEL, "unit": "patient"},
+    }
+
+
 def evaluate_classification(
     probability: Array,
     label: Array,
@@ -175,7 +191,7 @@ def evaluate_classification(
     tables, suppressed = _by_group(
         groups,
         patient,
-        lambda inside, patients: too_small(label[inside], patients, task),
+        lambda inside: one_sided(label[inside], task),
         lambda inside: classification(probability[inside], label[inside], patient[inside], classes, task)[0],
     )
     if task == "multilabel":
@@ -185,61 +201,50 @@ def evaluate_classification(
                 why = f"{have} positive records: fewer than {MINIMUM_OF_A_CLASS}"
                 suppressed.append({"group": "class", "value": name, "why": why})
     truth = _one_hot(label, len(classes)) if task == "multiclass" else label
-    return {
-        "schema": METRICS_SCHEMA,
-        "split": split,
-        "level": "record",
-        "task": task,
-        "patients": len(np.unique(patient)),
-        "records": len(patient),
-        "overall": overall,
-        "by_class": by_class,
-        "groups": tables,
-        "suppressed": suppressed,
-        "reliability": reliability(probability, truth),
-        "temperature": None,
-        "conformal": None,
-        "bootstrap": {"replicates": REPLICATES, "level": LEVEL, "unit": "patient"},
-    }
+    return _document(
+        task,
+        split,
+        patient,
+        overall=overall,
+        by_class=by_class,
+        groups=tables,
+        suppressed=suppressed,
+        reliability=reliability(probability, truth),
+    )
 
 
 def _by_group(
     groups: Mapping[str, Sequence[str]],
     patient: NDArray[np.int64],
-    withheld: Callable[[NDArray[np.bool_], int], str | None],
+    withheld: Callable[[NDArray[np.bool_]], str | None],
     metrics: Callable[[NDArray[np.bool_]], dict[str, Any]],
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
     """Metrics of each group of each column, and the cells that are withheld, with the reason.
 
     Args:
         groups: column -> each record's group; records without one are in none.
-        withheld: (records inside [R], patients inside) -> why nothing is said of them, or None.
+        withheld: records inside [R] -> why nothing is said of them though they are not few, or None.
         metrics: records inside [R] -> their metrics.
     """
     tables: dict[str, dict[str, Any]] = {}
     suppressed: list[dict[str, str]] = []
     for column, values in groups.items():
-        tables[column] = {}
-        for value in sorted(set(values) - {""}):
-            inside = np.array([item == value for item in values])
-            patients = len(np.unique(patient[inside]))
-            why = withheld(inside, patients)
-            if why:
-                suppressed.append({"group": column, "value": value, "why": why})
-            else:
-                tables[column][value] = {"patients": patients, "records": int(inside.sum()), **metrics(inside)}
+        rows = {value: np.array([item == value for item in values], dtype=bool) for value in sorted({"", *values})}
+        members = {value: set(patient[inside].tolist()) for value, inside in rows.items()}
+        unknown = members.pop("")
+        reasons = {value: why for value in members if (why := withheld(rows[value]))}
+        hidden = to_hide(members, unknown, hidden=reasons)
+        suppressed += [{"group": column, "value": value, "why": why} for value, why in hidden.items()]
+        tables[column] = {
+            value: {"patients": len(who), "records": int(rows[value].sum()), **metrics(rows[value])}
+            for value, who in members.items()
+            if value not in hidden
+        }
     return tables, suppressed
 
 
-def too_few(patients: int) -> str | None:
-    """Why a group of so many patients is withheld, or None."""
-    return f"fewer than {MINIMUM_PATIENTS} patients" if patients < MINIMUM_PATIENTS else None
-
-
-def too_small(label: NDArray[Any], patients: int, task: str) -> str | None:
-    """Why a group's cell is withheld, or None: too few patients, or too few of a class to score."""
-    if too_few(patients):
-        return too_few(patients)
+def one_sided(label: NDArray[Any], task: str) -> str | None:
+    """Why a group is withheld that has too few records of a class to score, or None."""
     if task == "binary" and min((label > 0).sum(), (label <= 0).sum()) < MINIMUM_OF_A_CLASS:
         return f"fewer than {MINIMUM_OF_A_CLASS} records of one class"
     return None
@@ -270,22 +275,16 @@ def evaluate_segmentation(
     tables, suppressed = _by_group(
         groups,
         patient,
-        lambda _, patients: too_few(patients),
+        lambda _: None,
         lambda inside: table(dice[inside], patient[inside])[0],
     )
-    return {
-        "schema": METRICS_SCHEMA,
-        "split": split,
-        "level": "record",
-        "task": "segmentation",
-        "patients": len(np.unique(patient)),
-        "records": len(patient),
-        "overall": overall,
-        "by_class": by_class,
-        "groups": tables,
-        "suppressed": suppressed,
-        "reliability": [],
-        "temperature": None,
-        "conformal": None,
-        "bootstrap": {"replicates": REPLICATES, "level": LEVEL, "unit": "patient"},
-    }
+    return _document(
+        "segmentation",
+        split,
+        patient,
+        overall=overall,
+        by_class=by_class,
+        groups=tables,
+        suppressed=suppressed,
+        reliability=[],
+    )

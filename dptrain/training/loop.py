@@ -50,9 +50,15 @@ class State:
         try:
             return cls(**torch.load(path, map_location="cpu", weights_only=True))
         except FileNotFoundError:
-            raise ConfigError(f"{path.parent.parent} has no checkpoint to resume from.") from None
+            raise ConfigError(
+                f"{path.parent.parent} has no checkpoint to resume from.",
+                remedy=f"Name in training.resume the folder of a run that has {path.parent.name}/{path.name}.",
+            ) from None
         except Exception as error:
-            raise ConfigError(f"the checkpoint {path} cannot be read ({type(error).__name__}).") from None
+            raise ConfigError(
+                f"the checkpoint {path} cannot be read ({type(error).__name__}).",
+                remedy="Bring it back from a backup, or train anew in another training.run.",
+            ) from None
 
 
 @dataclass
@@ -96,6 +102,11 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     if config.schedule == "linear":
         return config.lr * (1 - left)
     return config.lr
+
+
+def average_decay(ema: float, step: int) -> float:
+    """How much of the average of weights stays after step 1, 2, …: `ema`, warmed up."""
+    return min(ema, step / (step + 9))
 
 
 def one_by_one(batch: PatientBatch) -> list[PatientBatch]:
@@ -160,7 +171,10 @@ def fit(
     state = State(0, {}, {}, None, plan.digest)
     if start is not None:
         if start.plan != plan.digest:
-            raise CheckRefused("the checkpoint belongs to another plan.")
+            raise CheckRefused(
+                f"the checkpoint belongs to plan {start.plan[:12]}…, the training to plan {plan.digest[:12]}….",
+                remedy="A checkpoint goes on under its own plan alone: resume its run, or leave the checkpoint out.",
+            )
         model.load_state_dict(start.model)
         base.load_state_dict(start.optimizer)
         if average is not None and start.average is not None:
@@ -233,7 +247,7 @@ def fit(
             step += 1
             ran += 1
             if average is not None:
-                decay = min(ema, step / (step + 9))
+                decay = average_decay(ema, step)
                 with torch.no_grad():
                     for name, parameter in model.named_parameters():
                         if name in average:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dptrain import accounting, data
+from dptrain import accounting, data, models
 from dptrain.config import Settings, to_yaml
 from dptrain.data import Cohort, PatientLoader
 from dptrain.errors import ConfigError, LedgerRefused
@@ -43,7 +43,6 @@ from dptrain.training.session import (
     open_status,
     plan_for,
     prepare,
-    refuse,
 )
 
 Say = Callable[[str], None]
@@ -84,7 +83,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
     device = device_of(settings.training.device)
     network = build_network(settings)
     findings = check(settings, network)
-    refuse(findings)
+    models.refuse(findings)
     for finding in findings:
         if finding.status == "changed":
             say(f"changed: {finding.what}")
@@ -181,7 +180,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         model=model,
         calibration=calibration.to_dict() if calibration else None,
         not_covered=make.not_covered(plan, network.weights_kind, network.weights_note),
-        checks=make.checks(plan, separable=True, witness=status.witness),
+        checks=make.checks(plan, witness=status.witness),
     )
     folder.write_facts(facts)
     return Outcome(folder, facts, result.interrupted)

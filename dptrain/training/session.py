@@ -20,7 +20,7 @@ from dptrain import data, models
 from dptrain.config import Settings, from_yaml
 from dptrain.data import Cohort, Tensors
 from dptrain.data.config import DataConfig, shape_of
-from dptrain.engine import PatientGradients, coverage
+from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, open_ledger
 from dptrain.models.preflight import first_line, shaken
@@ -106,9 +106,16 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     place = RunFolder(folder)
     facts = place.read_facts()
     if not place.config.is_file():
-        raise ConfigError(f"{place.config} is missing: the run cannot be reproduced.")
+        raise ConfigError(
+            f"{place.config} is missing: the run cannot be reproduced.",
+            remedy="Bring back the file that the run wrote, or name another run.",
+        )
     if hashlib.sha256(place.config.read_bytes()).hexdigest() != facts["config_sha256"]:
-        raise ConfigError(f"{place.config} is not the configuration that this run was made with (its hash differs).")
+        raise ConfigError(
+            f"{place.config} is not the configuration that this run was made with: its hash is not "
+            f"{facts['config_sha256'][:12]}…, that of {place.facts.name}.",
+            remedy="Bring back the file as the run wrote it, or name another run.",
+        )
     return Run(place, facts, from_yaml(place.config), Plan.from_dict(facts["plan"]))
 
 
@@ -199,7 +206,7 @@ def _starting_weights(network: nn.Module, path: Path) -> tuple[WeightsSource, st
 def check(settings: Settings, network: Network | None = None) -> list[models.Finding]:
     """The pre-flight check: network, loss, pipeline and gradient rules, on made-up data only.
 
-    Returns every finding; :func:`refuse` raises for the refused ones.
+    Returns every finding; :func:`dptrain.models.refuse` raises for the refused ones.
     """
     findings: list[models.Finding] = []
     if network is None:
@@ -290,26 +297,20 @@ def check_rules(
         rules, names: as :class:`dptrain.engine.PatientGradients` takes them.
     """
     what = "gradient rules"
-    called = {inner.rpartition(".")[0]: full.rpartition(".")[0] for inner, full in (names or {}).items()}
-    findings: list[models.Finding] = []
     patient = torch.tensor([0, 1, 1, 2])
     try:
-        for rule in coverage(model):
-            if rule.cost:
-                why = f"no fast rule: {rule.rule}; {rule.cost}"
-                findings.append(models.Finding(f"{called.get(rule.name, rule.name)} ({rule.type})", "ok", why))
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             twin = shaken(model)
             engine = PatientGradients(twin, max_grad_norm=1.0, rules=rules, names=names, measure=False)
             engine.clipped_sum(loss(twin(image), label), patient, 4)
     except CheckRefused as error:
-        return [*findings, models.Finding(what, "refused", error.message, error.remedy or "")]
+        return [models.Finding(what, "refused", error.message, error.remedy or "")]
     except Exception as error:
         why = f"a step of made-up patients fails: {type(error).__name__}: {first_line(error)}"
-        return [*findings, models.Finding(what, "refused", why, "Check the network, data.image_shape and the task.")]
+        return [models.Finding(what, "refused", why, "Check the network, data.image_shape and the task.")]
     slow = [str(one.message) for one in said if "one patient at a time" in str(one.message)]
-    return findings + [models.Finding(what, "ok", text) for text in slow]
+    return [models.Finding(what, "ok", text) for text in slow]
 
 
 def _changes(changes: list[Any]) -> list[models.Finding]:
@@ -326,17 +327,6 @@ def _changes(changes: list[Any]) -> list[models.Finding]:
         )
         for (before, after, why), same in alike.items()
     ]
-
-
-def refuse(findings: list[models.Finding]) -> None:
-    """Raise CheckRefused (exit code 4) where any finding is refused."""
-    bad = [finding for finding in findings if finding.status == "refused"]
-    if bad:
-        raise CheckRefused(
-            "The pre-flight check refuses this network or pipeline; nothing was charged:\n"
-            + "\n".join(f"  {finding.what}: {finding.why}" for finding in bad),
-            remedy="\n".join(f"  {finding.remedy}" for finding in bad if finding.remedy) or None,
-        )
 
 
 def open_status(settings: Settings) -> tuple[Ledger, Keys, CohortStatus]:

@@ -172,9 +172,8 @@ def test_draws_are_poisson_and_capped() -> None:
     chosen = torch.zeros(4000, 40).index_add_(1, owner, (weights > 0).float())
     assert chosen.max() == 3
     many = int(torch.nonzero(torch.bincount(owner) > 4)[0])
-    if many < 20:
-        used = (weights[:, owner == many] > 0).float().mean(0)
-        assert float(used.max() - used.min()) < 0.05
+    used = (weights[:, owner == many] > 0).float().mean(0)
+    assert float(used.max() - used.min()) < 0.05
 
 
 def test_no_two_models_share_draws_noise_or_start() -> None:
@@ -210,7 +209,6 @@ def check_noise(trainer: str) -> None:
     plan = make_plan(noise_multiplier=2.0, max_grad_norm=0.5, steps=4, expected_batch_size=20)
     module = nn.Linear(400, 1, bias=False)
     nn.init.zeros_(module.weight)
-    material = make_material(module=module, shape=(400,), plan=plan, inputs=torch.eye(400)[:40])
     material = make_material(
         module=module,
         shape=(400,),

@@ -50,13 +50,13 @@ def test_audit_of_a_run(make_site: Callable[..., Site], capsys: pytest.CaptureFi
     site = make_site(8.0)
     folder = trained(site)
     code = cli.main(["audit", f"run={folder.path}", *SMALL])
-    assert code in (0, EXIT_GUARANTEE_BROKEN)
     told = capsys.readouterr().out
     assert "reference models" in told
     with open(folder.audit / "patients.csv", newline="") as file:  # nothing by patient on the terminal
         assert not [row["patient"] for row in csv.DictReader(file) if row["patient"] in told]
     audit = json.loads((folder.audit / "audit.json").read_text())
     assert audit["schema"] == "dptrain.audit/1"
+    assert code == (EXIT_GUARANTEE_BROKEN if audit["canary"]["broken"] else 0)
     expected = {
         *("schema", "game", "attack", "references", "models", "promised", "patients", "exposed", "verdicts"),
         *("confirmed", "roc", "auc", "survival", "tpr_at", "baseline_max", "groups", "suppressed", "new_scan"),
@@ -294,8 +294,9 @@ def test_a_changed_manifest_and_a_changed_configuration_are_refused(make_site: C
     with pytest.raises(LedgerRefused):
         audit_run(folder.path, SMALL, say=quiet)
     folder.config.write_text(folder.config.read_text() + "\n")
-    with pytest.raises(ConfigError, match="hash"):
+    with pytest.raises(ConfigError, match="hash") as caught:
         audit_run(folder.path, SMALL, say=quiet)
+    assert "Bring back the file" in str(caught.value.remedy)
     folder.config.unlink()
     with pytest.raises(ConfigError, match="cannot be reproduced"):
         audit_run(folder.path, SMALL, say=quiet)
@@ -354,8 +355,10 @@ def test_nothing_of_the_training_can_be_changed(make_site: Callable[..., Site]) 
     settings = site.settings()
     assert override(settings, ["audit.models=16"]).audit.models == 16
     for word in ("privacy.noise_multiplier=1", "optimizer.lr=3", "models=3", "run"):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError) as caught:
             override(settings, [word])
+        assert "training.chunk=" in str(caught.value.remedy)
+    assert override(settings, ["training.chunk=17"]).training.chunk == 17
     with pytest.raises(ConfigError, match="modles"):
         override(settings, ["audit.modles=16"])
 

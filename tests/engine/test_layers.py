@@ -340,7 +340,7 @@ def test_layout_groups_patients_by_their_records() -> None:
     st.booleans(),
 )
 def test_pointwise_convolutions_by_products_are_those_of_torch(
-    dims: int, rows: int, inputs: int, outputs: int, size: int, bias: bool
+    dims: int, rows: int, inputs: int, outputs: int, size: int, weighted: bool
 ) -> None:
     """Every way of multiplying: one place, few, many, rows without any."""
     torch.manual_seed(0)
@@ -348,16 +348,17 @@ def test_pointwise_convolutions_by_products_are_those_of_torch(
     geo = conv.Geometry((outputs, inputs, *ones), ones, (0,) * dims, ones, 1, False, (0,) * dims)
     x = torch.randn(rows, inputs, *[size] * dims, dtype=torch.float64, requires_grad=True)
     w = torch.randn(outputs, inputs, *ones, dtype=torch.float64, requires_grad=True)
-    b = torch.randn(outputs, dtype=torch.float64) if bias else None
-    truth = (torch.conv1d, torch.conv2d, torch.conv3d)[dims - 1](x, w, b)
+    truth = (torch.conv1d, torch.conv2d, torch.conv3d)[dims - 1](x, w)
     g = torch.randn_like(truth)
+    factors = torch.rand(rows, dtype=torch.float64) if weighted else None
     with torch.no_grad():
-        output, gx = geo.output(x, w, b), geo.input_gradient(x, g, w)
-    assert output._base is None  # in-place layers work on it, as autograd does on the other
-    assert gx._base is None
-    found = output, gx, geo.weight_gradient(x.detach(), g)
-    for ours, expected in zip(found, (truth, *torch.autograd.grad(truth, [x, w], g)), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+        gx = geo.input_gradient(x, g, w)
+    assert gx._base is None  # in-place layers work on it, as autograd does on the other
+    expected_x, expected_w = torch.autograd.grad(truth, [x, w], g, retain_graph=True)
+    if factors is not None:
+        (expected_w,) = torch.autograd.grad(truth, [w], g * factors.view(-1, *[1] * (dims + 1)))
+    torch.testing.assert_close(gx, expected_x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(geo.weight_gradient(x.detach(), g, factors), expected_w, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("table", [0, 1 << 30])

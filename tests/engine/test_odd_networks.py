@@ -310,10 +310,24 @@ class Shifts(nn.Module):
         return Overwriting.apply(x + self.b) + (x + self.a)
 
 
-def test_a_bias_keeps_the_gradient_that_came() -> None:
+class Lines(nn.Module):
+    """The same with linear layers whose weights are frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.a.weight.requires_grad_(False)
+        self.b.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Overwriting.apply(self.b(x)) + self.a(x)
+
+
+@pytest.mark.parametrize("network", [Shifts, Lines])
+def test_a_bias_keeps_the_gradient_that_came(network: type[nn.Module]) -> None:
     """A row's gradient is copied where it is the tensor itself: nobody writes into it afterwards."""
     torch.manual_seed(0)
-    oracle.run(Shifts(), torch.randn(4, 4), torch.zeros(4), torch.arange(4), 4, 1e-3)
+    oracle.run(network(), torch.randn(4, 4), torch.zeros(4), torch.arange(4), 4, 1e-3)
 
 
 class Moved(nn.Module):

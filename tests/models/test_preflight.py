@@ -10,10 +10,13 @@ from torch import nn
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from dptrain import models
+from dptrain.data import PatientLoader, PoissonSampler
 from dptrain.errors import CheckRefused
 from dptrain.models.draws import FixedDraws
 from dptrain.models.preflight import check_separable
 from dptrain.training.session import check_rules
+from tests.data.shared import FakeGrant
+from tests.data.test_sampling import cohort_of, plan
 
 
 def binary(output, label):
@@ -265,14 +268,42 @@ def test_what_the_engine_would_refuse_is_found_before_any_charge():
 def test_layers_taken_one_patient_at_a_time_are_said_with_their_cost():
     image, label = models.made_up((6, 8), "binary", 4, 2, 0)
     found = check_rules(Recurrent(), binary, image.float(), label)
-    assert not refused(found)
-    assert any("memory" in finding.why and "backward pass for each" in finding.why for finding in found)
+    (finding,) = found  # said once
+    assert finding.status == "ok"
+    assert "memory" in finding.why
+    assert "backward pass for each" in finding.why
+
+
+def test_layers_that_vmap_takes_are_not_said_to_be_slow():
+    image, label = models.made_up((64,), "binary", 4, 2, 0)
+    for cell in (nn.GRUCell(64, 1), nn.RNNCell(64, 1)):
+        assert not check_rules(cell, binary, image.float(), label)
+
+
+def test_a_network_of_one_finding_passes():
+    def loss(output, label):
+        return nn.functional.binary_cross_entropy_with_logits(output, label.to(output), reduction="none").mean(1)
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    assert not refused(models.preflight(net, loss, (1, 8, 8), "multilabel", classes=1))
 
 
 def test_samplers_other_than_poisson_draws_are_refused():
     for sampler in (WeightedRandomSampler([1.0], 1), RandomSampler([1, 2], replacement=True), RandomSampler([1, 2])):
         assert refused(models.preflight(dense(), binary, (1, 8, 8), "binary", sampler=sampler))
-    assert not refused(models.preflight(dense(), binary, (1, 8, 8), "binary", sampler="dptrain.data.PoissonSampler"))
+    for name in ("dptrain.data.PoissonSampler", "dptrain.data.PatientLoader"):
+        assert not refused(models.preflight(dense(), binary, (1, 8, 8), "binary", sampler=name))
+
+
+def test_a_sampler_is_judged_by_what_it_is_and_not_by_what_it_is_called():
+    impostor = type("PoissonSampler", (), {})()
+    p = plan()
+    loader = PatientLoader(cohort_of([1, 2]), p, FakeGrant())
+    for sampler in (loader, PoissonSampler(2, p.sample_rate)):
+        assert not refused(models.preflight(dense(), binary, (1, 8, 8), "binary", sampler=sampler))
+    (finding,) = refused(models.preflight(dense(), binary, (1, 8, 8), "binary", sampler=impostor))
+    assert "does not draw each patient independently" in finding.why
+    assert "PatientLoader" in finding.remedy
 
 
 def test_refusal_ends_with_exit_code_4_and_every_remedy():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dptrain.data import PatientBatch
 from dptrain.engine import Entangled, PatientGradients
-from dptrain.training.loop import one_by_one
+from dptrain.errors import ConfigError
+from dptrain.training.loop import State, one_by_one
 
 
 class Recurrent(nn.Module):
@@ -45,3 +48,15 @@ def test_a_patient_with_nan_changes_nobody_else_s_sum() -> None:
         whole = sum(part[name] for part in parts)
         assert torch.allclose(whole, value, atol=1e-5), name
     gradients.detach()
+
+
+def test_a_checkpoint_that_is_missing_or_torn_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "restricted" / "checkpoint.pt"
+    with pytest.raises(ConfigError, match="has no checkpoint") as missing:
+        State.load(path)
+    assert "training.resume" in str(missing.value.remedy)
+    path.parent.mkdir()
+    path.write_bytes(b"torn")
+    with pytest.raises(ConfigError, match="cannot be read") as torn:
+        State.load(path)
+    assert torn.value.remedy

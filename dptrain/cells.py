@@ -1,0 +1,34 @@
+"""Small cells: which groups of a table are withheld, so that nothing is told of a few patients."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+SMALL_CELL = 10  # fewer patients, or fewer records of a bin, tell of single ones
+
+
+def to_hide(
+    members: Mapping[str, Collection[int]],
+    unknown: Collection[int],
+    small_cell: int = SMALL_CELL,
+    hidden: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Groups to suppress, and why: the small ones, and others until what is hidden cannot be had by subtraction.
+
+    The total less all shown groups tells of the hidden ones and of patients whose group is unknown, together: unless
+    there are none of them, they must be at least `small_cell`.
+
+    Args:
+        members: group -> its patients; a patient whose records differ is in several.
+        unknown: patients with a record in no group, who count in the total.
+        hidden: groups that are suppressed for another reason -> why.
+    """
+    small = {name: f"fewer than {small_cell} patients" for name, who in members.items() if len(set(who)) < small_cell}
+    found = {**(hidden or {}), **small}
+    rest = set(unknown).union(*(members[name] for name in found))
+    for name in sorted(members.keys() - found.keys(), key=lambda name: (len(set(members[name])), name)):
+        if not rest or len(rest) >= small_cell:
+            break
+        found[name] = "the smallest remaining group, which would betray those suppressed"
+        rest.update(members[name])
+    return found
