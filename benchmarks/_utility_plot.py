@@ -23,6 +23,7 @@ PLOTTED = (
     "image unit",
     "small network from scratch, 32 px",
     "tuned without privacy",
+    "stock Opacus, the recipe's clip, rate and steps",
 )
 
 

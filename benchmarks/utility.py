@@ -8,7 +8,8 @@ Every trial takes the library's own way: cohort scanned and registered in a thro
 `fit`, noisy calibration, evaluation, the grant closed. What is unlike a clinic's run:
 
 - cohorts are declared *public* there, so that ε = ∞ is allowed and many trials are granted. All are charged;
-  what the sweep as a whole would have cost a private cohort is a row of its own (`sweep_epsilon`);
+  what those at the recipe's unit together would have cost a private cohort is a row of its own (`sweep_epsilon`).
+  Trials with the image as the unit are not in it: for a patient each alone costs far more (`epsilon_of_a_patient`);
 - features of the frozen part are computed once and used by all trials, for the same reason;
 - the ledger's HMAC secret is a published constant, so that the split by keyed hash is the same for everyone.
 
@@ -30,6 +31,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,8 @@ SECRET = hashlib.sha256(b"dptrain utility benchmark: public cohorts only").diges
 PASSPHRASE = "a benchmark on public data"
 MAIN = "recipe"
 TUNED = "tuned without privacy"
+TUTORIAL = "stock Opacus, one image a patient"
+AS_RECIPE = "stock Opacus, the recipe's clip, rate and steps"
 
 #: Training patients (or images) as declared to the public; see the recipes' pages.
 PUBLIC_SIZE = {
@@ -69,6 +73,12 @@ PUBLIC_SIZE = {
 }
 IMAGES = 4171  # training images of chest_xray_pneumonia, for the image as the unit
 MOST_IMAGES = 19  # of one patient group among them
+VOLUMES = (2, 3, 4)  # of one person, perhaps: how many hippocampus volumes anybody has is not known
+#: Metrics of several units together, with whose they are.
+GROUPED = {
+    **{f"epsilon_of_{k}_volumes": f"{k} volumes of one person" for k in VOLUMES},
+    "epsilon_of_a_patient": f"a patient with {MOST_IMAGES} images",
+}
 
 #: A non-private model is not served best by settings that suit noise; chosen by cross-validation like the recipes'.
 LONGER = {
@@ -86,7 +96,7 @@ RATES = {
 #: Noise of the calibration histogram by ε: about a twentieth of what a patient may pay.
 CALIBRATION = {0.5: 36.0, 1.0: 19.0, 2.0: 10.0, 4.0: 5.5, 8.0: 4.0}
 
-#: (recipe, ε) -> how far the mean AUROC may lie below the best non-private one.
+#: (recipe, ε) -> how far the mean AUROC may lie below the best variant without privacy.
 GOALS = {
     ("chest_xray_pneumonia", 8.0): 0.005,
     ("chest_xray_pneumonia", 1.0): 0.015,
@@ -177,7 +187,7 @@ def trials(*, quick: bool, wanted: Sequence[str]) -> list[Trial]:
     )
     plans: list[tuple[str, str, Iterable[float], Sequence[int], tuple[str, ...], str | None, str]] = [
         (cxr, MAIN, epsilons, seeds if quick else range(6), (), None, "dptrain"),
-        (cxr, "stock Opacus, one image a patient", few if quick else epsilons[:-1], seeds, (), None, "opacus"),
+        (cxr, TUTORIAL, few if quick else epsilons[:-1], seeds, (), None, "opacus"),
         ("readmission", MAIN, epsilons, seeds, (), None, "dptrain"),
         ("chest_xray_findings", MAIN, epsilons, seeds, (), None, "dptrain"),
         ("ecg_beats", MAIN, epsilons, seeds, (), None, "dptrain"),
@@ -185,6 +195,7 @@ def trials(*, quick: bool, wanted: Sequence[str]) -> list[Trial]:
     ]
     if not quick:
         plans += [
+            (cxr, AS_RECIPE, epsilons[:-1], seeds, (), None, "opacus"),
             (cxr, "image unit", epsilons, seeds, image_unit, unit, "dptrain"),
             (cxr, "no weight average", few, seeds, ("training.ema=0.0",), None, "dptrain"),
             (cxr, "batch 150", few, seeds, ("privacy.expected_batch_size=150",), None, "dptrain"),
@@ -431,10 +442,6 @@ def rows_of(
         add("conformal_set_size", metrics["conformal"]["set_size"])
     if math.isfinite(trial.epsilon):
         add("epsilon_pld", accounting.pld_epsilon(mechanisms, plan.delta))
-        if trial.unit == "image":
-            add("epsilon_of_a_patient", accounting.group(mechanisms, MOST_IMAGES, plan.delta))
-        if trial.recipe == "hippocampus_segmentation":
-            add("epsilon_of_a_person", accounting.group(mechanisms, 2, plan.delta))
     return rows
 
 
@@ -444,22 +451,25 @@ def rows_of(
 def run_opacus(
     trial: Trial, settings: Settings, site: Site, network: Network, cache: Path | None
 ) -> list[dict[str, Any]]:
-    """Stock Opacus as its image-classification tutorial has it, on the same frozen features.
+    """Stock Opacus on the same frozen features, as its image-classification tutorial has it or tuned like the recipe.
 
-    Settings of the tutorial: `make_private_with_epsilon`, RMSprop at 1e-3, batch 512, 20 epochs, clip 1.2.
+    Settings of the tutorial: `make_private_with_epsilon`, RMSprop at 1e-3, batch 512, 20 epochs, clip 1.2. Of the
+    recipe: SGD with its rate and momentum, its batch, as many epochs as give its steps, its clip.
     Opacus protects rows. With the first image of each patient alone, a row is a patient, so that its ε is at
     the same unit as ours; it cannot use a patient's other images at that unit.
     """
     from opacus import PrivacyEngine
     from torch.utils.data import DataLoader, TensorDataset
 
-    epochs, batch, clip = 20, 512, 1.2
+    privacy, tuned = settings.privacy, trial.variant == AS_RECIPE
+    batch, clip = (privacy.expected_batch_size, privacy.max_grad_norm) if tuned else (512, 1.2)
     delta = min(1e-5, 1 / (10 * site.public_size))
     model = copy.deepcopy(network.trainable)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     # The grant comes first: the plan charges what Opacus will do, with its own rate and steps.
     length = len(DataLoader(range(site.public_size), batch_size=batch))
+    epochs = round((privacy.steps or 0) / length) if tuned else 20
     sigma = accounting.calibrate_noise(trial.epsilon, delta, 1 / length, epochs * length)
     plan = Plan(
         public_size=site.public_size,
@@ -484,7 +494,11 @@ def run_opacus(
         model.train()
         private, optimizer, loader = engine.make_private_with_epsilon(
             module=model,
-            optimizer=torch.optim.RMSprop(model.parameters(), lr=1e-3),
+            optimizer=(
+                torch.optim.SGD(model.parameters(), lr=settings.optimizer.lr, momentum=settings.optimizer.momentum)
+                if tuned
+                else torch.optim.RMSprop(model.parameters(), lr=1e-3)
+            ),
             data_loader=DataLoader(dataset, batch_size=batch),
             epochs=epochs,
             target_epsilon=trial.epsilon,
@@ -509,8 +523,38 @@ def run_opacus(
 # ---------------------------------------------------------------- the whole
 
 
+def mechanisms_of(row: dict[str, Any]) -> tuple[Mechanism, ...]:
+    """What a private trial released, from its `epsilon_pld` row."""
+    size = IMAGES if row["unit"] == "image" else PUBLIC_SIZE[row["recipe"]]
+    training = Mechanism(row["expected_batch_size"] / size, row["noise_multiplier"], row["steps"])
+    if "Opacus" in row["variant"] or not _calibrated(row["recipe"]):
+        return (training,)
+    return (training, Mechanism(1.0, CALIBRATION[row["epsilon"]], 1, "calibration"))
+
+
+@cache
+def _calibrated(recipe: str) -> bool:
+    return load([f"recipe={recipe}"]).privacy.calibration_noise_multiplier is not None
+
+
+def group_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """ε of several units together, where one person may have them: a row for each kind of private trial."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        sizes = {"volume": VOLUMES, "image": (MOST_IMAGES,)}.get(row["unit"], ())
+        for k in sizes:
+            metric = "epsilon_of_a_patient" if row["unit"] == "image" else f"epsilon_of_{k}_volumes"
+            key = (row["recipe"], row["variant"], row["epsilon"], metric)
+            if row["metric"] == "epsilon_pld" and key not in found:
+                value = accounting.group(mechanisms_of(row), k, row["delta"])
+                found[key] = {**row, "seed": None, "metric": metric, "value": value, "seconds": None}
+                found[key] = {name: item for name, item in found[key].items() if name not in ("date", "commit")}
+    return list(found.values())
+
+
 def sweep_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each recipe's sweep as a whole would cost a private cohort, and the random-stopping account beside it.
+    """What each recipe's trials at its own unit would together cost a private cohort, and the random-stopping
+    account beside it. Trials with the image as the unit are left out; see `epsilon_of_a_patient` for those.
 
     The second holds only where the number of trials is drawn at random and kept secret, settings are drawn
     anew for each and the best alone is released (Papernot & Steinke 2022): a sweep that is shown, like this
@@ -526,27 +570,18 @@ def sweep_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if not runs:
             continue
         delta = runs[0]["delta"]
-        size = PUBLIC_SIZE[recipe]
-        each = [Mechanism(r["expected_batch_size"] / size, r["noise_multiplier"], r["steps"]) for r in runs]
-        settings = load([f"recipe={recipe}"])
-        calibrated = settings.privacy.calibration_noise_multiplier is not None
-        also = [
-            Mechanism(1.0, CALIBRATION[r["epsilon"]], 1, "calibration")
-            for r in runs
-            if calibrated and "Opacus" not in r["variant"]
-        ]
         base = {
             "recipe": recipe,
-            "variant": "the whole sweep",
+            "variant": "all private trials at this unit",
             "unit": runs[0]["unit"],
             "epsilon": None,
             "delta": delta,
         }
         base |= {"seed": None, "trials": len(runs)}
-        found.append({**base, "metric": "sweep_epsilon", "value": accounting.pld_epsilon([*each, *also], delta)})
-        strict = [m for m, r in zip(each, runs) if r["epsilon"] == 1.0 and r["variant"] == MAIN][:1]
-        if strict:
-            one = [*strict, *([Mechanism(1.0, CALIBRATION[1.0], 1, "calibration")] if calibrated else [])]
+        total = accounting.pld_epsilon([m for run in runs for m in mechanisms_of(run)], delta)
+        found.append({**base, "metric": "sweep_epsilon", "value": total})
+        strict = [mechanisms_of(r) for r in runs if r["epsilon"] == 1.0 and r["variant"] == MAIN][:1]
+        for one in strict:
             value = accounting.random_stopping_epsilon(one, delta, expected_trials=len(runs))
             total = accounting.pld_epsilon([replace(m, steps=m.steps * len(runs)) for m in one], delta)
             found.append({**base, "metric": "random_stopping_epsilon", "value": value})
@@ -560,7 +595,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         metric = HEADLINE.get(row["recipe"], "auroc")
         extras = ("sweep_epsilon", "random_stopping_epsilon", "sum_of_as_many_trials_epsilon")
-        extras += ("epsilon_of_a_person", "epsilon_of_a_patient")
+        extras += tuple(GROUPED)
         if row.get("group") or row["metric"] not in (metric, *extras):
             continue
         cells.setdefault((row["recipe"], row["variant"], row["epsilon"], row["metric"]), []).append(row)
@@ -620,7 +655,7 @@ def goals(rows: Sequence[dict[str, Any]]) -> str:
 
     lines = [
         "## Goals",
-        "| recipe | ε | recipe, mean of seeds | best without privacy, any variant | gap | goal | met |",
+        "| recipe | ε | recipe, mean of seeds | best without privacy, of these variants | gap | goal | met |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     means, of_all = over(row for row in rows if row["seed"] in SEEDS), over(rows)
@@ -639,15 +674,14 @@ def goals(rows: Sequence[dict[str, Any]]) -> str:
                         f"| {recipe} | {epsilon:g} | {value:.4f} ({label}) | {best:.4f} ({name}) "
                         f"| {best - value:.4f} | {goal:g} | {met} |"
                     )
-    behind, compared = [], 0
-    for (recipe, variant, epsilon), value in means.items():
-        if "Opacus" in variant and (recipe, MAIN, epsilon) in means:
-            compared += 1
-            if means[recipe, MAIN, epsilon] <= value:
-                behind.append(f"{epsilon:g}")
-    if compared:
-        said = f"not at ε = {', '.join(behind)}" if behind else f"at all {compared} levels of ε"
-        lines += ["", f"Ahead of stock Opacus: {said}."]
+    for stock in (TUTORIAL, AS_RECIPE):
+        both = [e for recipe, variant, e in means if variant == stock and (recipe, MAIN, e) in means]
+        cxr = "chest_xray_pneumonia"
+        behind = [f"{e:g}" for e in both if means[cxr, MAIN, e] <= means[cxr, stock, e]]
+        if both:
+            margins = [means[cxr, MAIN, e] - means[cxr, stock, e] for e in both]
+            said = f"not ahead at ε = {', '.join(behind)}" if behind else f"ahead at all {len(both)} levels of ε"
+            lines += ["", f"Against '{stock}': {said}, by {min(margins):+.4f} to {max(margins):+.4f}."]
     return "\n".join(lines) + "\n"
 
 
@@ -771,7 +805,7 @@ def page_of(recipe: str, same: Sequence[dict[str, Any]], when: str) -> str:
         cells = {row["epsilon"]: row for row in same if row["variant"] == variant and row["metric"] == metric}
         unit = next(iter(cells.values()))["unit"]
         lines.append(f"| {variant} | {unit} | " + " | ".join(_cell(cells.get(item)) for item in levels) + " |")
-    for extra, label in (("epsilon_of_a_person", "two volumes (a person)"), ("epsilon_of_a_patient", "a patient")):
+    for extra, label in GROUPED.items():
         for variant in dict.fromkeys(row["variant"] for row in same if row["metric"] == extra):
             cells = {row["epsilon"]: row for row in same if row["variant"] == variant and row["metric"] == extra}
             shown = " | ".join(f"ε {cells[item]['value']:.3g}" if item in cells else "" for item in levels)
@@ -783,6 +817,12 @@ def page_of(recipe: str, same: Sequence[dict[str, Any]], when: str) -> str:
             f"All private trials at this unit together would have cost a private cohort ε = "
             f"{figures['sweep_epsilon']['value']:.1f} (δ = {figures['sweep_epsilon']['delta']:.2g}).",
         ]
+    worst = max((row["value"] for row in same if row["metric"] == "epsilon_of_a_patient"), default=None)
+    if worst is not None and "sweep_epsilon" in figures:
+        lines[-1] += (
+            " The trials with the image as the unit are not in that sum: one alone has up to "
+            f"ε = {worst:.3g} for a patient."
+        )
     if "random_stopping_epsilon" in figures:
         plain, tight = figures["sum_of_as_many_trials_epsilon"]["value"], figures["random_stopping_epsilon"]["value"]
         lines[-1] += (
@@ -804,14 +844,16 @@ def keep(
     rows: list[dict[str, Any]], command: str, folder: Path, head: dict[str, str] | None = None, ran: str = ""
 ) -> None:
     """Write JSON, table and plot of what is there; `head` is the origin of rows that were measured earlier."""
-    whole = [*rows, *sweep_rows(rows)]
+    whole = [*rows, *group_rows(rows), *sweep_rows(rows)]
     notes = "\n".join(
         [
             "Means over seeds (`seed_low` to `seed_high`: the extremes); `low` to `high`: 95 % patient-bootstrap "
             "interval of a run, averaged. `seconds` is training alone. Cohorts are declared public in a throw-away "
-            "ledger; `sweep_epsilon` is what all private trials of a recipe together would have cost otherwise, and "
-            "`random_stopping_epsilon` the tighter account of a sweep of as many trials like the one at ε = 1 whose "
-            "number is random and whose best alone is released, beside their plain sum. The JSON names each row's "
+            "ledger; `sweep_epsilon` is what all private trials of a recipe at its own unit together would have cost "
+            "otherwise (trials with the image as the unit are not in it: `epsilon_of_a_patient` is what one of them "
+            "costs the patient with most images), and `random_stopping_epsilon` the tighter account of a sweep of as "
+            "many trials like the one at ε = 1 whose number is random and whose best alone is released, beside their "
+            "plain sum. The JSON names each measured row's "
             "date and commit (for the oldest rows those of the first table that held them). " + ran,
             "",
             goals(rows),
@@ -831,7 +873,7 @@ def keep(
         folder=folder,
         head=head,
     )
-    plot(rows, folder)
+    plot(whole, folder)
     if folder == _results.RESULTS:
         pages(whole)
 
@@ -855,7 +897,8 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
     folder = options.folder or (_results.RESULTS / "quick" if options.quick else _results.RESULTS)
     path = folder / "utility.json"
     known = json.loads(path.read_text()) if path.exists() else {"meta": {"command": ""}, "rows": []}
-    rows = [row for row in known["rows"] if row["epsilon"] is not None]
+    # Rows of sweeps and of groups are computed anew.
+    rows = [r for r in known["rows"] if r["epsilon"] is not None and not r["metric"].startswith("epsilon_of_")]
     command = _results.command_of("utility", argv if argv is not None else sys.argv[1:])
     command = _results.joined(known["meta"]["command"], "" if options.tables else command)
     begun = time.monotonic()

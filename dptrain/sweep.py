@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dptrain.config import Settings, explain, refuse_flags, search_path_override
 from dptrain.errors import ConfigError
 
 OUTCOMES = "DPTRAIN_SWEEP"
+PREFIX = ".dptrain-sweep-"
 # Hydra's options that make sense here; others would print its own usage.
 FLAGS = ("-m", "--multirun", "-c", "--cfg", "-r", "--resolve", "-p", "--package", "-i", "--info", "--hydra-help")
 
@@ -35,11 +37,14 @@ def flags_first(words: Sequence[str]) -> list[str]:
     return [word for word in words if word not in overrides] + overrides
 
 
-def compose_and_run(command: str, words: Sequence[str], job: Callable[[Any], Any]) -> list[dict[str, Any]]:
+def compose_and_run(
+    command: str, words: Sequence[str], job: Callable[[Any], Any], ended: list[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """Let Hydra read the words of `dptrain <command>` and call `job` with each composed configuration.
 
     Args:
         job: a function of a module (launchers send it to other processes by name) in a sweep, else any.
+        ended: where to put what is returned; it is filled even where an error or Ctrl-C ends the sweep.
 
     Returns:
         What the jobs of a sweep handed to :func:`write_outcome`, in their order; nothing without `-m`.
@@ -57,7 +62,8 @@ def compose_and_run(command: str, words: Sequence[str], job: Callable[[Any], Any
     extra = []
     if not any(word.startswith("hydra.searchpath") for word in words):
         extra.append(search_path_override())
-    folder = Path(f".dptrain-sweep-{os.getpid()}").resolve()
+    ended = [] if ended is None else ended
+    folder = Path(f"{PREFIX}{uuid.uuid4().hex[:16]}").resolve()
     if is_sweep(words):
         folder.mkdir(mode=0o700)
         extra.append(f"+hydra.job.env_set.{OUTCOMES}='{folder}'")
@@ -67,18 +73,25 @@ def compose_and_run(command: str, words: Sequence[str], job: Callable[[Any], Any
     remedy = f"See `dptrain {command} --help`."
     try:
         decorate(job)()
-        return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+        return ended
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from None
     except ValueError as error:  # Hydra's own, for flags that do not go together; a job keeps its errors to itself
         raise ConfigError(f"{error}".rstrip(".") + ".", remedy=remedy) from None
     except SystemExit as error:  # Hydra's argument parser ends the program for a word that it does not know
         if error.code in (0, None):
-            return []
+            return ended
         raise ConfigError("the words of this command cannot be read.", remedy=remedy) from None
     finally:
         sys.argv = before
+        ended += [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_id() -> str | None:
+    """What all jobs of this sweep have in common; None for a job that stands alone."""
+    folder = os.environ.get(OUTCOMES)
+    return None if folder is None else Path(folder).name.removeprefix(PREFIX)
 
 
 def job_words() -> str:
@@ -103,6 +116,8 @@ def write_outcome(row: dict[str, Any]) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     path = Path(os.environ[OUTCOMES]) / f"{int(HydraConfig.get().job.num):06d}.json"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    half = path.with_suffix(".half")  # Ctrl-C may come at any time
+    descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
         json.dump(row, file)
+    half.replace(path)

@@ -99,7 +99,9 @@ def registry(facts: Facts) -> str:
             "preprocessing_and_hyperparameter_tuning": "Preprocessing is fixed in the configuration; no statistic "
             "of the cohort enters it. "
             + (
-                f"Trials: {said['trials']}, all charged." if run["sweep"] else "Every trial is charged to the ledger."
+                f"Trials: {said['trials']}, all charged; together ε = {said['total']}."
+                if run["sweep"]
+                else "Every trial is charged to the ledger."
             ),
             "mechanisms": f"DP-SGD with Poisson draws of patients: rate {said['rate']}, noise multiplier "
             f"{said['noise']}, clipping norm {said['clip']}, {said['steps']} steps. Randomness: {said['generator']}. "

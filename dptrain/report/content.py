@@ -296,6 +296,7 @@ def _missing(row: dict[str, str], t: Language) -> str:
 def promise(facts: Facts, t: Language) -> Section:
     """What the guarantee means: odds first, then the curve, then (ε, δ)."""
     privacy, odds, audit = facts["privacy"], facts["odds"], facts["audit"]
+    units = facts["cohort"]["units_per_person"] or 1
     if privacy["infinite"]:
         blocks = [p(t("promise.infinite"))]
         if audit is not None and audit["roc"] is not None:
@@ -362,7 +363,10 @@ def promise(facts: Facts, t: Language) -> Section:
                     else "",
                 ),
                 *(
-                    (t("promise.group", k=k), t("promise.group.value", epsilon=t.epsilon(value)))
+                    (
+                        t("promise.group.units" if units > 1 else "promise.group", k=k),
+                        t("promise.group.value", epsilon=t.epsilon(value)),
+                    )
                     for k, value in privacy["group_epsilon"].items()
                 ),
                 *(

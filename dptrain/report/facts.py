@@ -771,7 +771,8 @@ def _judge(facts: Facts) -> None:
         ("inherited", bool(privacy["inherited"])),
         ("package_weights", facts["model"]["weights_source"] in ("package", "public", "file")),
         ("crashes", bool(run["resume"]["crashes"])),
-        ("sweep", run["sweep"] is not None),
+        ("sweep", bool(run["sweep"] and run["sweep"]["trials"])),
+        ("sweep_open", bool(run["sweep"] and not run["sweep"]["trials"])),
         ("test_patients", True),
         ("person_checks", open_checks > 0),
     ]

@@ -76,7 +76,7 @@ PONOMAREVA: Points = {
     "accounting": (("pono.accounting",), (), ("budget",)),
     "assumptions": (("pono.assumptions",), (), ("mechanism",)),
     "statement": (("pono.statement",), (), ("promise",)),
-    "tuning": (("pono.tuning.swept|pono.tuning",), (), ("budget",)),
+    "tuning": (("pono.tuning.swept|pono.tuning.open|pono.tuning",), (), ("budget",)),
     "verification": (("pono.verification",), (), ("integrity",)),
 }
 FRAMEWORKS: dict[str, Points] = {"gdpr": GDPR, "edpb": EDPB, "nist": NIST, "ai_act": AI_ACT, "ponomareva": PONOMAREVA}
@@ -128,7 +128,8 @@ def _known(facts: Facts) -> dict[str, bool]:
         "nist.utility": has_utility,
         "nist.bias": utility is not None and bool(utility["groups"]),
         "ai.2g": has_utility,
-        "pono.tuning.swept": facts["run"]["sweep"] is not None,
+        "pono.tuning.swept": bool(facts["run"]["sweep"] and facts["run"]["sweep"]["trials"]),
+        "pono.tuning.open": facts["run"]["sweep"] is not None,
     }
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dptrain.config import GROUPS, load, settings_of
+from dptrain.config import GROUPS, from_yaml, load, settings_of
 from dptrain.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -17,6 +19,8 @@ from dptrain.errors import (
     DptrainError,
     LedgerRefused,
 )
+from dptrain.plan import Plan
+from dptrain.training.runfolder import RunFolder
 from dptrain.words import Word, parse_words, suggest
 
 if TYPE_CHECKING:
@@ -91,7 +95,9 @@ def plan_main(argv: list[str]) -> int:
     settings = load([word for word in words if word not in mine])
     from dptrain.training.planning import forecast
 
-    result = forecast(settings.privacy, public_size=size, unit=settings.data.unit)
+    result = forecast(
+        settings.privacy, public_size=size, unit=settings.data.unit, units=settings.data.units_per_person
+    )
     if as_json:
         print(json.dumps(result, indent=1, allow_nan=False))
     else:
@@ -142,7 +148,8 @@ def _print_plan(result: dict[str, Any]) -> None:
     ceiling.add_row("area under the attack's ROC curve (0.5 = guessing)", f"{promised['auc_ceiling']:.3f}")
     ceiling.add_row("advantage over guessing", f"{promised['advantage']:.3f}")
     ceiling.add_row("reconstruction from a 1 % prior guess", f"{100 * promised['reconstruction']['0.01']:.1f} %")
-    ceiling.add_row(f"epsilon of two {plan['unit']}s together", _number(promised["group_epsilon"]["2"]))
+    for k, value in promised["group_epsilon"].items():
+        ceiling.add_row(f"epsilon of {k} {plan['unit']}s together", _number(value))
     console.print(ceiling)
     over = Table(title="epsilon by PLD", title_justify="left")
     over.add_column("step", justify="right")
@@ -186,7 +193,12 @@ def train_main(argv: list[str]) -> int:
 
     os.environ["DPTRAIN_COMMAND"] = shlex.join(["dptrain", "train", *argv])
     if is_sweep(argv):
-        return _end_sweep(compose_and_run("train", argv, sweep_job))
+        rows: list[dict[str, Any]] = []
+        try:
+            compose_and_run("train", argv, sweep_job, rows)
+        finally:
+            code = _end_sweep(rows)
+        return code
     ended: list[int | BaseException] = []
 
     def job(config: Any) -> None:
@@ -216,61 +228,96 @@ def run_job(config: Any) -> int:
 def sweep_job(config: Any) -> int:
     """One trial of a sweep: one that is refused is written down, and the others go on."""
     from dptrain.errors import quiet
-    from dptrain.sweep import job_settings, job_words, write_outcome
+    from dptrain.sweep import job_settings, job_words, sweep_id, write_outcome
 
     quiet()
-    words = job_words()
+    row = {"trial": job_words(), "code": EXIT_INTERRUPTED, "message": "it did not end", "run": None}
+    row["sweep"] = sweep_id()
     try:
         settings = job_settings(config)
+        row["run"] = settings.training.resume or settings.training.run
+        row["resumed"] = bool(settings.training.resume)
+        write_outcome(row)  # before the charge: whatever ends this trial, the sweep knows where it was
         from dptrain.training.run import train
 
         outcome = train(settings, command=os.environ.get("DPTRAIN_COMMAND", "dptrain train"))
     except DptrainError as error:
-        write_outcome({"trial": words, "code": error.exit_code, "message": error.message, "run": None})
-        print(f"trial {words}: {error}", file=sys.stderr)
+        write_outcome({**row, "code": error.exit_code, "message": error.message})
+        print(f"trial {row['trial']}: {error}", file=sys.stderr)
         return error.exit_code
     _print_outcome(outcome)
     if outcome.interrupted:
+        write_outcome({**row, "message": "interrupted"})
         raise KeyboardInterrupt
-    write_outcome({"trial": words, "code": EXIT_DONE, "message": "", "run": str(outcome.folder.path)})
+    write_outcome({**row, "code": EXIT_DONE, "message": ""})
     return EXIT_DONE
 
 
 def _end_sweep(rows: list[dict[str, Any]]) -> int:
-    """A table of the trials, what they cost together, and 3 where the ledger refused one."""
+    """A table of the trials, what those that were charged cost together, and 3 where the ledger refused one."""
     from rich.console import Console
     from rich.table import Table
 
-    from dptrain.training.runfolder import RunFolder
+    from dptrain.training.planning import sweep_cost
 
     if not rows:
         return EXIT_DONE
     table = Table(title="The trials of this sweep", title_justify="left")
     for name in ("trial", "epsilon (PLD)", "spent after (gate)", "ended"):
         table.add_column(name, justify="left" if name in ("trial", "ended") else "right")
-    runs = [RunFolder(row["run"]) for row in rows if row["run"]]
-    facts = {str(run.path): run.read_facts() for run in runs}
-    from dptrain.training.planning import sweep_cost
-
-    together = sweep_cost(list(facts.values()))
+    facts = {row["run"]: found for row in rows if (found := _charged(row)) is not None}
     common = set.intersection(*(set(row["trial"].split()) for row in rows))
     for row in rows:
-        row["trial"] = " ".join(word for word in row["trial"].split() if word not in common) or row["trial"]
-    for row in rows:
-        if row["run"]:
-            one = facts[row["run"]]
-            table.add_row(
-                row["trial"], _number(one["privacy"]["epsilon"]), _number(one["gate"]["spent_after"]), row["run"]
-            )
-        else:
-            table.add_row(row["trial"], "", "", row["message"].splitlines()[0])
+        trial = " ".join(word for word in row["trial"].split() if word not in common) or row["trial"]
+        one = facts.get(row["run"])
+        numbers = ("", "")
+        if one is not None and "privacy" in one:
+            numbers = (_number(one["privacy"]["epsilon"]), _number(one["gate"]["spent_after"]))
+        ended = row["run"] if row["code"] == EXIT_DONE else row["message"].splitlines()[0]
+        if row["code"] != EXIT_DONE and one is not None:
+            ended += f" (charged: {row['run']})"
+        table.add_row(trial, *numbers, ended)
     Console().print(table)
+    try:
+        together = sweep_cost([_with_charge(one, RunFolder(place).config) for place, one in facts.items()])
+    except DptrainError as error:  # each run.json says already that it is one of several
+        print(f"what the sweep cost together is not known: {error}", file=sys.stderr)
+        together = None
     if together is not None:
-        print(f"together, the sweep cost epsilon {_number(together['epsilon_total'])} (joint PLD of all trials)")
-        for run in runs:
-            run.write_facts({**facts[str(run.path)], "sweep": together})
+        print(
+            f"charged trials: {together['trials']}; together they cost epsilon "
+            f"{_number(together['epsilon_total'])} (joint PLD)"
+        )
+        for place, one in facts.items():
+            if one["sweep"] is None or one["sweep"].get("id") == rows[0]["sweep"]:
+                RunFolder(place).write_facts({**one, "sweep": {"id": rows[0]["sweep"], **together}})
     codes = [row["code"] for row in rows]
     return LedgerRefused.exit_code if LedgerRefused.exit_code in codes else max(codes, default=EXIT_DONE)
+
+
+def _charged(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The facts of a trial that was charged, ended or not; another run's folder is none of its own."""
+    if row["run"] is None or not RunFolder(row["run"]).facts.exists():
+        return None
+    facts = RunFolder(row["run"]).read_facts()
+    own = (facts["sweep"] or {}).get("id") == row["sweep"]
+    return facts if own or row["resumed"] else None
+
+
+def _with_charge(facts: dict[str, Any], config: Path) -> dict[str, Any]:
+    """Facts with what the run costs; one that has not ended is charged its whole plan, and what it starts from."""
+    if "privacy" in facts:
+        return facts
+    from dptrain.ledger import open_ledger
+    from dptrain.training.facts import inherited
+
+    settings, plan = from_yaml(config), Plan.from_dict(facts["plan"])
+    before = []
+    if settings.model.weights is not None:
+        ledger, _ = open_ledger(settings.ledger.url, settings.ledger.keys, settings.ledger.witness)
+        before = [inherited(ledger.run(name)) for name in ledger.run(facts["id"]).inherited]
+    mechanisms = [dataclasses.asdict(mechanism) for mechanism in plan.mechanisms]
+    return {**facts, "privacy": {"delta": plan.delta, "mechanisms": mechanisms, "inherited": before}}
 
 
 def _print_outcome(outcome: Outcome) -> None:

@@ -12,6 +12,7 @@ from dptrain import __version__, accounting
 from dptrain.config import Settings, without_password
 from dptrain.ledger.grants import charged
 from dptrain.plan import Mechanism, Plan
+from dptrain.sweep import sweep_id
 from dptrain.training.planning import finite, promise
 from dptrain.training.runfolder import RUN_SCHEMA, RunFolder
 
@@ -32,13 +33,13 @@ def program(device: str) -> dict[str, str]:
 
 
 def privacy(
-    plan: Plan, target_epsilon: float, *, run: int, paid: int, inherited: list[dict[str, Any]]
+    plan: Plan, target_epsilon: float, *, run: int, paid: int, inherited: list[dict[str, Any]], units: int = 1
 ) -> dict[str, Any]:
     """The privacy section: what was promised, stated with unit, adjacency, delta and accountant."""
     mechanisms = charged(plan, paid)
     before = tuple(Mechanism(**values) for item in inherited for values in item["mechanisms"])
     whole = (*before, *mechanisms)
-    said = promise(whole, plan.delta) if whole else {"epsilon": 0.0, "infinite": False, "accountant": "PLD"}
+    said = promise(whole, plan.delta, units) if whole else {"epsilon": 0.0, "infinite": False, "accountant": "PLD"}
     over = accounting.epsilon_over_steps(mechanisms, plan.delta) if mechanisms and plan.private else []
     return {
         "unit": plan.unit,
@@ -205,7 +206,7 @@ def base(
             "licence": status.licence or settings.data.licence,
             "cautions": list(status.cautions),
         },
-        "sweep": None,
+        "sweep": None if sweep_id() is None else {"id": sweep_id(), "trials": None, "epsilon_total": None},
         "released": None,
         "resume": {"crashes": 0, "steps_lost": 0},
     }

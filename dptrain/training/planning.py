@@ -97,8 +97,11 @@ def calibrate(
     return noise
 
 
-def promise(mechanisms: tuple[Mechanism, ...], delta: float) -> dict[str, Any]:
+def promise(mechanisms: tuple[Mechanism, ...], delta: float, units: int = 1) -> dict[str, Any]:
     """What a patient is promised: epsilon, the trade-off curve and its readings, as plain JSON values.
+
+    Args:
+        units: how many units one person may have; group_epsilon has that number beside two.
 
     Returns the keys epsilon (None where infinite), infinite, accountant, tradeoff, tpr_at_*_fpr,
     auc_ceiling, advantage, mu, group_epsilon, reconstruction of the run facts.
@@ -118,7 +121,7 @@ def promise(mechanisms: tuple[Mechanism, ...], delta: float) -> dict[str, Any]:
         "auc_ceiling": float(curve.auc),
         "advantage": float(curve.advantage),
         "mu": float(curve.mu),
-        "group_epsilon": {"2": finite(accounting.group(mechanisms, 2, delta))},
+        "group_epsilon": {str(k): finite(accounting.group(mechanisms, k, delta)) for k in sorted({2, max(2, units)})},
         "reconstruction": {f"{kappa:g}": float(curve.reconstruction(kappa)) for kappa in (0.001, 0.01, 0.1)},
     }
 
@@ -128,7 +131,7 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient") -> dict[str, Any]:
+def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> dict[str, Any]:
     """What `dptrain plan` prints: the plan under both kinds of budget, the promise and its ceilings.
 
     The open budget's order is the one that is best for this very plan (the steward's forecast).
@@ -174,16 +177,21 @@ def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient")
         "target_epsilon": target,
         "budgets": budgets,
         "advice": advice,
-        "promise": promise(plan.mechanisms, plan.delta),
+        "promise": promise(plan.mechanisms, plan.delta, units),
         "epsilon_over_steps": accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta),
     }
 
 
 def sweep_cost(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The joint cost of a sweep's trials, for their run facts; None where there are none."""
+    """The joint cost of a sweep's trials, for their run facts; None where there are none.
+
+    A run that several trials start from counts once, and so does a trial that others start from.
+    """
     if not runs:
         return None
-    mechanisms = tuple(Mechanism(**values) for run in runs for values in run["privacy"]["mechanisms"])
+    paid = {item["run"]: item["mechanisms"] for run in runs for item in run["privacy"]["inherited"]}
+    paid |= {run["id"]: run["privacy"]["mechanisms"] for run in runs}
+    mechanisms = tuple(Mechanism(**values) for charge in paid.values() for values in charge)
     if not mechanisms or any(mechanism.noise_multiplier == 0 for mechanism in mechanisms):
         return {"trials": len(runs), "epsilon_total": None}
     delta = min(run["privacy"]["delta"] for run in runs)

@@ -177,6 +177,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
             run=result.state.step - result.state.steps_lost,
             paid=receipt.steps_charged,
             inherited=[make.inherited(earlier) for earlier in before],
+            units=settings.data.units_per_person,
         ),
         gate=make.gate(receipt.gate, status, spent_before=facts["gate"]["spent_before"]),
         ledger=make.ledger(grant, receipt.head, status.witness),

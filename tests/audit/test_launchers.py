@@ -55,7 +55,7 @@ def test_trainings_of_a_sweep_run_in_other_processes(make_site: Callable[..., Si
     status = site.ledger.status("tiny")
     assert status.spent_epsilon <= 3.0
     assert sorted(run.run for run in status.runs if run.steps) == sorted(facts["id"] for facts in complete)
-    assert "together, the sweep cost" in done.stdout
+    assert f"charged trials: {len(complete)}; together they cost epsilon" in done.stdout
     assert not list(site.folder.glob(".dptrain-sweep*"))
 
 

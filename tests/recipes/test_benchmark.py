@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,11 @@ def test_the_whole_grid_is_there_and_each_trial_once() -> None:
     for recipe in utility.PUBLIC_SIZE:
         have = {(t.epsilon, t.seed) for t in whole if t.recipe == recipe and t.variant == utility.MAIN}
         assert have >= {(epsilon, seed) for epsilon in utility.EPSILONS for seed in utility.SEEDS}
-    stock = {t.epsilon for t in whole if t.runner == "opacus"}
-    assert stock == set(utility.EPSILONS) - {math.inf}
+    stock = [(t.variant, t.epsilon, t.seed) for t in whole if t.runner == "opacus"]
+    private = set(utility.EPSILONS) - {math.inf}
+    assert set(stock) == {
+        (v, e, s) for v in (utility.TUTORIAL, utility.AS_RECIPE) for e in private for s in (0, 1, 2)
+    }
     assert len(utility.trials(quick=True, wanted=[])) < 30
 
 
@@ -89,23 +93,16 @@ def test_a_trial_takes_the_librarys_way_and_gives_rows(tmp_path: Path, monkeypat
     assert said[0].startswith("0 trials to run, 2 are there")
 
 
+def _row(
+    recipe: str, seed: int = 0, metric: str = "epsilon_pld", value: float = 1.0, **values: Any
+) -> dict[str, Any]:
+    base = {"recipe": recipe, "variant": utility.MAIN, "unit": "patient", "epsilon": 1.0, "delta": 1e-5, "seed": seed}
+    mechanism = {"noise_multiplier": 26.4, "steps": 50, "expected_batch_size": 475}
+    return {**base, "metric": metric, "value": value, **mechanism, **values}
+
+
 def test_a_sweep_costs_more_than_a_trial_and_random_stopping_less_than_the_sum() -> None:
-    rows = [
-        {
-            "recipe": "chest_xray_findings",
-            "variant": utility.MAIN,
-            "unit": "patient",
-            "epsilon": 1.0,
-            "delta": 1e-5,
-            "seed": seed,
-            "metric": "epsilon_pld",
-            "value": 1.0,
-            "noise_multiplier": 26.4,
-            "steps": 50,
-            "expected_batch_size": 475,
-        }
-        for seed in range(6)
-    ]
+    rows = [_row("chest_xray_findings", seed) for seed in range(6)]
     found = {row["metric"]: row["value"] for row in utility.sweep_rows(rows)}
     assert found["sweep_epsilon"] > 1.5
     assert found["random_stopping_epsilon"] > 1.0
@@ -115,3 +112,40 @@ def test_a_sweep_costs_more_than_a_trial_and_random_stopping_less_than_the_sum()
 def test_the_vector_of_readmission_is_as_long_as_its_network_expects() -> None:
     settings = load(["recipe=readmission"])
     assert features_of(settings.data.table) == settings.model.network["in_features"]
+
+
+def test_a_sweep_says_which_trials_it_leaves_out() -> None:
+    patient = _row("chest_xray_pneumonia", unit="patient group", expected_batch_size=600, noise_multiplier=14.7)
+    image = {**patient, "variant": "image unit", "unit": "image", "expected_batch_size": 1130}
+    auroc = [{**row, "metric": "auroc", "value": 0.98} for row in (patient, image)]
+    rows = [patient, image, *auroc]
+    whole = [*rows, *utility.group_rows(rows), *utility.sweep_rows(rows)]
+    alone = {row["metric"]: row["value"] for row in utility.sweep_rows([patient])}
+    assert {row["metric"]: row["value"] for row in utility.sweep_rows(rows)} == alone
+    page = utility.page_of("chest_xray_pneumonia", utility.summary(whole), "today")
+    worst = next(row["value"] for row in whole if row["metric"] == "epsilon_of_a_patient")
+    assert f"trials with the image as the unit are not in that sum: one alone has up to ε = {worst:.3g}" in page
+
+
+def test_volumes_are_grouped_by_number_and_nobody_is_called_a_person() -> None:
+    row = _row("hippocampus_segmentation", unit="volume", epsilon=8.0, noise_multiplier=1.099, steps=60)
+    row["expected_batch_size"] = 32
+    rows = [row, {**row, "metric": "dice", "value": 0.4}, {**row, "metric": "epsilon_of_a_person", "value": 18.8}]
+    found = {r["metric"]: r["value"] for r in utility.group_rows(rows)}
+    assert found == pytest.approx(
+        {"epsilon_of_2_volumes": 18.8, "epsilon_of_3_volumes": 31.9, "epsilon_of_4_volumes": 47.2}, abs=0.06
+    )
+    page = utility.page_of("hippocampus_segmentation", utility.summary([*rows, *utility.group_rows(rows)]), "today")
+    assert "promised to 4 volumes of one person" in page
+    assert "(a person)" not in page
+
+
+def test_the_goals_name_both_settings_of_stock_opacus() -> None:
+    values = {utility.MAIN: 0.98, utility.TUTORIAL: 0.97, utility.AS_RECIPE: 0.99}
+    rows = [
+        _row("chest_xray_pneumonia", metric="auroc", variant=variant, value=value)
+        for variant, value in values.items()
+    ]
+    said = utility.goals(rows)
+    assert f"Against '{utility.TUTORIAL}': ahead at all 1 levels of ε" in said
+    assert f"Against '{utility.AS_RECIPE}': not ahead at ε = 1" in said

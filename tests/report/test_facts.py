@@ -8,7 +8,10 @@ from importlib.resources import files
 import pytest
 
 from dptrain.errors import ConfigError
+from dptrain.report import content
 from dptrain.report import facts as facts_module
+from dptrain.report.frameworks import frameworks
+from dptrain.report.language import Language
 from tests.report.made import PLANTED, PLANTED_EXPOSED, audit, metrics, run_facts
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -178,3 +181,28 @@ def test_counts_of_100_are_rounded_up():
     assert facts_module.of_100(0.4211) == 43
     assert facts_module.of_100(0.42) == 42
     assert facts_module.of_100(1.0) == 100
+
+
+def test_a_trial_is_called_one_of_several_even_where_the_sum_is_not_there(edited):
+    said = {"id": "0123456789abcdef", "trials": None, "epsilon_total": None}
+    facts = valid(facts_module.read(edited(lambda v: v.update(sweep=said))))
+    assert "sweep_open" in facts["risks"]
+    assert "sweep" not in facts["risks"]
+    for lang, words in {"en": "one of several trials", "de": "einer von mehreren Versuchen"}.items():
+        t = Language(lang)
+        assert words in json.dumps(content.decision(facts, t), ensure_ascii=False)
+        assert words in json.dumps(frameworks(facts, t)["blocks"], ensure_ascii=False)
+    facts = facts_module.read(edited(lambda v: v.update(sweep={**said, "trials": 3, "epsilon_total": 2.5})))
+    assert "sweep" in facts["risks"]
+    assert "sweep_open" not in facts["risks"]
+
+
+def test_groups_are_of_units_where_a_person_may_have_several(edited):
+    def several(values):
+        values["cohort"].update(unit="volume", units_per_person=3)
+        values["privacy"].update(group_epsilon={"2": 15.4, "3": 25.0})
+
+    facts = valid(facts_module.read(edited(several)))
+    text = json.dumps(content.promise(facts, Language("en")))
+    assert "For 3 units of protection together" in text
+    assert "persons together" not in text

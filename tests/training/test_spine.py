@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -12,14 +13,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dptrain import cli
+from dptrain import accounting, cli
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.ledger import Grant
+from dptrain.plan import Mechanism, Plan
+from dptrain.training import run as spine
+from dptrain.training.planning import sweep_cost
 from dptrain.training.run import evaluate_run, train
 from dptrain.training.runfolder import RunFolder
 
@@ -466,6 +471,83 @@ def test_a_sweep_charges_every_trial_and_a_refused_one_stops_no_other(
     assert facts["sweep"]["trials"] == 2
     assert facts["sweep"]["epsilon_total"] > facts["privacy"]["epsilon"]
     assert "together" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), RuntimeError("out of memory"), DataUnreadable("row 7")])
+def test_a_sweep_that_breaks_still_counts_every_trial_that_was_charged(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], end: Any
+) -> None:
+    site = make_site()
+    monkeypatch.chdir(site.folder)
+    seen: list[dict[str, Any]] = []
+
+    def breaks(settings: Any, *rest: Any) -> Any:
+        seen.append(RunFolder(settings.training.run).read_facts())
+        result = fit(settings, *rest) if len(seen) < 3 or isinstance(end, DataUnreadable) else None
+        if len(seen) == 3:
+            raise end
+        return result
+
+    fit = spine._fit
+    monkeypatch.setattr(spine, "_fit", breaks)
+    words = ["training.evaluate=false", "privacy.target_epsilon=1", "optimizer.lr=0.1,0.2,0.3", "hydra.sweep.dir=sw"]
+    assert cli.main(["train", "-m", *site.words, *words]) != 0
+    ends = [RunFolder(site.folder / "sw" / str(number)).read_facts() for number in range(3)]
+    assert [facts["status"] for facts in ends] == ["complete", "complete", "running"]
+    identity = seen[0]["sweep"]["id"]
+    assert all(facts["sweep"] == {"id": identity, "trials": None, "epsilon_total": None} for facts in seen)
+    assert all(facts["sweep"]["id"] == identity and facts["sweep"]["trials"] == 3 for facts in ends)
+    of_three = sweep_cost([{**ends[0], "id": str(number)} for number in range(3)])
+    assert of_three is not None
+    for facts in ends:
+        assert facts["sweep"]["epsilon_total"] == pytest.approx(of_three["epsilon_total"])
+    assert "charged trials: 3; together they cost epsilon" in capsys.readouterr().out
+    assert not list(site.folder.glob(".dptrain-sweep*"))
+
+
+def test_a_sweep_that_breaks_counts_what_an_open_trial_starts_from(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site()
+    words = ["training.evaluate=false", "privacy.target_epsilon=2"]
+    first = run(site, "first", *words)
+    monkeypatch.chdir(site.folder)
+    monkeypatch.setattr(spine, "_fit", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    own = ["privacy.target_epsilon=0.5", f"model.weights={first.weights}", "optimizer.lr=0.1,0.2"]
+    assert cli.main(["train", "-m", *site.words, *words[:1], *own, "hydra.sweep.dir=sw"]) != 0
+    assert not first.read_facts()["sweep"]
+    facts = RunFolder(site.folder / "sw" / "0").read_facts()
+    once = [Mechanism(**m) for m in first.read_facts()["privacy"]["mechanisms"]]
+    trial = Plan.from_dict(facts["plan"]).mechanisms
+    assert facts["sweep"]["trials"] == 2
+    assert facts["sweep"]["epsilon_total"] == pytest.approx(accounting.pld_epsilon((*once, *trial, *trial), 1e-5))
+
+
+def test_a_sweep_counts_each_inherited_run_once() -> None:
+    base, own = Mechanism(0.27, 2.474, 200), Mechanism(0.27, 8.0, 20)
+
+    def trial(name: str) -> dict[str, Any]:
+        inherited = [{"run": "earlier", "mechanisms": [dataclasses.asdict(base)]}]
+        return {
+            "id": name,
+            "privacy": {"delta": 1e-5, "mechanisms": [dataclasses.asdict(own)], "inherited": inherited},
+        }
+
+    together = sweep_cost([trial("one"), trial("two")])
+    assert together is not None
+    assert together["epsilon_total"] == pytest.approx(accounting.pld_epsilon((base, own, own), 1e-5))
+    assert together["epsilon_total"] >= accounting.pld_epsilon((base, own), 1e-5)
+    first = trial("one") | {"id": "earlier"}
+    first["privacy"] = {"delta": 1e-5, "mechanisms": [dataclasses.asdict(base)], "inherited": []}
+    same = sweep_cost([first, trial("two"), trial("three")])  # the first is what the others start from
+    assert same == {"trials": 3, "epsilon_total": together["epsilon_total"]}
+
+
+def test_a_promise_names_as_many_units_as_a_person_may_have(make_site: Callable[..., Site]) -> None:
+    facts = run(make_site(), "run", "training.evaluate=false", "data.units_per_person=3").read_facts()
+    groups = facts["privacy"]["group_epsilon"]
+    assert str(facts["cohort"]["units_per_person"]) in groups
+    assert facts["privacy"]["epsilon"] < groups["2"] < groups["3"]
 
 
 def test_the_command_line_gives_the_design_s_exit_codes(
