@@ -513,7 +513,12 @@ def test_a_sweep_that_breaks_counts_what_an_open_trial_starts_from(
     words = ["training.evaluate=false", "privacy.target_epsilon=2"]
     first = run(site, "first", *words)
     monkeypatch.chdir(site.folder)
-    monkeypatch.setattr(spine, "_fit", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+
+    def breaks(settings: Any, *rest: Any) -> None:
+        rest[3].commit(1)  # the grant: what paid nothing would be given back
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(spine, "_fit", breaks)
     own = ["privacy.target_epsilon=0.5", f"model.weights={first.weights}", "optimizer.lr=0.1,0.2"]
     assert cli.main(["train", "-m", *site.words, *words[:1], *own, "hydra.sweep.dir=sw"]) != 0
     assert not first.read_facts()["sweep"]
