@@ -176,7 +176,7 @@ def test_broken_trainers_are_accused(noise: float, monkeypatch: pytest.MonkeyPat
 def test_one_training_of_the_engine_finds_that_nothing_was_private() -> None:
     """A promise of epsilon 1 sold with a training without noise: one run of the real loop suffices.
 
-    The draws are real: with 200 canaries one run in ten stays just below, with 400 the bound was 1.65 to 2.05 in twelve.
+    The draws are real: of 200 canaries one run in ten stays just below, of 400 twelve gave 1.65 to 2.05.
     """
     plan = make_plan(public_size=400, expected_batch_size=100, steps=20, noise_multiplier=0.0, max_grad_norm=1.0)
     material = make_material(
