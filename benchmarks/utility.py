@@ -882,7 +882,7 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
     """Run what is missing; returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.utility", description=__doc__.split("\n\n")[0])
     parser.add_argument("recipes", nargs="*", help="only these recipes")
-    parser.add_argument("--quick", action="store_true", help="one seed, three levels, the main variants")
+    parser.add_argument("--quick", action="store_true", help="one seed, three levels, the main variants, measured anew")
     parser.add_argument("--variant", action="append", default=[], help="only variants whose name begins so")
     parser.add_argument("--folder", type=Path, default=None, help="where results go (quick: results/quick)")
     parser.add_argument("--tables", action="store_true", help="run nothing: write table and plots of what is there")
@@ -896,7 +896,9 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
         os.environ["DPTRAIN_DATA"] = str(shared)
     folder = options.folder or (_results.RESULTS / "quick" if options.quick else _results.RESULTS)
     path = folder / "utility.json"
-    known = json.loads(path.read_text()) if path.exists() else {"meta": {"command": ""}, "rows": []}
+    known = {"meta": {"command": ""}, "rows": []}
+    if path.exists() and (options.tables or not options.quick):  # a quick look is measured here and now
+        known = json.loads(path.read_text())
     # Rows of sweeps and of groups are computed anew.
     rows = [r for r in known["rows"] if r["epsilon"] is not None and not r["metric"].startswith("epsilon_of_")]
     command = _results.command_of("utility", argv if argv is not None else sys.argv[1:])
