@@ -882,7 +882,7 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
     """Run what is missing; returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.utility", description=__doc__.split("\n\n")[0])
     parser.add_argument("recipes", nargs="*", help="only these recipes")
-    parser.add_argument("--quick", action="store_true", help="one seed, three levels, the main variants, measured anew")
+    parser.add_argument("--quick", action="store_true", help="one seed, three levels, main variants, measured anew")
     parser.add_argument("--variant", action="append", default=[], help="only variants whose name begins so")
     parser.add_argument("--folder", type=Path, default=None, help="where results go (quick: results/quick)")
     parser.add_argument("--tables", action="store_true", help="run nothing: write table and plots of what is there")

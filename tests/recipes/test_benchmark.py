@@ -93,6 +93,21 @@ def test_a_trial_takes_the_librarys_way_and_gives_rows(tmp_path: Path, monkeypat
     assert said[0].startswith("0 trials to run, 2 are there")
 
 
+def test_a_quick_look_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that came with the repository are no reason to run nothing."""
+    known = {"meta": {"command": "earlier"}, "rows": [_row("readmission")]}
+    (tmp_path / "utility.json").write_text(json.dumps(known))
+    monkeypatch.setattr(utility, "trials", lambda **_: [])
+    monkeypatch.setattr(utility, "keep", lambda *_: None)
+    said: list[str] = []
+    utility.main(["--folder", str(tmp_path)], say=said.append)
+    utility.main(["--quick", "--folder", str(tmp_path)], say=said.append)
+    assert [line for line in said if "trials to run" in line] == [
+        "0 trials to run, 1 are there",
+        "0 trials to run, 0 are there",
+    ]
+
+
 def _row(
     recipe: str, seed: int = 0, metric: str = "epsilon_pld", value: float = 1.0, **values: Any
 ) -> dict[str, Any]:
