@@ -40,9 +40,9 @@ class Geometry:
 
     @functools.cached_property
     def pointwise(self) -> bool:
-        """A 1×1 kernel that reads every place once."""
+        """A 1×1 kernel that reads every place once, and nothing else."""
         n = len(self.kernel)
-        return self.kernel == (1,) * n == self.stride and self.padding == (0,) * n
+        return self.kernel == (1,) * n == self.stride and self.padding == (0,) * n == self.output_padding
 
     @functools.cached_property
     def _plain(self) -> bool:
@@ -361,6 +361,7 @@ def gram(a: Tensor, g: Tensor, m: int) -> tuple[Tensor, Tensor]:
 
 def _products_norms(aa: Tensor, gg: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """From the T×T products [m·groups, T, T]; `aa` is overwritten."""
+    assert aa.shape == gg.shape, (aa.shape, gg.shape)  # never one place spread over many
     limits = torch.finfo(aa.dtype)  # zero and infinity have no reciprocal root that leads back to theirs
     sizes = (aa.diagonal(dim1=1, dim2=2) * gg.diagonal(dim1=1, dim2=2)).clamp_(limits.tiny, limits.max)
     bound = (sizes * sizes.rsqrt()).sum(1).square_()  # torch's sqrt wakes all threads: 65 µs against 1

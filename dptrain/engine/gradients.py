@@ -408,12 +408,14 @@ class PatientGradients:
     def _verify(self, tape: Tape, layout: Layout, losses: Tensor, weights: Tensor) -> bool:
         """Compare a weighted sum of the patients' gradients with what plain autograd gives for that sum of losses.
 
-        Each patient has another weight, so that no row can stand in for another patient's.
+        Each patient has another weight, so that no row can stand in for another patient's. Norms that were found
+        without the gradients are compared with those of formed gradients, for the first and the last patient.
         False where this chunk cannot tell (a gradient that is not finite, or none at all).
         """
         squared = self._squared(tape, layout)
         if not bool((squared > 0).any()) or not bool(torch.isfinite(squared).all()):
             return False
+        self._verify_norms(tape, layout)
         chosen = layout.shares
         tape.mode = "verify"
         seed = weights * chosen[layout.patient].to(weights.dtype)
@@ -449,6 +451,19 @@ class PatientGradients:
                 f"Otherwise: {slow_way(names)} No rule helps where records are mixed.",
             )
         return True
+
+    def _verify_norms(self, tape: Tape, layout: Layout) -> None:
+        present = torch.nonzero(layout.counts > 0).flatten()
+        some = present[[0, -1]]
+        for source, kept in tape.deferred.items():
+            truth = self._norms_formed(kept, layout, some)
+            room = 1e-3 * truth + 8 * torch.finfo(kept.bound.dtype).eps * kept.bound[some].double()
+            if bool(((kept.squared[some].double() - truth).abs() > room).any()):
+                names = self._modules_of([source])
+                raise CheckRefused(
+                    f"the norm found for the gradient of {names[0]} is not that of the gradient.",
+                    remedy=slow_way(names),
+                )
 
     def _modules_of(self, sources: Sequence[Source]) -> list[str]:
         """The fewest names of modules and parameters that hold these sources and no other."""

@@ -247,7 +247,9 @@ class Grant:
         """
         if self.closed or self.purpose != "train" or self.committed or self._process != os.getpid():
             return False
-        if self._ledger.run(self.run).planned:
+        run = self._ledger.run(self.run)
+        self.committed = max(self.committed, run.committed)  # an answer that was lost is paid all the same
+        if run.planned or self.committed:
             return False
         self.close("interrupted", 0)
         return True

@@ -22,7 +22,7 @@ from dptrain import accounting, data, models
 from dptrain.config import Settings, to_yaml
 from dptrain.data import Cohort, PatientLoader
 from dptrain.errors import ConfigError, LedgerRefused
-from dptrain.ledger import Grant
+from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Plan
 from dptrain.progress import progress
 from dptrain.training import facts as make
@@ -125,7 +125,10 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
                 lease=settings.training.lease,
             )
         except BaseException:
-            folder.discard()
+            if _reserved(ledger, identity):  # the answer was lost, the reservation was not
+                say(f"the reservation stands: give it back with\n  dptrain ledger close run={identity} reason=…")
+            else:
+                folder.discard()
             raise
         watch.grant, watch.folder = grant, folder
         facts = make.base(identity, now(), settings, plan, status, command, str(device))
@@ -326,6 +329,13 @@ def _fit(
             public.close()
             restricted.close()
     return result
+
+
+def _reserved(ledger: Ledger, identity: str) -> bool:
+    try:
+        return ledger.run(identity).status == "open"
+    except LedgerRefused:
+        return False
 
 
 @dataclass

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dptrain.engine import PatientGradients, conv
 from dptrain.engine.layout import Layout
+from dptrain.errors import CheckRefused
 from tests.engine import oracle
 
 EXACT = 1e-9
@@ -359,6 +360,31 @@ def test_pointwise_convolutions_by_products_are_those_of_torch(
         (expected_w,) = torch.autograd.grad(truth, [w], g * factors.view(-1, *[1] * (dims + 1)))
     torch.testing.assert_close(gx, expected_x, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(geo.weight_gradient(x.detach(), g, factors), expected_w, rtol=1e-12, atol=1e-12)
+
+
+def test_a_transposed_kernel_of_one_place_with_output_padding_is_exact() -> None:
+    """More places come out than went in: a norm taken as if each were read once was nine times too small."""
+    layer = nn.ConvTranspose1d(3, 2, 1, dilation=2, output_padding=1, bias=False)
+    for size in (1, 4):
+        for seed in range(5):
+            torch.manual_seed(seed)
+            x, patient = torch.randn(3, 3, size).double(), torch.tensor([0, 1, 0])
+            model = nn.Sequential(layer).double()
+            found = oracle.run(model, x, torch.zeros(3).double(), patient, 2, 0.1, verify=False)
+            truth = oracle.patient_gradients(model, x, torch.zeros(3).double(), patient, 2)
+            torch.testing.assert_close(found.norms, oracle.norms(truth).double(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_norm_that_is_not_that_of_the_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Gram norm that came out too small would let a patient pass the clip, with a sum that is right."""
+    torch.manual_seed(0)
+    model, right = nn.Sequential(nn.Conv2d(2, 3, 3)).double(), conv.gram_norms
+    x, y, patient = torch.randn(4, 2, 6, 6).double(), torch.zeros(4).double(), torch.arange(4)
+    monkeypatch.setattr(conv, "choose", lambda *_: "gram")
+    oracle.run(model, x, y, patient, 4, 1.0)
+    monkeypatch.setattr(conv, "gram_norms", lambda *some: (0.9 * right(*some)[0], right(*some)[1]))
+    with pytest.raises(CheckRefused, match="norm found for the gradient"):
+        oracle.run(model, x, y, patient, 4, 1.0)
 
 
 @pytest.mark.parametrize("table", [0, 1 << 30])

@@ -21,7 +21,7 @@ import torch
 
 from dptrain import accounting, cli
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
-from dptrain.ledger import Grant
+from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Mechanism, Plan
 from dptrain.training import run as spine
 from dptrain.training.planning import sweep_cost
@@ -471,6 +471,29 @@ def test_a_sweep_charges_every_trial_and_a_refused_one_stops_no_other(
     assert facts["sweep"]["trials"] == 2
     assert facts["sweep"]["epsilon_total"] > facts["privacy"]["epsilon"]
     assert "together" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), LedgerRefused("connection lost")])
+@pytest.mark.parametrize("answer", ["_commit", "reserve"])
+def test_what_the_ledger_took_is_not_called_unpaid_because_its_answer_was_lost(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, answer: str, end: BaseException
+) -> None:
+    site, right = make_site(), getattr(Ledger, answer)
+
+    def lost(*some: Any, **named: Any) -> None:
+        right(*some, **named)
+        raise end
+
+    monkeypatch.setattr(Ledger, answer, lost)
+    said: list[str] = []
+    with pytest.raises(type(end)):
+        train(site.settings(f"training.run={site.folder / 'run'}"), say=said.append)
+    monkeypatch.undo()
+    (run,) = site.ledger.status("tiny").runs
+    assert run.status == "open"
+    assert RunFolder(site.folder / "run").config.exists()
+    assert not any("nothing was paid" in line for line in said)
+    assert answer == "_commit" or f"ledger close run={run.run}" in said[-1]
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), RuntimeError("out of memory"), DataUnreadable("row 7")])
