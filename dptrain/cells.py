@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-SMALL_CELL = 10  # fewer patients, or fewer records of a bin, tell of single ones
+SMALL_CELL = 10  # fewer patients tell of single ones
 
 
 def to_hide(
