@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.cells import SMALL_CELL, to_hide
+from dptrain.cells import SMALL_CELL, nested, to_hide
 from dptrain.training.runfolder import METRICS_SCHEMA
 
 Array = NDArray[np.float64]
@@ -247,8 +247,8 @@ def _by_group(
         withheld: records inside [R] -> why nothing is said of them though they are not few, or None.
         metrics: records inside [R] -> their metrics.
     """
-    tables: dict[str, dict[str, Any]] = {}
     suppressed: list[dict[str, str]] = []
+    shown: dict[tuple[str, str], NDArray[np.bool_]] = {}
     for column, values in groups.items():
         rows = {value: np.array([item == value for item in values], dtype=bool) for value in sorted({"", *values})}
         members = {value: set(patient[inside].tolist()) for value, inside in rows.items()}
@@ -256,11 +256,14 @@ def _by_group(
         reasons = {value: why for value in members if (why := withheld(rows[value]))}
         hidden = to_hide(members, unknown, hidden=reasons)
         suppressed += [{"group": column, "value": value, "why": why} for value, why in hidden.items()]
-        tables[column] = {
-            value: {"patients": len(who), "records": int(rows[value].sum()), **metrics(rows[value])}
-            for value, who in members.items()
-            if value not in hidden
-        }
+        shown.update({(column, value): rows[value] for value in members if value not in hidden})
+    betraying = nested({name: np.flatnonzero(inside).tolist() for name, inside in shown.items()}, patient.tolist())
+    suppressed += [{"group": column, "value": value, "why": why} for (column, value), why in betraying.items()]
+    tables: dict[str, dict[str, Any]] = {column: {} for column in groups}
+    for (column, value), inside in shown.items():
+        if (column, value) not in betraying:
+            counts = {"patients": len(np.unique(patient[inside])), "records": int(inside.sum())}
+            tables[column][value] = {**counts, **metrics(inside)}
     return tables, suppressed
 
 

@@ -113,6 +113,19 @@ def test_small_groups_and_rare_findings_are_withheld() -> None:
     assert {row["value"] for row in table["suppressed"]} == {"X", "M", "b"}
 
 
+def test_no_group_less_one_of_another_column_tells_of_a_few() -> None:
+    """p = a and c, q = b and d: with all of p and c shown, p less c would tell of a, which is hidden."""
+    finer = np.repeat(["a", "b", "c", "d"], [5, 6, 29, 20])
+    coarser = np.where(np.isin(finer, ["a", "c"]), "p", "q")
+    rng = np.random.default_rng(0)
+    for groups in ({"C": finer, "E": coarser}, {"E": coarser, "C": finer}):
+        table = ev.evaluate_segmentation(rng.random((60, 1)), np.arange(60), groups, classes=["x"])
+        assert set(table["groups"]["C"]) == {"c", "d"}
+        assert table["groups"]["E"] == {}
+        why = {row["value"]: row["why"] for row in table["suppressed"] if row["group"] == "E"}
+        assert why == dict.fromkeys("pq", "less another group it would tell of fewer than 10 patients")
+
+
 def test_segmentation_scores_structures_by_patient() -> None:
     dice = np.array([[0.8, 0.6], [0.9, np.nan], [0.7, 0.5]] * 10)
     table = ev.evaluate_segmentation(dice, np.arange(30), {}, classes=["anterior", "posterior"])
