@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-SMALL_CELL = 10  # fewer patients, or fewer records of a bin, tell of single ones
+SMALL_CELL = 10  # fewer patients tell of single ones
 
 
 def to_hide(
@@ -31,4 +31,25 @@ def to_hide(
             break
         found[name] = "the smallest remaining group, which would betray those suppressed"
         rest.update(members[name])
+    return found
+
+
+def nested(
+    shown: Mapping[tuple[str, str], Collection[int]], patient: Sequence[int], small_cell: int = SMALL_CELL
+) -> dict[tuple[str, str], str]:
+    """Groups to suppress, and why, as they hold another one that is shown and the rest is of a few patients.
+
+    Args:
+        shown: (column, group) of all columns -> its records.
+        patient: each record's patient.
+    """
+    found: dict[tuple[str, str], str] = {}
+    kept: list[frozenset[int]] = []
+    for name in sorted(shown, key=lambda name: (len(shown[name]), name)):
+        records = frozenset(shown[name])
+        rests = ({patient[record] for record in records - other} for other in kept if other < records)
+        if any(len(rest) < small_cell for rest in rests):
+            found[name] = f"less another group it would tell of fewer than {small_cell} patients"
+        else:
+            kept.append(records)
     return found

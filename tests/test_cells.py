@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dptrain.cells import to_hide
+from dptrain.cells import nested, to_hide
 
 
 def test_patients_of_several_groups_count_once() -> None:
@@ -15,3 +15,10 @@ def test_patients_of_several_groups_count_once() -> None:
 def test_groups_withheld_for_another_reason_are_not_betrayed_either() -> None:
     groups = {"a": range(12), "b": range(12, 20), "c": range(20, 60)}
     assert to_hide(groups, [], hidden={"a": "one class"}) == {"a": "one class", "b": "fewer than 10 patients"}
+
+
+def test_of_nested_groups_the_larger_is_hidden_where_the_rest_is_small() -> None:
+    one, more, most, all_of_them = range(20), range(26), range(32), range(45)
+    shown = {("A", "a"): one, ("B", "b"): more, ("C", "c"): most, ("D", "d"): all_of_them, ("E", "e"): range(20)}
+    assert set(nested(shown, range(45))) == {("B", "b")}  # without it, twelve are the least that one can tell
+    assert set(nested(shown, [record // 2 for record in range(45)])) == {("B", "b"), ("C", "c")}  # two each

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.audit.statistics import LEVEL, clopper_pearson
-from dptrain.cells import SMALL_CELL, to_hide
+from dptrain.cells import SMALL_CELL, nested, to_hide
 
 REPLICATES = 1000
 
@@ -49,11 +49,14 @@ def by_group(
         exposed: bool [P] (a verdict), or any 0-to-1 risk.
         columns: column -> value of each patient [P]; empty strings mean unknown and are left out.
         strata: [P] labels of class and number of records.
-        small_cell: groups with fewer patients are suppressed, see :func:`dptrain.cells.to_hide`.
+        small_cell: groups with fewer patients are suppressed, see :func:`dptrain.cells.to_hide`, and so are
+            those that tell of so few by another column's, see :func:`dptrain.cells.nested`.
     """
     numbers, stratum = np.unique(strata.astype(str), return_inverse=True)
     table: dict[str, dict[str, dict[str, Any]]] = {}
     suppressed: list[dict[str, str]] = []
+    weights: dict[str, np.ndarray] = {}
+    shown: dict[tuple[str, str], np.ndarray] = {}
     for column, raw in columns.items():
         values = np.asarray(raw).astype(str)
         known = values != ""
@@ -63,27 +66,26 @@ def by_group(
         members = {str(name): np.flatnonzero(values == name).tolist() for name in names}
         hidden = to_hide(members, np.flatnonzero(~known).tolist(), small_cell)
         suppressed += [{"group": column, "value": value, "why": why} for value, why in hidden.items()]
-        weights = np.bincount(stratum[known], minlength=numbers.size) / max(int(known.sum()), 1)
-        rows: dict[str, dict[str, Any]] = {}
-        for name in names:
-            if name in hidden:
-                continue
-            who = np.flatnonzero(values == name)
-            spread = _bootstrap(exposed[who], stratum[who], weights, generator, replicates)
-            low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            share = _standardised(exposed[who][None], stratum[who][None], weights)[0]
-            if low == high:  # nobody or everybody exposed: resampling cannot see what one more patient could
-                exact = clopper_pearson(round(float(exposed[who].sum())), who.size)
-                low, high = exact[0], exact[1]
-            rows[str(name)] = {
-                "patients": int(who.size),
-                "share": float(share),
-                "low": float(min(low, share)),
-                "high": float(max(high, share)),
-                "raw_share": float(np.mean(exposed[who])),
-            }
-        if rows:
-            table[column] = rows
+        weights[column] = np.bincount(stratum[known], minlength=numbers.size) / max(int(known.sum()), 1)
+        shown.update({(column, name): np.array(who) for name, who in members.items() if name not in hidden})
+    betraying = nested({name: who.tolist() for name, who in shown.items()}, range(len(exposed)), small_cell)
+    suppressed += [{"group": column, "value": value, "why": why} for (column, value), why in betraying.items()]
+    for (column, name), who in shown.items():
+        if (column, name) in betraying:
+            continue
+        spread = _bootstrap(exposed[who], stratum[who], weights[column], generator, replicates)
+        low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        share = _standardised(exposed[who][None], stratum[who][None], weights[column])[0]
+        if low == high:  # nobody or everybody exposed: resampling cannot see what one more patient could
+            exact = clopper_pearson(round(float(exposed[who].sum())), who.size)
+            low, high = exact[0], exact[1]
+        table.setdefault(column, {})[name] = {
+            "patients": int(who.size),
+            "share": float(share),
+            "low": float(min(low, share)),
+            "high": float(max(high, share)),
+            "raw_share": float(np.mean(exposed[who])),
+        }
     return Groups(table, suppressed)
 
 

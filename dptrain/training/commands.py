@@ -16,6 +16,7 @@ from dptrain.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_REFUSED_BY_CHECK,
+    ConfigError,
     DptrainError,
     LedgerRefused,
 )
@@ -235,7 +236,8 @@ def sweep_job(config: Any) -> int:
     row["sweep"] = sweep_id()
     try:
         settings = job_settings(config)
-        row["run"] = settings.training.resume or settings.training.run
+        folder = Path(settings.training.resume or settings.training.run or ".")
+        row["run"] = str(folder.resolve())  # this job's working directory need not be the sweep's
         row["resumed"] = bool(settings.training.resume)
         write_outcome(row)  # before the charge: whatever ends this trial, the sweep knows where it was
         from dptrain.training.run import train
@@ -273,12 +275,16 @@ def _end_sweep(rows: list[dict[str, Any]]) -> int:
         numbers = ("", "")
         if one is not None and "privacy" in one:
             numbers = (_number(one["privacy"]["epsilon"]), _number(one["gate"]["spent_after"]))
-        ended = row["run"] if row["code"] == EXIT_DONE else row["message"].splitlines()[0]
+        place = "" if row["run"] is None else os.path.relpath(row["run"])
+        ended = place if row["code"] == EXIT_DONE else row["message"].splitlines()[0]
         if row["code"] != EXIT_DONE and one is not None:
-            ended += f" (charged: {row['run']})"
+            ended += f" (charged: {place})"
         table.add_row(trial, *numbers, ended)
     Console().print(table)
+    lost = [row["run"] for row in rows if row["code"] == EXIT_DONE and row["run"] not in facts]
     try:
+        if lost:
+            raise ConfigError(f"no facts of a trial that ended lie in {', '.join(lost)}.")
         together = sweep_cost([_with_charge(one, RunFolder(place).config) for place, one in facts.items()])
     except DptrainError as error:  # each run.json says already that it is one of several
         print(f"what the sweep cost together is not known: {error}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.cells import to_hide
+from dptrain.cells import SMALL_CELL, nested, to_hide
 from dptrain.training.runfolder import METRICS_SCHEMA
 
 Array = NDArray[np.float64]
@@ -67,11 +67,27 @@ def brier(score: Array, label: Array, weight: Array) -> Array:
     return _ratio((weight * (score - label) ** 2).sum(axis=1), weight.sum(axis=1))
 
 
-def calibration_error(score: Array, label: Array, weight: Array) -> Array:
-    """Expected calibration error over 10 equal bins of the probability (Guo et al. 2017, eq. 3) -> [B]."""
-    which = np.minimum((score * BINS).astype(int), BINS - 1)
+def probability_bins(score: Array, patient: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each record's bin [R]: the first of the equal bins that it spans.
+
+    A bin of fewer than 10 patients is joined to its smaller neighbour: left out, it would follow from the total.
+    """
+    which = np.minimum((score * BINS).astype(np.int64), BINS - 1)
+    while True:
+        bins = np.unique(which).tolist()
+        sizes = [len(np.unique(patient[which == index])) for index in bins]
+        if len(bins) < 2 or min(sizes) >= SMALL_CELL:
+            return which
+        small = int(np.argmin(sizes))
+        beside = min((i for i in (small - 1, small + 1) if 0 <= i < len(bins)), key=lambda i: sizes[i])
+        first, second = sorted((small, beside))
+        which = np.where(which == bins[second], bins[first], which)
+
+
+def calibration_error(score: Array, label: Array, weight: Array, which: NDArray[np.int64]) -> Array:
+    """Expected calibration error over the bins of :func:`probability_bins` (Guo et al. 2017, eq. 3) -> [B]."""
     total = np.zeros(len(weight))
-    for index in range(BINS):
+    for index in np.unique(which):
         inside = which == index
         total += np.abs((weight[:, inside] * (score[inside] - label[inside])).sum(axis=1))
     return _ratio(total, weight.sum(axis=1))
@@ -83,7 +99,6 @@ METRICS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "sensitivity_at_90_specificity": sensitivity_at(0.90),
     "sensitivity_at_95_specificity": sensitivity_at(0.95),
     "brier": brier,
-    "calibration_error": calibration_error,
 }
 
 
@@ -135,28 +150,34 @@ def classification(
         if min(truth.sum(), (1 - truth).sum()) < (1 if task == "binary" else MINIMUM_OF_A_CLASS):
             continue
         rows[name] = {metric: function(score, truth, weight) for metric, function in METRICS.items()}
+        rows[name]["calibration_error"] = calibration_error(score, truth, weight, probability_bins(score, patient))
     if not rows:
         return {}, {}
-    overall = {metric: interval(np.mean([row[metric] for row in rows.values()], axis=0)) for metric in METRICS}
+    names = [*METRICS, "calibration_error"]
+    overall = {metric: interval(np.mean([row[metric] for row in rows.values()], axis=0)) for metric in names}
     if task == "binary":
         return overall, {}
     return overall, {name: {m: interval(v) for m, v in row.items()} for name, row in rows.items()}
 
 
-def reliability(probability: Array, label: Array) -> list[dict[str, float]]:
-    """Mean confidence and observed frequency in 10 equal bins; empty bins are left out."""
+def reliability(probability: Array, label: Array, patient: NDArray[np.int64]) -> list[dict[str, float]]:
+    """Mean confidence and observed frequency in the bins of :func:`probability_bins`, all classes together.
+
+    Args:
+        probability, label: [R] or [R, C]. patient: [R].
+    """
     score, truth = probability.reshape(-1), label.reshape(-1).astype(float)
-    which = np.minimum((score * BINS).astype(int), BINS - 1)
+    which = probability_bins(score, np.repeat(patient, len(score) // max(len(patient), 1)))
+    equal = np.minimum((score * BINS).astype(int), BINS - 1)
     return [
         {
-            "low": index / BINS,
-            "high": (index + 1) / BINS,
+            "low": int(index) / BINS,
+            "high": (int(equal[which == index].max()) + 1) / BINS,
             "confidence": float(score[which == index].mean()),
             "observed": float(truth[which == index].mean()),
             "count": int((which == index).sum()),
         }
-        for index in range(BINS)
-        if (which == index).any()
+        for index in np.unique(which)
     ]
 
 
@@ -209,7 +230,7 @@ def evaluate_classification(
         by_class=by_class,
         groups=tables,
         suppressed=suppressed,
-        reliability=reliability(probability, truth),
+        reliability=reliability(probability, truth, patient),
     )
 
 
@@ -226,8 +247,8 @@ def _by_group(
         withheld: records inside [R] -> why nothing is said of them though they are not few, or None.
         metrics: records inside [R] -> their metrics.
     """
-    tables: dict[str, dict[str, Any]] = {}
     suppressed: list[dict[str, str]] = []
+    shown: dict[tuple[str, str], NDArray[np.bool_]] = {}
     for column, values in groups.items():
         rows = {value: np.array([item == value for item in values], dtype=bool) for value in sorted({"", *values})}
         members = {value: set(patient[inside].tolist()) for value, inside in rows.items()}
@@ -235,11 +256,14 @@ def _by_group(
         reasons = {value: why for value in members if (why := withheld(rows[value]))}
         hidden = to_hide(members, unknown, hidden=reasons)
         suppressed += [{"group": column, "value": value, "why": why} for value, why in hidden.items()]
-        tables[column] = {
-            value: {"patients": len(who), "records": int(rows[value].sum()), **metrics(rows[value])}
-            for value, who in members.items()
-            if value not in hidden
-        }
+        shown.update({(column, value): rows[value] for value in members if value not in hidden})
+    betraying = nested({name: np.flatnonzero(inside).tolist() for name, inside in shown.items()}, patient.tolist())
+    suppressed += [{"group": column, "value": value, "why": why} for (column, value), why in betraying.items()]
+    tables: dict[str, dict[str, Any]] = {column: {} for column in groups}
+    for (column, value), inside in shown.items():
+        if (column, value) not in betraying:
+            counts = {"patients": len(np.unique(patient[inside])), "records": int(inside.sum())}
+            tables[column][value] = {**counts, **metrics(inside)}
     return tables, suppressed
 
 

@@ -44,6 +44,14 @@ def test_small_cells_are_hidden_and_cannot_be_subtracted() -> None:
     assert set(groups.table["site"]) == {"a"}
 
 
+def test_no_group_less_one_of_another_column_tells_of_a_few() -> None:
+    finer = np.repeat(["a", "b", "c", "d"], [5, 6, 29, 20])
+    coarser = np.where(np.isin(finer, ["a", "c"]), "p", "q")
+    groups = by_group(np.zeros(60), {"E": coarser, "C": finer}, np.zeros(60), np.random.default_rng(6))
+    assert {column: set(rows) for column, rows in groups.table.items()} == {"C": {"c", "d"}}
+    assert {row["value"] for row in groups.suppressed} == set("abpq")
+
+
 def test_nobody_exposed_still_has_an_upper_limit() -> None:
     rng = np.random.default_rng(3)
     rows = by_group(np.zeros(100, dtype=bool), {"g": np.arange(100) % 2}, np.zeros(100), rng).table["g"]

@@ -33,10 +33,36 @@ def test_metrics_agree_with_scikit_learn(ties: bool) -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    score = np.array([0.05, 0.05, 0.95, 0.95])
-    label = np.array([0.0, 1.0, 1.0, 1.0])
-    # bins of two: |0.05 - 0.5| and |0.95 - 1|, half the weight each
-    assert ev.calibration_error(score, label, np.ones((1, 4)))[0] == pytest.approx(0.5 * 0.45 + 0.5 * 0.05)
+    score = np.repeat([0.05, 0.05, 0.95, 0.95], 5)
+    label = np.repeat([0.0, 1.0, 1.0, 1.0], 5)
+    # bins of ten: |0.05 - 0.5| and |0.95 - 1|, half the weight each
+    which = ev.probability_bins(score, np.arange(20))
+    assert ev.calibration_error(score, label, np.ones((1, 20)), which)[0] == pytest.approx(0.5 * 0.45 + 0.5 * 0.05)
+
+
+def test_no_bin_tells_of_fewer_than_ten_patients() -> None:
+    """Nor does what all others leave of the calibration error; ten records of one patient are one patient."""
+    rng = np.random.default_rng(0)
+    score = np.r_[rng.uniform(0.02, 0.18, 150), rng.uniform(0.82, 0.98, 50), np.full(10, 0.35)]
+    patient = np.r_[np.arange(200), np.full(10, 200)]
+    label = (rng.random(210) < score).astype(int)
+    found = ev.evaluate_classification(score, label, patient, {}, task="binary", classes=["a", "b"])
+    rows = found["reliability"]
+    assert sum(row["count"] for row in rows) == 210
+    assert rows[0]["low"] == 0.0
+    assert rows[-1]["high"] == 1.0
+    for row in rows:
+        inside = (row["low"] <= score) & (score < row["high"])
+        assert inside.sum() == row["count"]
+        assert len(set(patient[inside])) >= 10
+    error = sum(row["count"] * abs(row["confidence"] - row["observed"]) for row in rows) / 210
+    assert found["overall"]["calibration_error"]["value"] == pytest.approx(error)
+
+
+def test_fewer_than_ten_patients_make_one_bin() -> None:
+    score = np.linspace(0.05, 0.95, 9)
+    (row,) = ev.reliability(score, np.arange(9) % 2, np.arange(9))
+    assert (row["low"], row["high"], row["count"]) == (0.0, 1.0, 9)
 
 
 def test_one_class_gives_no_number_instead_of_a_wrong_one() -> None:
@@ -85,6 +111,19 @@ def test_small_groups_and_rare_findings_are_withheld() -> None:
     assert list(table["by_class"]) == ["a"]
     assert list(table["groups"]["sex"]) == ["F"]  # with M shown, the total would tell of X: its Brier score is a mean
     assert {row["value"] for row in table["suppressed"]} == {"X", "M", "b"}
+
+
+def test_no_group_less_one_of_another_column_tells_of_a_few() -> None:
+    """p = a and c, q = b and d: with all of p and c shown, p less c would tell of a, which is hidden."""
+    finer = np.repeat(["a", "b", "c", "d"], [5, 6, 29, 20])
+    coarser = np.where(np.isin(finer, ["a", "c"]), "p", "q")
+    rng = np.random.default_rng(0)
+    for groups in ({"C": finer, "E": coarser}, {"E": coarser, "C": finer}):
+        table = ev.evaluate_segmentation(rng.random((60, 1)), np.arange(60), groups, classes=["x"])
+        assert set(table["groups"]["C"]) == {"c", "d"}
+        assert table["groups"]["E"] == {}
+        why = {row["value"]: row["why"] for row in table["suppressed"] if row["group"] == "E"}
+        assert why == dict.fromkeys("pq", "less another group it would tell of fewer than 10 patients")
 
 
 def test_segmentation_scores_structures_by_patient() -> None:

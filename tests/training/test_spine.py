@@ -23,6 +23,7 @@ from dptrain import accounting, cli
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Mechanism, Plan
+from dptrain.training import commands
 from dptrain.training import run as spine
 from dptrain.training.planning import sweep_cost
 from dptrain.training.run import evaluate_run, train
@@ -527,6 +528,28 @@ def test_a_sweep_that_breaks_still_counts_every_trial_that_was_charged(
         assert facts["sweep"]["epsilon_total"] == pytest.approx(of_three["epsilon_total"])
     assert "charged trials: 3; together they cost epsilon" in capsys.readouterr().out
     assert not list(site.folder.glob(".dptrain-sweep*"))
+
+
+def test_a_sweep_in_folders_of_its_own_counts_its_trials(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = make_site()
+    monkeypatch.chdir(site.folder)
+    words = ["training.evaluate=false", "privacy.target_epsilon=1", "optimizer.lr=0.1,0.2", "hydra.sweep.dir=sw"]
+    assert cli.main(["train", "-m", *site.words, *words, "hydra.job.chdir=true"]) == 0
+    assert "charged trials: 2; together they cost epsilon" in capsys.readouterr().out
+    ends = [RunFolder(path.parent).read_facts() for path in site.folder.rglob("run.json")]
+    assert [facts["sweep"]["trials"] for facts in ends] == [2, 2]
+
+
+def test_a_trial_that_ended_and_is_not_found_leaves_the_sum_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"trial": "optimizer.lr=0.1", "code": 0, "message": "", "run": str(tmp_path / "gone")}
+    assert commands._end_sweep([{**row, "sweep": "one", "resumed": False}]) == 0
+    said = capsys.readouterr()
+    assert "what the sweep cost together is not known" in said.err
+    assert "charged trials" not in said.out
 
 
 def test_a_sweep_that_breaks_counts_what_an_open_trial_starts_from(
