@@ -854,8 +854,8 @@ def keep(
             "costs the patient with most images), and `random_stopping_epsilon` the tighter account of a sweep of as "
             "many trials like the one at ε = 1 whose number is random and whose best alone is released, beside their "
             "plain sum. The JSON names each measured row's "
-            "date and commit (for the oldest rows those of the first table that held them). Calibration errors of rows "
-            "before e0764e3 are of bins of any size; now each holds ten patients or more. " + ran,
+            "date and commit (for the oldest rows those of the first table that held them). Calibration errors of "
+            "rows before e0764e3 are of bins of any size; now each holds ten patients or more. " + ran,
             "",
             goals(rows),
             confidence(rows),
