@@ -49,17 +49,17 @@ def locate(target: str) -> Callable[..., Any]:
     return found
 
 
-def instantiate(node: Any) -> Any:
+def instantiate(node: Any, remedy: str | None = None) -> Any:
     """Build what `_target_` names, arguments first; lists and plain values come back as they are.
 
     `_partial_: true` gives a partial instead of a call. Raises ConfigError as :func:`locate` does, and for
-    arguments that the target does not take.
+    arguments that the target does not take (there with `remedy`).
     """
     if isinstance(node, list | tuple):
-        return [instantiate(item) for item in node]
+        return [instantiate(item, remedy) for item in node]
     if not isinstance(node, dict):
         return node
-    values = {key: instantiate(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
+    values = {key: instantiate(value, remedy) for key, value in node.items() if key not in ("_target_", "_partial_")}
     if "_target_" not in node:
         return values
     found = locate(str(node["_target_"]))
@@ -68,4 +68,4 @@ def instantiate(node: Any) -> Any:
     try:
         return found(**values)
     except TypeError as error:
-        raise ConfigError(f"{node['_target_']} does not take these arguments: {error}.") from None
+        raise ConfigError(f"{node['_target_']} does not take these arguments: {error}.", remedy=remedy) from None

@@ -44,13 +44,10 @@ class Geometry:
         n = len(self.kernel)
         return self.kernel == (1,) * n == self.stride and self.padding == (0,) * n == self.output_padding
 
-    @functools.cached_property
-    def _plain(self) -> bool:
-        return self.pointwise and self.groups == 1 and not self.transposed
-
     def _by_products(self, g: Tensor) -> bool:
         """Whether matrix products do the work of torch's backward for 1×1 kernels, which copies its operands."""
-        return self._plain and g.device.type == "cpu" and g.dtype in (torch.float32, torch.float64)
+        plain = self.pointwise and self.groups == 1 and not self.transposed
+        return plain and g.device.type == "cpu" and g.dtype in (torch.float32, torch.float64)
 
     def output(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         """[rows, O, *places] of x [rows, C, *space]: torch's own, bit for bit.
@@ -74,9 +71,7 @@ class Geometry:
         if self._by_products(g):
             lines = _lines(x, factors if small_x else None), _lines(g, None if small_x else factors)
             return (lines[1] @ lines[0].t()).view(self.weight)
-        if factors is not None:
-            column = factors.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
-            x, g = (x * column, g) if small_x else (x, g * column)
+        x, g = (per_row(x, factors), g) if small_x else (x, per_row(g, factors))
         return self._native(x, g, x.new_empty(self.weight), [False, True, False])[1]
 
     def _native(self, x: Tensor, g: Tensor, w: Tensor, wanted: list[bool]) -> list[Tensor]:
@@ -94,6 +89,11 @@ class Geometry:
             self.groups,
             wanted,
         )
+
+
+def per_row(maps: Tensor, factors: Tensor | None) -> Tensor:
+    """maps [rows, …], each row times its factor [rows]; as they are for None."""
+    return maps if factors is None else maps * factors.to(maps.dtype).view(-1, *[1] * (maps.dim() - 1))
 
 
 def _channels(matrix: Tensor, maps: Tensor) -> Tensor:

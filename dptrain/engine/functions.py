@@ -21,12 +21,6 @@ from dptrain.engine.layout import Layout
 from dptrain.engine.tape import Source, Tape, Use, precise
 
 
-def _per_row(g: Tensor, factors: Tensor | None) -> Tensor:
-    if factors is None:
-        return g
-    return g * factors.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
-
-
 class LinearUse(Use):
     """`x @ weightᵀ + bias`; x is [rows, …, D], the output gradient [rows, …, p]."""
 
@@ -68,9 +62,9 @@ class LinearUse(Use):
             return super().weighted(slot, kept, factors)
         x, g = (precise(t) for t in kept)
         if x.shape[-1] < g.shape[-1]:
-            x = _per_row(x, factors)
+            x = conv.per_row(x, factors)
         else:
-            g = _per_row(g, factors)
+            g = conv.per_row(g, factors)
         return g.reshape(-1, g.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
 
 
@@ -284,7 +278,7 @@ class EmbeddingUse(Use):
 
     def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
         index, g = kept
-        g = _per_row(self._masked(index, g), factors)
+        g = conv.per_row(self._masked(index, g), factors)
         return g.new_zeros(self.sources[slot].shape).index_add_(0, index.flatten(), g.flatten(0, -2))
 
 

@@ -88,8 +88,7 @@ class Seen(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            stand_in = next(_seen(args, kwargs))
-            recorder = stand_in._recorder
+            recorder = next(_seen(args, kwargs))._recorder
             if recorder.tape is None or not torch.is_grad_enabled():
                 return func(*_plain(args), **_plain(kwargs))
             handler = HANDLERS.get(func)

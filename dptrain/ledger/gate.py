@@ -148,8 +148,10 @@ def holders(state: State, cohort: str) -> list[RunState]:
 def reserved(state: State, cohort: str) -> list[RunState]:
     """Open runs whose reservations alone lock a cohort: with what these have paid, it would be open."""
     carrying = carrier(state, cohort)
+    if carrying is None or state.cohorts[cohort].lock is not None or not locked(state, cohort):
+        return []
     held = holders(state, cohort)
-    if not held or carrying is None or state.cohorts[cohort].lock is not None or not locked(state, cohort):
+    if not held:
         return []
     index = carrying.order_index
     unpaid = sum(run.units(index) - run.charge.at(index, run.committed) for run in held)

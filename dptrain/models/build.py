@@ -32,12 +32,7 @@ def build(model: Any) -> nn.Module:
             "the model configuration names no network.",
             remedy="Choose one, e.g. model=small_cnn, or set model.network._target_=monai.networks.nets.resnet18.",
         )
-    try:
-        network = instantiate(node)
-    except ConfigError as error:
-        if "does not take these arguments" in error.message:
-            error.remedy = NETWORK_REMEDY
-        raise
+    network = instantiate(node, NETWORK_REMEDY)
     if not isinstance(network, nn.Module):
         raise ConfigError(f"{node['_target_']} is no network.", remedy="Name a torch module or what builds one.")
     return network

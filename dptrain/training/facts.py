@@ -181,6 +181,7 @@ def base(
     identity: str, created: str, settings: Settings, plan: Plan, status: CohortStatus, command: str, device: str
 ) -> dict[str, Any]:
     """What is known before the first step."""
+    sweep = sweep_id()
     return {
         "schema": RUN_SCHEMA,
         "id": identity,
@@ -206,7 +207,7 @@ def base(
             "licence": status.licence or settings.data.licence,
             "cautions": list(status.cautions),
         },
-        "sweep": None if sweep_id() is None else {"id": sweep_id(), "trials": None, "epsilon_total": None},
+        "sweep": None if sweep is None else {"id": sweep, "trials": None, "epsilon_total": None},
         "released": None,
         "resume": {"crashes": 0, "steps_lost": 0},
     }

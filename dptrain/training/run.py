@@ -141,7 +141,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
         start = _resume_state(folder, grant, plan, network, settings, say)
         facts["resume"] = {"crashes": start.crashes, "steps_lost": start.steps_lost}
         facts["status"] = "running"
-    watch.grant, watch.folder = grant, folder
+        watch.grant, watch.folder = grant, folder
     facts["config_sha256"] = hashlib.sha256(folder.config.read_bytes()).hexdigest()
     folder.write_facts(facts)
     folder.note_access("train")
