@@ -16,8 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dptrain.config import Settings, explain, refuse_flags, search_path_override, settings_of, shipped
 from dptrain.errors import ConfigError
+from dptrain.settings import Settings, settings_of
+from dptrain.settings.compose import refuse_flags, search_path_override
+from dptrain.settings.explain import explain
+from dptrain.shipped import shipped
 
 OUTCOMES = "DPTRAIN_SWEEP"
 PREFIX = ".dptrain-sweep-"

@@ -26,14 +26,13 @@ from torch import nn
 from dptrain import accounting, data
 from dptrain.audit import bounds, masks, patients, reference, statistics
 from dptrain.audit.canaries import canary_scores, kinds_of, plant
-from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Material
 from dptrain.audit.results import SCHEMA, People, Summary, number_of, summarise
 from dptrain.audit.scores import Array
-from dptrain.config import Settings, to_yaml
 from dptrain.errors import ConfigError
 from dptrain.plan import Plan
 from dptrain.progress import progress
+from dptrain.settings import AuditConfig, Settings, to_yaml
 from dptrain.training import losses, session
 from dptrain.training.runfolder import RunFolder, make_folder, now, whole_or_nothing, write_json
 
@@ -191,7 +190,8 @@ def override(settings: Settings, words: list[str]) -> Settings:
     """A run's settings with where things lie and how to audit changed; nothing that changes the training."""
     from omegaconf import OmegaConf
 
-    from dptrain.config import friendly_errors, settings_of
+    from dptrain.settings import settings_of
+    from dptrain.settings.explain import friendly_errors
 
     for word in words:
         if "=" not in word or not word.startswith(ALLOWED):

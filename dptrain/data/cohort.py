@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dptrain.data import tables
-from dptrain.data.config import SPLITS, DataConfig, check, shape_of
 from dptrain.data.manifest import Manifest, load_manifest, raise_faults, wanted_columns
 from dptrain.data.records import Unreadable, channel_first, quiet_libraries, read_image
 from dptrain.errors import ConfigError
 from dptrain.progress import progress
+from dptrain.settings import DataConfig
+from dptrain.settings.data import SPLITS, check, shape_of
 
 if TYPE_CHECKING:
-    from dptrain.data.config import SplitConfig
+    from dptrain.settings import SplitConfig
 
 UNKNOWN = "unknown"
 

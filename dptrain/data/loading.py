@@ -319,7 +319,7 @@ class PatientLoader:
         import torch
 
         from dptrain.data import transforms
-        from dptrain.data.config import shape_of
+        from dptrain.settings.data import shape_of
 
         if self.tensors is not None:
             return tuple(self.tensors.inputs.shape[1:])

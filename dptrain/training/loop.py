@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dptrain.config import OptimizerConfig
 from dptrain.engine import ClippedSum, Entangled, NoiseSource, PatientGradients, PatientOptimizer
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.plan import Plan
+from dptrain.settings import OptimizerConfig
 from dptrain.training.runfolder import whole_or_nothing
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dptrain import accounting, data, models
-from dptrain.config import Settings, to_yaml
 from dptrain.data import Cohort, PatientLoader
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Plan
 from dptrain.progress import progress
+from dptrain.settings import Settings, to_yaml
 from dptrain.training import facts as make
 from dptrain.training import losses
 from dptrain.training.bundle import write_bundle
