@@ -32,7 +32,8 @@ from dptrain.audit.scores import Array
 from dptrain.errors import ConfigError
 from dptrain.plan import Plan
 from dptrain.progress import progress
-from dptrain.settings import AuditConfig, Settings, to_yaml
+from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
+from dptrain.settings.explain import friendly_errors
 from dptrain.training import losses, session
 from dptrain.training.runfolder import RunFolder, make_folder, now, whole_or_nothing, write_json
 
@@ -189,9 +190,6 @@ ALLOWED = ("audit.", "ledger.", "data.root=", "training.device=", "training.chun
 def override(settings: Settings, words: list[str]) -> Settings:
     """A run's settings with where things lie and how to audit changed; nothing that changes the training."""
     from omegaconf import OmegaConf
-
-    from dptrain.settings import settings_of
-    from dptrain.settings.explain import friendly_errors
 
     for word in words:
         if "=" not in word or not word.startswith(ALLOWED):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,11 +22,8 @@ from dptrain.data.manifest import Manifest, load_manifest, raise_faults, wanted_
 from dptrain.data.records import Unreadable, channel_first, quiet_libraries, read_image
 from dptrain.errors import ConfigError
 from dptrain.progress import progress
-from dptrain.settings import DataConfig
+from dptrain.settings import DataConfig, SplitConfig
 from dptrain.settings.data import SPLITS, check, shape_of
-
-if TYPE_CHECKING:
-    from dptrain.settings import SplitConfig
 
 UNKNOWN = "unknown"
 
