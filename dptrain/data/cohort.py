@@ -22,7 +22,7 @@ from dptrain.data.manifest import Manifest, load_manifest, raise_faults, wanted_
 from dptrain.data.records import Unreadable, channel_first, quiet_libraries, read_image
 from dptrain.errors import ConfigError
 from dptrain.progress import progress
-from dptrain.settings import DataConfig, SplitConfig
+from dptrain.settings import ColumnsConfig, DataConfig, SplitConfig
 from dptrain.settings.data import SPLITS, check, shape_of
 
 UNKNOWN = "unknown"
@@ -644,10 +644,12 @@ def cohort_from_dataset(
         classes=named,
         image_shape=list(first.shape),
         augment=list(augment),
+        columns=ColumnsConfig(
+            label=list(named) if task == "multilabel" else ["label"],
+            groups=list(groups),
+            split="split" if split is not None else None,
+        ),
     )
-    config.columns.label = list(named) if task == "multilabel" else ["label"]
-    config.columns.groups = list(groups)
-    config.columns.split = "split" if split is not None else None
     check(config)
     source = DatasetSource(dataset, image, label, config)
     faults: list[str] = []

@@ -1,6 +1,6 @@
 """Settings: frozen, validated dataclasses, and how Hydra's groups, recipes and overrides become them.
 
-Light on purpose: no torch, no MONAI, and Hydra only where something is composed or read.
+Light on purpose: no torch, no MONAI, and Hydra only where something is settings_of or read.
 """
 
 from dptrain.settings.audit import AuditConfig

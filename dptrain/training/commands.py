@@ -21,7 +21,7 @@ from dptrain.errors import (
 )
 from dptrain.plan import Plan
 from dptrain.settings import from_yaml, load, settings_of
-from dptrain.settings.explain import GROUPS
+from dptrain.settings.names import GROUPS
 from dptrain.training.runfolder import RunFolder
 from dptrain.words import Word, parse_words, suggest
 

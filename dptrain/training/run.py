@@ -9,7 +9,7 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,11 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
     resumed = load_run(settings.training.resume) if settings.training.resume else None
     if resumed is not None:
         ledger_settings, resume = settings.ledger, settings.training.resume
-        settings = resumed.settings
-        settings.training.resume = resume
-        for name in ("url", "keys", "witness"):
-            if getattr(ledger_settings, name) is not None:
-                setattr(settings.ledger, name, getattr(ledger_settings, name))
+        kept = resumed.settings
+        places = {name: getattr(ledger_settings, name) for name in ("url", "keys", "witness")}
+        settings = replace(
+            kept, training=replace(kept.training, resume=resume), ledger=kept.ledger.placed(places)
+        )
         if resumed.facts["status"] not in ("running", "crashed"):
             raise ConfigError(
                 f"{resumed.folder.path} is {resumed.facts['status']}: there is nothing to resume.",
@@ -561,10 +561,7 @@ def save_predictions(folder: RunFolder, predictions: dict[str, NDArray[Any]], sp
 def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str | None] | None = None) -> Path:
     """Score a finished run again. A new request to the ledger: refused on a locked cohort (exit code 3)."""
     run = load_run(path)
-    settings = run.settings
-    for name, value in (ledger or {}).items():
-        if value is not None:
-            setattr(settings.ledger, name, value)
+    settings = replace(run.settings, ledger=run.settings.ledger.placed(ledger or {}))
     if run.facts["status"] == "running":
         raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
     store, keys, status = open_status(settings)
