@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "dptrain"
 HOUSE = [
     ["__init__"],
     ["errors", "lazy"],
-    ["words", "cells"],
-    ["plan", "targets", "progress", "shipped"],
+    ["randomness", "words", "cells"],
+    ["files", "plan", "targets", "progress", "shipped"],
     ["accounting"],
     ["ledger"],
     ["data"],

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dptrain.data.cohort import Cohort, mapped, threads_for
-from dptrain.data.crypto_random import CryptoRandom
 from dptrain.data.records import quiet_libraries
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.plan import Plan
+from dptrain.randomness import CryptoRandom
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from dptrain import __version__
 from dptrain.config import Settings, from_yaml, to_yaml
 from dptrain.data.config import shape_of
+from dptrain.files import whole_or_nothing, write_json
 from dptrain.training.calibration import margins
-from dptrain.training.runfolder import RunFolder, whole_or_nothing, write_json
+from dptrain.training.runfolder import RunFolder
 
 WEIGHTS = "model.safetensors"
 NETWORK = "configs/network.yaml"
