@@ -16,9 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dptrain.config import Settings, explain, refuse_flags, search_path_override, settings_of, shipped
 from dptrain.errors import ConfigError
 from dptrain.files import write_json
+from dptrain.settings import Settings, settings_of
+from dptrain.settings.compose import refuse_flags, search_path_override
+from dptrain.settings.explain import explain
+from dptrain.shipped import shipped
 
 OUTCOMES = "DPTRAIN_SWEEP"
 PREFIX = ".dptrain-sweep-"

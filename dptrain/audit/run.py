@@ -26,15 +26,15 @@ from torch import nn
 from dptrain import accounting, data
 from dptrain.audit import bounds, masks, patients, reference, statistics
 from dptrain.audit.canaries import canary_scores, kinds_of, plant
-from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Material
 from dptrain.audit.results import SCHEMA, People, Summary, number_of, summarise
 from dptrain.audit.scores import Array
-from dptrain.config import Settings, to_yaml
 from dptrain.errors import ConfigError
 from dptrain.files import file_sha256, make_folder, utc_now, whole_or_nothing, write_json
 from dptrain.plan import Plan
 from dptrain.progress import progress
+from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
+from dptrain.settings.explain import friendly_errors
 from dptrain.training import losses, session
 from dptrain.training.runfolder import RunFolder
 
@@ -191,8 +191,6 @@ ALLOWED = ("audit.", "ledger.", "data.root=", "training.device=", "training.chun
 def override(settings: Settings, words: list[str]) -> Settings:
     """A run's settings with where things lie and how to audit changed; nothing that changes the training."""
     from omegaconf import OmegaConf
-
-    from dptrain.config import friendly_errors, settings_of
 
     for word in words:
         if "=" not in word or not word.startswith(ALLOWED):

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dptrain.data.config import ColumnsConfig, DataConfig
 from dptrain.errors import DataUnreadable, DptrainError
 from dptrain.files import file_sha256
 from dptrain.progress import progress
+from dptrain.settings import ColumnsConfig, DataConfig
 
 KERMANY_FOLDER = "kermany_paediatric_cxr_224"
 KERMANY_FILE = "ChestXRay2017.zip"

@@ -8,10 +8,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from dptrain import __version__, accounting
-from dptrain.config import Settings, without_password
 from dptrain.files import file_sha256
 from dptrain.ledger.grants import charged
 from dptrain.plan import Mechanism, Plan
+from dptrain.settings import Settings
+from dptrain.settings.compose import without_password
 from dptrain.sweep import sweep_id
 from dptrain.training.planning import finite, promise
 from dptrain.training.runfolder import RUN_SCHEMA, RunFolder

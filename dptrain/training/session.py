@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dptrain import data, models
-from dptrain.config import Settings, from_yaml
 from dptrain.data import Cohort, Tensors
-from dptrain.data.config import DataConfig, shape_of
 from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.files import file_sha256
@@ -26,6 +24,8 @@ from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, ope
 from dptrain.models.preflight import first_line, shaken
 from dptrain.plan import Plan
 from dptrain.progress import progress
+from dptrain.settings import DataConfig, Settings, from_yaml
+from dptrain.settings.data import shape_of
 from dptrain.training import losses
 from dptrain.training.planning import make_plan
 from dptrain.training.runfolder import RunFolder

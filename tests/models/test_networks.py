@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dptrain import models
-from dptrain.config import ModelConfig
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.models.private import group_count
+from dptrain.settings import ModelConfig
 
 
 class Residual(nn.Module):
