@@ -228,7 +228,7 @@ def check(settings: Settings, network: Network | None = None) -> list[models.Fin
         network.whole,
         loss,
         shape_of(settings.data),
-        settings.data.task,  # type: ignore[arg-type]
+        settings.data.task,
         classes=len(settings.data.classes),
         transforms=transforms,
     )
@@ -263,7 +263,7 @@ def _tried(settings: Settings, network: Network, loss: nn.Module) -> list[models
     """What the engine says to a step of made-up patients, through the frozen part as in training."""
     image, label = models.made_up(
         shape_of(settings.data),
-        settings.data.task,  # type: ignore[arg-type]
+        settings.data.task,
         4,
         len(settings.data.classes),
         0,
