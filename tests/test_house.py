@@ -17,6 +17,7 @@ HOUSE = [
     ["accounting"],
     ["ledger"],
     ["data"],
+    ["samples"],
     ["audit.config"],  # settings alone
     ["config"],
     ["models", "sweep"],

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.data.config import DataConfig
-from dptrain.data.fetch import KERMANY_FOLDER, download, kermany_config
 from dptrain.data.manifest import read_manifest
-from dptrain.data.phantoms import phantom
 from dptrain.errors import DataUnreadable, DptrainError
+from dptrain.samples.fetch import KERMANY_FOLDER, download, kermany_config
+from dptrain.samples.phantoms import phantom
 
 
 @dataclass(frozen=True)
