@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 from dptrain.data.cohort import Cohort, Patient, Record, cohort_from_dataset, scan
-from dptrain.data.config import DataConfig
-from dptrain.data.crypto_random import CryptoRandom
 from dptrain.data.inference import load_image
 from dptrain.data.loading import (
     LogicalBatch,
@@ -21,6 +19,8 @@ from dptrain.data.loading import (
     tensors_of,
 )
 from dptrain.data.manifest import Manifest, read_manifest
+from dptrain.randomness import CryptoRandom
+from dptrain.settings import DataConfig
 
 __all__ = [
     "Cohort",

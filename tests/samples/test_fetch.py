@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dptrain.config import load
 from dptrain.data import load_tensors, scan
 from dptrain.errors import ConfigError, DataUnreadable
 from dptrain.samples import FetchFailed, download, find_demo_data, phantom
 from dptrain.samples.fetch import KERMANY_FILE, KERMANY_FOLDER, kermany_config, who
+from dptrain.settings import load
 from tests.data.shared import FakeGrant, FakeKeys, kermany
 
 
