@@ -19,7 +19,7 @@ HOUSE = [
     ["files", "plan", "targets", "progress", "shipped"],
     ["accounting"],
     ["settings"],
-    ["ledger"],
+    ["ledger", "samples"],
     ["data"],
     ["models", "sweep"],
     ["engine"],
