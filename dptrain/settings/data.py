@@ -9,11 +9,10 @@ from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.settings.fields import at_least, one_of, section, setting
+from dptrain.vocabulary import Labels, Split, Task, task_spec
 from dptrain.words import suggest
 
 FORMATS = ("csv", "decathlon", "dicom", "npz", "table")
-TASKS = ("binary", "multiclass", "multilabel", "segmentation")
-SPLITS = ("train", "calibration", "validation", "test")
 ANY = "*"
 Number = int | float
 
@@ -62,7 +61,7 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         for text, name in self.values.items():
-            one_of(f"data.split.values.{text}", name, SPLITS)
+            one_of(f"data.split.values.{text}", name, list(Split))
         shares = (self.train, self.validation, self.test)
         if any(not 0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-9 or self.train == 0:
             raise ConfigError(
@@ -152,7 +151,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         one_of("data.format", self.format, FORMATS)
-        one_of("data.task", self.task, TASKS)
+        one_of("data.task", self.task, list(Task))
         one_of("data.same_pixels", self.same_pixels, ("refuse", "merge"))
         if not self.unit.strip():
             raise ConfigError("data.unit is empty.", remedy="Say who is protected, e.g. data.unit=patient.")
@@ -209,7 +208,8 @@ def _check_labels(config: DataConfig) -> None:
     labels, classes = config.columns.label, config.classes
     if not labels or not classes or len(set(classes)) != len(classes):
         raise ConfigError("data.columns.label and data.classes need at least one name each, all different.")
-    if config.task == "multilabel":
+    spec = task_spec(config.task)
+    if spec.labels is Labels.FINDINGS:
         if len(labels) != len(classes):
             raise ConfigError(
                 f"data.task=multilabel has {len(classes)} classes but {len(labels)} label columns.",
@@ -220,10 +220,10 @@ def _check_labels(config: DataConfig) -> None:
         if len(labels) != 1:
             raise ConfigError(f"data.task={config.task} takes one label column, not {len(labels)}.")
         allowed = classes
-    if config.task == "binary" and len(classes) != 2:
-        raise ConfigError(f"data.task=binary takes two classes, not {len(classes)}.")
-    if config.task == "multiclass" and len(classes) < 2:
-        raise ConfigError("data.task=multiclass takes two classes or more.")
+    if spec.one_logit and len(classes) != 2:
+        raise ConfigError(f"data.task={config.task} takes two classes, not {len(classes)}.")
+    if spec.labels is Labels.CLASS and len(classes) < 2:
+        raise ConfigError(f"data.task={config.task} takes two classes or more.")
     for text, name in config.label_values.items():
         if name not in allowed:
             raise ConfigError(f"data.label_values.{text}={name} is no class.", remedy=suggest(name, allowed))
