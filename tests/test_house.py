@@ -15,13 +15,12 @@ PACKAGE = Path(__file__).parents[1] / "dptrain"
 HOUSE = [
     ["__init__"],
     ["errors", "lazy"],
-    ["words", "cells"],
-    ["plan", "targets", "progress", "shipped"],
+    ["randomness", "words", "cells"],
+    ["files", "plan", "targets", "progress", "shipped"],
     ["accounting"],
+    ["settings"],
     ["ledger"],
     ["data"],
-    ["audit.config"],  # settings alone
-    ["config"],
     ["models", "sweep"],
     ["engine"],
     ["training"],
@@ -35,7 +34,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "migrations" not in pat
 
 
 def floor(module: str) -> str:
-    """The floor of `ledger.keys` or `audit.config`."""
+    """The floor of `ledger.keys`."""
     return module if module in HEIGHT else module.partition(".")[0] or "__init__"
 
 

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from dptrain.audit.scores import Array, confidence, from_loss
-from dptrain.config import OptimizerConfig
 from dptrain.errors import ConfigError, quiet
 from dptrain.models.preflight import first_line
 from dptrain.plan import Plan
+from dptrain.settings import OptimizerConfig
 
 Tick = Callable[[int], None]
 STACK_BYTES = 256 << 20

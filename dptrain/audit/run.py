@@ -26,16 +26,17 @@ from torch import nn
 from dptrain import accounting, data
 from dptrain.audit import bounds, masks, patients, reference, statistics
 from dptrain.audit.canaries import canary_scores, kinds_of, plant
-from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Material
 from dptrain.audit.results import SCHEMA, People, Summary, number_of, summarise
 from dptrain.audit.scores import Array
-from dptrain.config import Settings, to_yaml
 from dptrain.errors import ConfigError
+from dptrain.files import file_sha256, make_folder, utc_now, whole_or_nothing, write_json
 from dptrain.plan import Plan
 from dptrain.progress import progress
+from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
+from dptrain.settings.explain import friendly_errors
 from dptrain.training import losses, session
-from dptrain.training.runfolder import RunFolder, make_folder, now, whole_or_nothing, write_json
+from dptrain.training.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from dptrain.data import Cohort
@@ -131,7 +132,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
     if settings.model.weights is not None:
         path = Path(settings.model.weights)
         path = RunFolder(path).weights if path.is_dir() else path
-        told["weights"] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        told["weights"] = file_sha256(path) if path.is_file() else None
     return told
 
 
@@ -191,8 +192,6 @@ def override(settings: Settings, words: list[str]) -> Settings:
     """A run's settings with where things lie and how to audit changed; nothing that changes the training."""
     from omegaconf import OmegaConf
 
-    from dptrain.config import friendly_errors, settings_of
-
     for word in words:
         if "=" not in word or not word.startswith(ALLOWED):
             raise ConfigError(
@@ -251,7 +250,7 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
         bound = canary_bound(dataclasses.replace(material, plan=plan), promise, config, device=device, work=work)
         audit = {
             "schema": SCHEMA,
-            "created": now(),
+            "created": utc_now(),
             "game": config.game,
             "attack": config.attack,
             "verdicts_by": patients.TEST,

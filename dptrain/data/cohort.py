@@ -13,19 +13,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from dptrain.data import tables
-from dptrain.data.config import SPLITS, DataConfig, check, shape_of
 from dptrain.data.manifest import Manifest, load_manifest, raise_faults, wanted_columns
 from dptrain.data.records import Unreadable, channel_first, quiet_libraries, read_image
 from dptrain.errors import ConfigError
 from dptrain.progress import progress
-
-if TYPE_CHECKING:
-    from dptrain.data.config import SplitConfig
+from dptrain.settings import DataConfig, SplitConfig
+from dptrain.settings.data import SPLITS, check, shape_of
 
 UNKNOWN = "unknown"
 

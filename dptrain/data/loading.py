@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dptrain.data.cohort import Cohort, mapped, threads_for
-from dptrain.data.crypto_random import CryptoRandom
 from dptrain.data.records import quiet_libraries
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.plan import Plan
+from dptrain.randomness import CryptoRandom
+from dptrain.settings.data import shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -319,7 +320,6 @@ class PatientLoader:
         import torch
 
         from dptrain.data import transforms
-        from dptrain.data.config import shape_of
 
         if self.tensors is not None:
             return tuple(self.tensors.inputs.shape[1:])

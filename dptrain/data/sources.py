@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dptrain.data.config import DataConfig
 from dptrain.data.fetch import KERMANY_FOLDER, download, kermany_config
 from dptrain.data.manifest import read_manifest
 from dptrain.data.phantoms import phantom
 from dptrain.errors import DataUnreadable, DptrainError
+from dptrain.settings import DataConfig
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dptrain import __version__
-from dptrain.config import Settings, from_yaml, to_yaml
-from dptrain.data.config import shape_of
+from dptrain.files import whole_or_nothing, write_json
+from dptrain.settings import Settings, from_yaml, to_yaml
+from dptrain.settings.data import shape_of
 from dptrain.training.calibration import margins
-from dptrain.training.runfolder import RunFolder, whole_or_nothing, write_json
+from dptrain.training.runfolder import RunFolder
 
 WEIGHTS = "model.safetensors"
 NETWORK = "configs/network.yaml"

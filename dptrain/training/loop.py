@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dptrain.config import OptimizerConfig
 from dptrain.engine import ClippedSum, Entangled, NoiseSource, PatientGradients, PatientOptimizer
 from dptrain.errors import CheckRefused, ConfigError
+from dptrain.files import whole_or_nothing
 from dptrain.plan import Plan
-from dptrain.training.runfolder import whole_or_nothing
+from dptrain.settings import OptimizerConfig
 
 if TYPE_CHECKING:
     from dptrain.data import PatientBatch, PatientLoader

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -19,19 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dptrain import accounting, data, models
-from dptrain.config import Settings, to_yaml
 from dptrain.data import Cohort, PatientLoader
 from dptrain.errors import ConfigError, LedgerRefused
+from dptrain.files import file_sha256, utc_now, whole_or_nothing, write_json
 from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Plan
 from dptrain.progress import progress
+from dptrain.settings import Settings, to_yaml
 from dptrain.training import facts as make
 from dptrain.training import losses
 from dptrain.training.bundle import write_bundle
 from dptrain.training.calibration import Calibration, fit_calibration, margins, true_margins
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
 from dptrain.training.loop import FitResult, State, StepLog, fit
-from dptrain.training.runfolder import RunFolder, now, whole_or_nothing, write_json
+from dptrain.training.runfolder import RunFolder
 from dptrain.training.session import (
     Network,
     Run,
@@ -131,7 +131,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
                 folder.discard()
             raise
         watch.grant, watch.folder = grant, folder
-        facts = make.base(identity, now(), settings, plan, status, command, str(device))
+        facts = make.base(identity, utc_now(), settings, plan, status, command, str(device))
         facts["gate"] = make.gate(grant.gate, status, spent_before=grant.gate.spent_before)
         start = None
     else:
@@ -142,7 +142,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
         facts["resume"] = {"crashes": start.crashes, "steps_lost": start.steps_lost}
         facts["status"] = "running"
         watch.grant, watch.folder = grant, folder
-    facts["config_sha256"] = hashlib.sha256(folder.config.read_bytes()).hexdigest()
+    facts["config_sha256"] = file_sha256(folder.config)
     folder.write_facts(facts)
     folder.note_access("train")
     say(_plan_line(plan, status.kind))
@@ -172,7 +172,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
     assert receipt is not None  # a training's grant always gives one
     folder.checkpoint.unlink(missing_ok=True)
     facts.update(
-        finished=now(),
+        finished=utc_now(),
         status="interrupted" if result.interrupted else "complete",
         privacy=make.privacy(
             plan,
@@ -209,7 +209,7 @@ def _same_weights(reserved: dict[str, Any] | None, network: Network) -> None:
 
 
 def _run_name(settings: Settings) -> str:
-    return f"runs/{settings.name}-{now().replace(':', '').replace('-', '')}-{os.urandom(2).hex()}"
+    return f"runs/{settings.name}-{utc_now().replace(':', '').replace('-', '')}-{os.urandom(2).hex()}"
 
 
 def _plan_line(plan: Plan, kind: str | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import re
 import warnings
@@ -17,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from dptrain import data, models
-from dptrain.config import Settings, from_yaml
 from dptrain.data import Cohort, Tensors
-from dptrain.data.config import DataConfig, shape_of
 from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
+from dptrain.files import file_sha256
 from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, open_ledger
 from dptrain.models.preflight import first_line, shaken
 from dptrain.plan import Plan
 from dptrain.progress import progress
+from dptrain.settings import DataConfig, Settings, from_yaml
+from dptrain.settings.data import shape_of
 from dptrain.training import losses
 from dptrain.training.planning import make_plan
 from dptrain.training.runfolder import RunFolder
@@ -110,7 +110,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
             f"{place.config} is missing: the run cannot be reproduced.",
             remedy="Bring back the file that the run wrote, or name another run.",
         )
-    if hashlib.sha256(place.config.read_bytes()).hexdigest() != facts["config_sha256"]:
+    if file_sha256(place.config) != facts["config_sha256"]:
         raise ConfigError(
             f"{place.config} is not the configuration that this run was made with: its hash is not "
             f"{facts['config_sha256'][:12]}…, that of {place.facts.name}.",

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from dptrain.audit import reference
-from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Draws, Material, train_in_processes, train_together, way_of
 from dptrain.audit.run import choose_trainer, train_references
-from dptrain.config import OptimizerConfig
 from dptrain.engine import ClippedSum, noise
 from dptrain.errors import ConfigError
 from dptrain.models.nets import cnn1d, linear_head, mlp, small_cnn
+from dptrain.settings import AuditConfig, OptimizerConfig
 from dptrain.training import loop
 from dptrain.training.losses import loss_for_task
 from tests.audit.made import make_material, make_plan

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dptrain.config import load
 from dptrain.data import FetchFailed, download, find_demo_data, load_tensors, phantom, scan
 from dptrain.data.fetch import KERMANY_FILE, KERMANY_FOLDER, kermany_config, who
 from dptrain.errors import ConfigError, DataUnreadable
+from dptrain.settings import load
 from tests.data.shared import FakeGrant, FakeKeys, kermany
 
 
