@@ -17,7 +17,7 @@ HOUSE = [
     ["errors", "lazy"],
     ["randomness", "words", "cells"],
     ["files", "plan", "targets", "progress", "shipped"],
-    ["accounting"],
+    ["accounting", "records"],
     ["settings"],
     ["ledger"],
     ["data"],

@@ -131,7 +131,7 @@ class Baseline(Record):
 class GroupShare(Record):
     """The share of exposed patients of a group, with its interval; raw_share is not standardised."""
 
-    patients: float | None = None
+    patients: int | None = None
     share: Share | None = None
     low: Share | None = None
     high: Share | None = None

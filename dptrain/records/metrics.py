@@ -62,7 +62,7 @@ class Bin(Record):
     high: float | None = None
     confidence: float | None = None
     observed: float | None = None
-    count: float | None = None
+    count: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Self
 
+from dptrain.plan import Mechanism
 from dptrain.records.parts import Curve
 from dptrain.records.shape import LATE, NEEDED, Path, Reader, Record, Share
 
@@ -88,6 +89,15 @@ class Charge(Record):
     steps: int | None = None
     what: str = "training"
 
+    @classmethod
+    def of_mechanism(cls, mechanism: Mechanism) -> Self:
+        """A mechanism as the file has it."""
+        return cls(**asdict(mechanism))
+
+    def mechanism(self) -> Mechanism:
+        """As a mechanism again. Raises ConfigError or TypeError where its numbers are none of a mechanism."""
+        return Mechanism(self.sample_rate, self.noise_multiplier, self.steps, self.what)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inherited(Record):
@@ -121,7 +131,7 @@ class Privacy(Record):
     reconstruction: Annotated[dict[str, float], LATE] | None = None
     sample_rate: Share | None = None
     expected_batch_size: int | None = None
-    normaliser: float | None = None
+    normaliser: int | None = None
     steps_planned: int | None = None
     steps_run: int | None = None
     steps_charged: int | None = None
@@ -132,7 +142,7 @@ class Privacy(Record):
     generator: str | None = None
     mechanisms: tuple[Charge, ...] = ()
     inherited: tuple[Inherited, ...] = ()
-    epsilon_over_steps: tuple[tuple[float, float], ...] = ()
+    epsilon_over_steps: tuple[tuple[int, float], ...] = ()
 
     def _settled(self, reader: Reader, path: Path | None) -> Self:
         """A finite guarantee needs its three numbers; an infinite or negative epsilon is none."""

@@ -16,7 +16,6 @@ import types
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 LONGEST_TEXT = 600
@@ -101,16 +100,19 @@ class Entry:
     default: Any
 
 
-@cache
+_ENTRIES: dict[type[Record], tuple[Entry, ...]] = {}
+
+
 def entries(cls: type[Record]) -> tuple[Entry, ...]:
     """The declared fields of a record, in the order of the file."""
-    hints = get_type_hints(cls, include_extras=True)
-    declared = []
-    for one in dataclasses.fields(cls):
-        kind, optional, marks = _taken_apart(hints[one.name])
-        default = None if one.default is dataclasses.MISSING else one.default
-        declared.append(Entry(one.name, kind, optional, marks, default))
-    return tuple(declared)
+    if cls not in _ENTRIES:
+        hints = get_type_hints(cls, include_extras=True)
+        declared = []
+        for one in dataclasses.fields(cls):  # type: ignore[arg-type]
+            default = None if one.default is dataclasses.MISSING else one.default
+            declared.append(Entry(one.name, *_taken_apart(hints[one.name]), default))
+        _ENTRIES[cls] = tuple(declared)
+    return _ENTRIES[cls]
 
 
 def _taken_apart(hint: Any) -> tuple[Any, bool, tuple[object, ...]]:
@@ -158,6 +160,11 @@ class Record:
     def _settled(self, reader: Reader, path: Path | None) -> Self | None:
         """What the types cannot say, after the fields are read; None: this is no such object."""
         return self
+
+    @classmethod
+    def own_schema(cls, definitions: dict[str, Any]) -> dict[str, Any]:
+        """The JSON schema of this object; those of records inside go to `definitions`."""
+        return _schema_of(cls, definitions)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON, in the order of the file."""
@@ -222,10 +229,10 @@ def _table(kind: Any, value: object, reader: Reader) -> Any:
     assert origin is tuple, f"{kind}: not a type that JSON has"
     values = value if isinstance(value, list | tuple) else ()
     if arguments[1:] == (Ellipsis,):
-        cells = (_cell(arguments[0], inner, reader, row=True) for inner in values)
-        return tuple(cell for cell in cells if cell is not None)
-    numbers = tuple(number(inner) for inner in values)
-    return numbers if len(numbers) == len(arguments) and None not in numbers else None
+        rows_ = (_cell(arguments[0], inner, reader, row=True) for inner in values)
+        return tuple(row for row in rows_ if row is not None)
+    cells = tuple(_cell(hint, inner, reader) for hint, inner in zip(arguments, values))
+    return cells if len(values) == len(arguments) == len(cells) and None not in cells else None
 
 
 def _cell(hint: Any, value: object, reader: Reader, *, row: bool = False) -> Any:
@@ -235,15 +242,16 @@ def _cell(hint: Any, value: object, reader: Reader, *, row: bool = False) -> Any
         return kind.from_json(value, reader, None) if isinstance(value, dict) or not row else None
     if kind is str:
         return None if value is None and row else reader.text(value)
-    if kind is float:
-        return share(value) if IN_0_1 in marks else number(value)
+    if kind in (int, float):
+        result = share(value) if IN_0_1 in marks else number(value)
+        return round(result) if result is not None and kind is int else result
     return _table(kind, value, reader)
 
 
 def json_schema(cls: type[Record], *, title: str) -> dict[str, Any]:
     """The JSON schema of what :meth:`Record.to_json` of this version writes."""
     definitions: dict[str, Any] = {}
-    body = _schema_of(cls, definitions)
+    body = cls.own_schema(definitions)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": cls.SCHEMA,
@@ -284,7 +292,7 @@ def _type_schema(hint: Any, outer: tuple[object, ...], definitions: dict[str, An
         name = kind.__name__
         if name not in definitions:
             definitions[name] = {}  # a place, should the type hold itself
-            definitions[name] = kind.own_schema(definitions) if hasattr(kind, "own_schema") else _schema_of(kind, definitions)
+            definitions[name] = kind.own_schema(definitions)
         return {"$ref": f"#/$defs/{name}"}
     limits = {"minimum": 0, "maximum": 1} if IN_0_1 in marks else {}
     names = {str: "string", bool: "boolean", int: "integer", float: "number"}
@@ -299,5 +307,5 @@ def _type_schema(hint: Any, outer: tuple[object, ...], definitions: dict[str, An
         return {"type": "object", **({"additionalProperties": rows} if rows else {})}
     if arguments[1:] == (Ellipsis,):
         return {"type": "array", "items": _type_schema(arguments[0], (), definitions)}
-    size = len(arguments)
-    return {"type": "array", "items": {"type": "number"}, "minItems": size, "maxItems": size}
+    pair = [_type_schema(inner, (), definitions) for inner in arguments]
+    return {"type": "array", "prefixItems": pair, "minItems": len(pair), "maxItems": len(pair)}
