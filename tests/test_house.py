@@ -15,11 +15,11 @@ PACKAGE = Path(__file__).parents[1] / "dptrain"
 HOUSE = [
     ["__init__"],
     ["errors", "lazy"],
-    ["randomness", "words", "cells"],
+    ["randomness", "words", "cells", "vocabulary"],
     ["files", "plan", "targets", "progress", "shipped"],
     ["accounting", "records"],
     ["settings"],
-    ["ledger"],
+    ["ledger", "samples"],
     ["data"],
     ["models", "sweep"],
     ["engine"],

@@ -33,10 +33,11 @@ from dptrain.errors import ConfigError
 from dptrain.files import file_sha256, make_folder, utc_now, whole_or_nothing, write_json
 from dptrain.plan import Plan
 from dptrain.progress import progress
-from dptrain.records.folder import RunFolder
+from dptrain.records import RunFolder
 from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
 from dptrain.settings.explain import friendly_errors
 from dptrain.training import losses, session
+from dptrain.vocabulary import Labels, task_spec
 
 if TYPE_CHECKING:
     from dptrain.data import Cohort
@@ -371,13 +372,14 @@ def _people(cohort: Cohort, places: list[int], record: np.ndarray, owner: np.nda
     for row in range(len(owner) - 1, -1, -1):
         first[owner[row]] = row
     label = np.full(count, "all", dtype=object)
-    if cohort.config.task in ("binary", "multiclass"):
+    kind = task_spec(cohort.config.task).labels
+    if kind is Labels.CLASS:
         classes = cohort.labels[record].reshape(-1)
         low, high = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
         np.minimum.at(low, owner, classes)
         np.maximum.at(high, owner, classes)
         label = np.array(["mixed" if a != b else str(names[a]) for a, b in zip(low, high, strict=True)], dtype=object)
-    elif cohort.config.task == "multilabel":
+    elif kind is Labels.FINDINGS:
         positive = np.zeros(count, dtype=bool)
         np.logical_or.at(positive, owner, (np.nan_to_num(cohort.labels[record]) > 0.5).any(axis=1))
         label = np.where(positive, "any finding", "no finding").astype(object)

@@ -16,7 +16,7 @@ from typing import Any
 from dptrain import __version__
 from dptrain.errors import ConfigError
 from dptrain.files import make_folder, whole_or_nothing
-from dptrain.records.folder import RunFolder
+from dptrain.records import RunFolder
 from dptrain.report import facts as facts_module
 from dptrain.report.facts import Facts
 

@@ -132,10 +132,9 @@ def _check(
     from dptrain.training.session import check_rules
 
     shape, config = loader.shape(), loader.cohort.config
-    task: Any = config.task
-    findings = models.preflight(model, loss, shape, task, classes=len(config.classes))
+    findings = models.preflight(model, loss, shape, config.task, classes=len(config.classes))
     models.refuse(findings)
-    image, label = models.made_up(shape, task, 4, len(config.classes), 0)
+    image, label = models.made_up(shape, config.task, 4, len(config.classes), 0)
     where = next(model.parameters()).device
     models.refuse(check_rules(model, loss, image.float().to(where), label.to(where), rules=rules, names=names))
 

@@ -46,6 +46,7 @@ from dptrain.training.session import (
     plan_for,
     prepare,
 )
+from dptrain.vocabulary import Activation, Labels, task_spec
 
 Say = Callable[[str], None]
 
@@ -153,7 +154,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
     loader = _loader(settings, cohort, grant, plan, network, device, start)
     result = _fit(settings, network, loader, plan, grant, folder, device, start, watch)
     calibration = None
-    calibrates = plan.calibration_noise_multiplier is not None and settings.data.task != "segmentation"
+    calibrates = plan.calibration_noise_multiplier is not None and task_spec(settings.data.task).calibrates
     if calibrates and not result.interrupted:
         begun = ledger.run(identity).calibrated
         calibration = _calibrate_once(folder, settings, cohort, grant, plan, network, device, begun, say)
@@ -469,7 +470,7 @@ def _calibrate(
     record, patient = _of_split(cohort, "calibration", grant.excluded)
     logits, label = _logits(cohort, record, grant, network, device, fixed=True)
     if len(record) == 0:
-        shape = (0,) if settings.data.task == "binary" else (0, len(settings.data.classes))
+        shape = (0,) if task_spec(settings.data.task).one_logit else (0, len(settings.data.classes))
         logits, label = torch.zeros(shape), torch.zeros(shape)
     return fit_calibration(
         logits.double().numpy(),
@@ -498,14 +499,15 @@ def score(
     groups = {column: [values[r] for r in record] for column, values in cohort.groups.items()}
     names = np.array([cohort.patients[p].key.hex()[:12] for p in patient])
     task, classes = settings.data.task, list(settings.data.classes)
-    if task == "segmentation":
+    spec = task_spec(task)
+    if spec.labels is Labels.MASK:
         dice = dice_scores(logits, label)
         metrics = evaluate_segmentation(dice, patient, groups, classes=classes, split=split)
         return metrics, {"patient": names, "record": record, "dice": dice}
     temperature = calibration.temperature if calibration else 1.0
     scaled = logits.double() / temperature
-    probability = (scaled.softmax(1) if task == "multiclass" else scaled.sigmoid()).numpy()
-    if task == "binary":
+    probability = (scaled.softmax(1) if spec.activation is Activation.SOFTMAX else scaled.sigmoid()).numpy()
+    if spec.one_logit:
         probability = probability.reshape(-1)
     truth = label.numpy()
     metrics = evaluate_classification(probability, truth, patient, groups, task=task, classes=classes, split=split)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from dptrain import cli
-from dptrain.records.folder import RunFolder
+from dptrain.records import RunFolder
 from dptrain.sweep import flags_first
 from tests.training.conftest import Site, make_site
 
