@@ -6,12 +6,11 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.files import make_folder, utc_now, write_json
 from dptrain.records.run import RUN_SCHEMA, Run
-from dptrain.records.shape import Record
+from dptrain.records.shape import Json, Record
 
 
 class RunFolder:
@@ -56,7 +55,7 @@ class RunFolder:
             with suppress(OSError):
                 folder.rmdir()
 
-    def read_facts(self) -> dict[str, Any]:
+    def read_facts(self) -> Json:
         """run.json. Raises ConfigError where there is none, it is torn, or of a schema that is not known."""
         try:
             facts = json.loads(self.facts.read_text(encoding="utf-8"))

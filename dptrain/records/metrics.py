@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from dptrain.records.parts import Estimate
-from dptrain.records.shape import Path, Reader, Record, entries
+from dptrain.records.shape import Json, Path, Reader, Record, entries
 
 METRICS_SCHEMA = "dptrain.metrics/1"
 Estimates = dict[str, Estimate]
@@ -28,13 +28,13 @@ class Group(Record):
         rest = {key: inner for key, inner in value.items() if key not in counts}
         return super().from_json({**counts, "metrics": rest.get("metrics", rest)}, reader, None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         values = super().to_json()
-        metrics: dict[str, Any] = values.pop("metrics")
+        metrics: Json = values.pop("metrics")
         return {**values, **metrics}
 
     @classmethod
-    def own_schema(cls, definitions: dict[str, Any]) -> dict[str, Any]:
+    def own_schema(cls, definitions: Json) -> Json:
         """Counts, and any number of metrics by name."""
         counts = {one.name: {"type": ["integer", "null"]} for one in entries(cls) if one.kind is int}
         return {

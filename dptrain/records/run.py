@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from dptrain.plan import Mechanism
 from dptrain.records.parts import Curve
-from dptrain.records.shape import LATE, NEEDED, Path, Reader, Record, Share
+from dptrain.records.shape import LATE, NEEDED, Json, Path, Reader, Record, Share
 
 RUN_SCHEMA = "dptrain.run/1"
 ITEMS = ("model", "metrics", "groups", "audit")  # what a decision may release
@@ -240,7 +240,7 @@ class Run(Record):
     command: str | None = None
     task: str | None = None
     classes: tuple[str, ...] = ()
-    plan: dict[str, Any]
+    plan: Json
     cohort: Cohort = Cohort()
     sweep: Sweep | None = None
     released: Released | None = None
@@ -251,11 +251,11 @@ class Run(Record):
     ledger: Annotated[LedgerPlace | None, LATE] = None
     weights: Annotated[Weights | None, LATE] = None
     model: Annotated[Model | None, LATE] = None
-    calibration: Annotated[dict[str, Any] | None, LATE] = None
+    calibration: Annotated[Json | None, LATE] = None
     not_covered: Annotated[tuple[Use, ...], LATE] = ()
     checks: Annotated[tuple[Check, ...], LATE] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As the file has it: one that has ended says also that it has no calibration."""
         values = super().to_json()
         if self.finished is not None and self.calibration is None:

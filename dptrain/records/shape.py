@@ -24,6 +24,9 @@ LATE = "late"  # left out of the file while it is not known
 IN_0_1 = "in [0, 1]"
 Share = Annotated[float, IN_0_1]
 Path = tuple[str, ...]
+Json = dict[str, Any]  # an object, as json has it
+Value = Any  # whatever a field may hold
+Hint = Any  # a type, as annotations have it
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,10 @@ class Entry:
     """A declared field. kind: its type without `Annotated` and None."""
 
     name: str
-    kind: Any
+    kind: Hint
     optional: bool
     marks: tuple[object, ...]
-    default: Any
+    default: Value
 
 
 _ENTRIES: dict[type[Record], tuple[Entry, ...]] = {}
@@ -115,7 +118,7 @@ def entries(cls: type[Record]) -> tuple[Entry, ...]:
     return _ENTRIES[cls]
 
 
-def _taken_apart(hint: Any) -> tuple[Any, bool, tuple[object, ...]]:
+def _taken_apart(hint: Hint) -> tuple[Hint, bool, tuple[object, ...]]:
     """(type, may it be None, marks) of an annotation."""
     marks: tuple[object, ...] = ()
     optional = False
@@ -162,11 +165,11 @@ class Record:
         return self
 
     @classmethod
-    def own_schema(cls, definitions: dict[str, Any]) -> dict[str, Any]:
+    def own_schema(cls, definitions: Json) -> Json:
         """The JSON schema of this object; those of records inside go to `definitions`."""
         return _schema_of(cls, definitions)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Plain values for JSON, in the order of the file."""
         values = {}
         for one in entries(type(self)):
@@ -176,7 +179,7 @@ class Record:
         return values
 
 
-def _encode(value: Any) -> Any:
+def _encode(value: Value) -> Value:
     if isinstance(value, Record):
         return value.to_json()
     if isinstance(value, tuple | list):
@@ -186,7 +189,7 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(one: Entry, value: object, reader: Reader, path: Path | None) -> Any:
+def _decode(one: Entry, value: object, reader: Reader, path: Path | None) -> Value:
     """One field's value; its fault is noted where there is one."""
     here = _inner(path, one.name)
     if isinstance(one.kind, type) and issubclass(one.kind, Record):
@@ -217,7 +220,7 @@ def _text(one: Entry, value: object, reader: Reader, path: Path | None) -> str |
     return None
 
 
-def _table(kind: Any, value: object, reader: Reader) -> Any:
+def _table(kind: Hint, value: object, reader: Reader) -> Value:
     """Lists and free tables; what is inside is read without a word."""
     if kind is Any:
         return value
@@ -235,7 +238,7 @@ def _table(kind: Any, value: object, reader: Reader) -> Any:
     return cells if len(values) == len(arguments) == len(cells) and None not in cells else None
 
 
-def _cell(hint: Any, value: object, reader: Reader, *, row: bool = False) -> Any:
+def _cell(hint: Hint, value: object, reader: Reader, *, row: bool = False) -> Value:
     """An element of a list (`row`) or of a free table; None: it is left out."""
     kind, _, marks = _taken_apart(hint)
     if isinstance(kind, type) and issubclass(kind, Record):
@@ -248,9 +251,9 @@ def _cell(hint: Any, value: object, reader: Reader, *, row: bool = False) -> Any
     return _table(kind, value, reader)
 
 
-def json_schema(cls: type[Record], *, title: str) -> dict[str, Any]:
+def json_schema(cls: type[Record], *, title: str) -> Json:
     """The JSON schema of what :meth:`Record.to_json` of this version writes."""
-    definitions: dict[str, Any] = {}
+    definitions: Json = {}
     body = cls.own_schema(definitions)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -261,7 +264,7 @@ def json_schema(cls: type[Record], *, title: str) -> dict[str, Any]:
     }
 
 
-def _schema_of(cls: type[Record], definitions: dict[str, Any]) -> dict[str, Any]:
+def _schema_of(cls: type[Record], definitions: Json) -> Json:
     properties = {}
     for one in entries(cls):
         plain = _type_schema(one.kind, one.marks, definitions)
@@ -281,11 +284,11 @@ def _schema_of(cls: type[Record], definitions: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _or_null(plain: dict[str, Any]) -> dict[str, Any]:
+def _or_null(plain: Json) -> Json:
     return {**plain, "type": [plain["type"], "null"]} if "type" in plain else plain
 
 
-def _type_schema(hint: Any, outer: tuple[object, ...], definitions: dict[str, Any]) -> dict[str, Any]:
+def _type_schema(hint: Hint, outer: tuple[object, ...], definitions: Json) -> Json:
     kind, optional, inner = _taken_apart(hint)
     marks = outer + inner
     if isinstance(kind, type) and issubclass(kind, Record):
@@ -297,7 +300,7 @@ def _type_schema(hint: Any, outer: tuple[object, ...], definitions: dict[str, An
     limits = {"minimum": 0, "maximum": 1} if IN_0_1 in marks else {}
     names = {str: "string", bool: "boolean", int: "integer", float: "number"}
     if kind in names:
-        plain: dict[str, Any] = {"type": names[kind], **limits}
+        plain: Json = {"type": names[kind], **limits}
         return _or_null(plain) if optional else plain
     if kind is Any:
         return {}
