@@ -23,7 +23,7 @@ from dptrain.data.records import Unreadable, channel_first, quiet_libraries, rea
 from dptrain.errors import ConfigError
 from dptrain.progress import progress
 from dptrain.settings import ColumnsConfig, DataConfig, SplitConfig
-from dptrain.settings.data import check, shape_of
+from dptrain.settings.data import check_complete, shape_of
 from dptrain.vocabulary import Labels, Split, task_spec
 
 UNKNOWN = "unknown"
@@ -653,7 +653,7 @@ def cohort_from_dataset(
             split="split" if split is not None else None,
         ),
     )
-    check(config)
+    check_complete(config)
     source = DatasetSource(dataset, image, label, config)
     faults: list[str] = []
     texts: dict[str, list[str]] = {name: [] for name in ("patient_id", "split", *config.columns.label, *groups)}

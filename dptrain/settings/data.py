@@ -123,7 +123,7 @@ class DataConfig:
     """
 
     name: str = setting("cohort", "the cohort's name in the ledger")
-    root: str = setting(".", "where cohorts lie; null on the command line for DPTRAIN_DATA, else ./data")
+    root: str = setting(".", "where cohorts lie; where no word says it DPTRAIN_DATA, else ./data")
     folder: str = setting("", "the cohort lies in root/folder")
     manifest: str = setting("manifest.csv", "the CSV, JSON, NPZ or table below that folder (unused for dicom)")
     format: str = setting("csv", "csv, decathlon, dicom, npz or table")
@@ -180,21 +180,25 @@ def shape_of(config: DataConfig) -> tuple[int, ...]:
 
 
 def check(config: DataConfig) -> None:
-    """Refuse settings of which no cohort can be made. Raises ConfigError with what is allowed."""
+    """Refuse settings that contradict each other. Raises ConfigError with what is allowed."""
     if not config.issuer.strip() and config.columns.issuer is None:
         raise ConfigError(
             "data.issuer is empty: patient ids mean nothing without the one who issued them.",
             remedy="Name the hospital, registry or data set, e.g. data.issuer='clinic.example radiology'.",
         )
     _check_labels(config)
-    if config.format == "table":
-        if features_of(config.table) == 0:
-            raise ConfigError(
-                "data.table names no columns to learn from.",
-                remedy="Declare data.table.numeric, categorical or binned; ranges and vocabularies are public.",
-            )
-    elif not config.image_shape:
+    if config.format != "table" and not config.image_shape:
         raise _no_shape(config.image_shape)
+
+
+def check_complete(config: DataConfig) -> None:
+    """Refuse settings with which no record can be read. Raises ConfigError with what is missing."""
+    check(config)
+    if config.format == "table" and features_of(config.table) == 0:
+        raise ConfigError(
+            "data.table names no columns to learn from.",
+            remedy="Declare data.table.numeric, categorical or binned; ranges and vocabularies are public.",
+        )
 
 
 def _no_shape(shape: list[int]) -> ConfigError:

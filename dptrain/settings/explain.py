@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    KeyValidationError,
+    OmegaConfBaseException,
+)
+from yaml import MarkedYAMLError, YAMLError
+
 from dptrain.errors import ConfigError
 from dptrain.settings.names import unknown_setting
 from dptrain.settings.overrides import unreadable
@@ -14,10 +24,6 @@ from dptrain.words import suggest
 @contextmanager
 def friendly_errors(words: Sequence[str] = ()) -> Iterator[None]:
     """Turn the errors of Hydra, OmegaConf and YAML into a ConfigError (`words`: what was composed)."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -26,10 +32,6 @@ def friendly_errors(words: Sequence[str] = ()) -> Iterator[None]:
 
 def explain(error: BaseException, words: Sequence[str] = ()) -> ConfigError:
     """An error of Hydra, OmegaConf or YAML in plain words, with the nearest valid names."""
-    from hydra.errors import MissingConfigException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import MarkedYAMLError
-
     if isinstance(error, OverrideParseException):
         return unreadable([error.override], 0)
     if isinstance(error, MissingConfigException):
@@ -58,17 +60,8 @@ def explain(error: BaseException, words: Sequence[str] = ()) -> ConfigError:
     )
 
 
-def _of_node(error: BaseException) -> ConfigError:
+def _of_node(error: OmegaConfBaseException) -> ConfigError:
     """What is wrong with one setting: its name does not exist, it refers to nothing, or its value does not fit."""
-    from omegaconf.errors import (
-        ConfigAttributeError,
-        ConfigKeyError,
-        InterpolationResolutionError,
-        KeyValidationError,
-        OmegaConfBaseException,
-    )
-
-    assert isinstance(error, OmegaConfBaseException)
     name = error.full_key or str(error.key or "")
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return unknown_setting(name)

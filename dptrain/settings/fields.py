@@ -6,12 +6,13 @@ import copy
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from dptrain.errors import ConfigError
 from dptrain.words import suggest
 
 T = TypeVar("T")
+Kind: TypeAlias = Any  # a type as a hint writes it: a class, list[str], str | None
 HELP, DOTTED = "help", "dotted"
 
 
@@ -29,7 +30,7 @@ def setting(default: T, help: str, *, dotted: bool = False) -> T:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def section(kind: type[T], **changes: Any) -> T:
+def section(kind: type[T], **changes: object) -> T:
     """A field that holds a settings class of its own."""
     return dataclasses.field(default_factory=lambda: kind(**changes))
 

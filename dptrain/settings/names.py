@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import Any, get_origin
+from typing import get_origin
 
 from dptrain.errors import ConfigError
+from dptrain.settings.fields import Kind
 from dptrain.settings.run import Settings
 from dptrain.words import suggest
 
@@ -17,14 +18,14 @@ NETWORK_REMEDY = (
 )
 
 
-def kinds(kind: Any = Settings, prefix: str = "") -> dict[str, Any]:
+def kinds(kind: type = Settings, prefix: str = "") -> dict[str, Kind]:
     """Dotted name -> declared type of every setting, sections included."""
-    found: dict[str, Any] = {}
+    named: dict[str, Kind] = {}
     for name, hint in typing.get_type_hints(kind).items():
-        found[f"{prefix}{name}"] = hint
+        named[f"{prefix}{name}"] = hint
         if dataclasses.is_dataclass(hint):
-            found |= kinds(hint, f"{prefix}{name}.")
-    return found
+            named |= kinds(typing.cast(type, hint), f"{prefix}{name}.")
+    return named
 
 
 def setting_names() -> list[str]:

@@ -6,15 +6,16 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import get_origin
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
 
 from dptrain.errors import ConfigError
 from dptrain.settings.names import GROUPS, free_above, kinds, setting_names, unknown_setting
 from dptrain.settings.places import recipe_folders
 from dptrain.words import suggest
-
-if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
 
 
 def read_overrides(words: Sequence[str], *, sweep: bool = False) -> list[Override]:
@@ -74,9 +75,6 @@ def for_shell(word: str) -> str:
 
 
 def _parsed(word: str) -> Override | None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     try:
         return OverridesParser.create().parse_overrides([word])[0]
     except HydraException:
@@ -125,14 +123,12 @@ def _several(word: str) -> ConfigError:
 
 def _check_name(override: Override) -> None:
     """Refuse a name that no setting has; what Hydra itself has (hydra.…, hydra/launcher) is left to it."""
-    from hydra.core.override_parser.types import OverrideType
-
     key, every = override.key_or_group, kinds()
     if key.partition(".")[0].partition("/")[0] == "hydra" or override.package is not None:
         return
     if key in GROUPS or free_above(key) is not None:
         return
-    kind: Any = every.get(key)
+    kind = every.get(key)
     if kind is None:
         parent = every.get(key.rpartition(".")[0])
         if get_origin(parent) is not list:

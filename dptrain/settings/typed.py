@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, TypeVar, get_args, get_origin
 
 from dptrain.errors import ConfigError
-from dptrain.settings.fields import DOTTED, one_of
+from dptrain.settings.fields import DOTTED, Kind, one_of
 from dptrain.settings.names import unknown_setting
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a 
 MISSING = "???"
 
 
-def build(kind: type[T], values: Any, where: str = "") -> T:
+def build(kind: type[T], values: object, where: str = "") -> T:
     """An object of the settings class `kind` from plain values; what is not given keeps its default.
 
     Args:
@@ -31,14 +31,14 @@ def build(kind: type[T], values: Any, where: str = "") -> T:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'the configuration'} is no group of settings.", remedy=f"Write {where}.NAME=….")
     hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
-    given: dict[str, Any] = {}
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Kind, kind))}
+    given: dict[str, object] = {}
     for name, value in values.items():
         place = f"{where}.{name}" if where else str(name)
         if name not in fields:
             raise unknown_setting(place)
         if dataclasses.is_dataclass(hints[name]):
-            given[name] = build(typing.cast(type[Any], hints[name]), value, place)
+            given[name] = build(hints[name], value, place)
             continue
         if fields[name].metadata.get(DOTTED) and isinstance(value, Mapping):
             value = _dotted(value)
@@ -46,7 +46,7 @@ def build(kind: type[T], values: Any, where: str = "") -> T:
     return kind(**given)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Kind:
     """Settings as plain dictionaries, lists and values, in the order of their fields."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -57,13 +57,13 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, StrEnum) else value
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def _default(field: dataclasses.Field[object]) -> object:
     return None if field.default is dataclasses.MISSING else field.default
 
 
-def _dotted(entries: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def _dotted(entries: Mapping[object, object], prefix: str = "") -> dict[str, object]:
     """{"a": {"b": 1}} and {"a.b": 1} alike as {"a.b": 1}: an override's dots nest, a file's need not."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in entries.items():
         if isinstance(value, Mapping):
             flat.update(_dotted(value, f"{prefix}{key}."))
@@ -72,7 +72,7 @@ def _dotted(entries: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _value(kind: Any, value: Any, name: str, default: Any) -> Any:
+def _value(kind: Kind, value: object, name: str, default: object) -> object:
     if kind is Any:
         return _complete(value, name)
     if value == MISSING:
@@ -101,7 +101,7 @@ def _value(kind: Any, value: Any, name: str, default: Any) -> Any:
     return _truth(value, name, default) if kind is bool else _number(kind, value, name, default)
 
 
-def _complete(value: Any, name: str) -> Any:
+def _complete(value: object, name: str) -> object:
     """A free value, in which nothing may be left open."""
     if isinstance(value, Mapping):
         return {_key(key, name): _complete(item, f"{name}.{key}") for key, item in value.items()}
@@ -112,7 +112,7 @@ def _complete(value: Any, name: str) -> Any:
     return value
 
 
-def _key(key: Any, name: str) -> str:
+def _key(key: object, name: str) -> str:
     if isinstance(key, str):
         return key
     shown = str(key).lower() if isinstance(key, bool) else str(key)
@@ -126,7 +126,7 @@ def _key(key: Any, name: str) -> str:
 BOOLEAN = " (YAML reads yes, no, on, off, true and false without quotes as true or false)"
 
 
-def _text(value: Any, name: str, default: Any) -> str:
+def _text(value: object, name: str, default: object) -> str:
     if isinstance(value, bool):
         raise ConfigError(
             f"{name} is {str(value).lower()}, and must be a text{BOOLEAN}.",
@@ -139,14 +139,14 @@ def _text(value: Any, name: str, default: Any) -> str:
     raise _wrong(str, value, name, default)
 
 
-def _truth(value: Any, name: str, default: Any) -> bool:
+def _truth(value: object, name: str, default: object) -> bool:
     text = str(value).lower()
     if isinstance(value, bool | int | str) and text in (*TRUE, *FALSE):
         return text in TRUE
     raise _wrong(bool, value, name, default)
 
 
-def _number(kind: Any, value: Any, name: str, default: Any) -> Any:
+def _number(kind: Kind, value: object, name: str, default: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _wrong(kind, value, name, default)
     if kind is int and isinstance(value, float):
@@ -160,7 +160,7 @@ def _number(kind: Any, value: Any, name: str, default: Any) -> Any:
         raise _wrong(kind, value, name, default) from None
 
 
-def _wrong(kind: Any, value: Any, name: str, default: Any) -> ConfigError:
+def _wrong(kind: Kind, value: object, name: str, default: object) -> ConfigError:
     what = KINDS[kind]
     usual = f", for instance {name}={str(default).lower() if isinstance(default, bool) else default}"
     said = f"{name}= is empty; it takes {what}." if value in ("", None) else f"{name}={value} is not {what}."

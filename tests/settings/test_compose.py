@@ -11,7 +11,7 @@ import pytest
 from dptrain import targets
 from dptrain.errors import ConfigError
 from dptrain.settings import from_yaml, load, to_yaml
-from dptrain.settings.compose import without_password
+from dptrain.settings.kept import without_password
 from dptrain.training.planning import make_plan
 
 
