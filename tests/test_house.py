@@ -19,13 +19,14 @@ HOUSE = [
     ["data"],
     ["audit.config"],  # settings alone
     ["config"],
-    ["models", "sweep"],
+    ["models"],
     ["engine"],
     ["training"],
     ["audit"],
-    ["report", "registration"],
-    ["cli"],  # finds commands by name
-    ["demo", "__main__"],
+    ["report"],
+    ["commands"],
+    ["cli"],
+    ["__main__"],
 ]
 HEIGHT = {name: height for height, row in enumerate(HOUSE) for name in row}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "migrations" not in path.parts)

@@ -12,9 +12,9 @@ from dptrain import __version__, accounting
 from dptrain.config import Settings, without_password
 from dptrain.ledger.grants import charged
 from dptrain.plan import Mechanism, Plan
-from dptrain.sweep import sweep_id
 from dptrain.training.planning import finite, promise
 from dptrain.training.runfolder import RUN_SCHEMA, RunFolder
+from dptrain.training.sweeps import sweep_id
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus, GateFacts, Grant, SignedHead
