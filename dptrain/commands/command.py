@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.errors import ConfigError
+from dptrain.settings.explain import GROUPS
 from dptrain.words import Word, parse_words
-
-GROUPS = ("data", "model", "privacy", "optimizer", "training", "audit", "ledger", "report", "recipe", "debug")
 
 
 class Takes(Enum):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dptrain.commands.command import Command
 from dptrain.commands.places import PLACES
+from dptrain.vocabulary import Split
 from dptrain.words import Word, suggest
-
-SPLITS = ("train", "calibration", "validation", "test")
 
 
 def split(text: str) -> str:
     """The name of a split. Raises ValueError for any other text."""
-    if text not in SPLITS:
-        raise ValueError(suggest(text, SPLITS))
+    if text not in list(Split):
+        raise ValueError(suggest(text, list(Split)))
     return text
 
 

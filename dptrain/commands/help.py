@@ -49,8 +49,8 @@ def help_text(command: Command, members: Sequence[Command] = ()) -> str:
     words = {name: word.help + default_text(word) for name, word in command.words.items()}
     pieces = [
         f"usage: {usage(command)}",
-        command.about or f"{command.line[:1].upper()}{command.line[1:]}.",
-        columns({member.name: member.line for member in members}),
+        command.about or sentence(command.line),
+        columns({member.name.removeprefix(f"{command.name} "): member.line for member in members}),
         ("" if command.run else "every command takes\n") + columns({**words, **command.flags}),
         SETTINGS if command.takes is Takes.SETTINGS else "",
         "\n".join(["examples:", *(f"  {line}" for line in command.examples)]) if command.examples else "",
@@ -58,6 +58,11 @@ def help_text(command: Command, members: Sequence[Command] = ()) -> str:
         exit_codes((0, 2, *command.codes)),
     ]
     return "\n\n".join(piece for piece in pieces if piece)
+
+
+def sentence(line: str) -> str:
+    """A line of the list of commands as a sentence of its own."""
+    return f"{line[:1].upper()}{line[1:]}{'' if line[-1] in '.?' else '.'}"
 
 
 def usage(command: Command) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dptrain.commands.command import GROUPS, Command, Takes
+from dptrain.commands.command import Command, Takes
+from dptrain.settings.explain import GROUPS
 
 TRAIN = Command(
     name="train",

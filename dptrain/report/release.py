@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import ConfigError, GuaranteeBroken, LedgerRefused
+from dptrain.files import utc_now, write_json
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, build
-from dptrain.training.runfolder import RunFolder, now, write_json
+from dptrain.training.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus, Controller, Ledger
@@ -60,7 +61,7 @@ def release(folder: str | Path, decision: Decision, lang: str, *, ledger: Ledger
             f"The ledger does not know run '{facts['run']['id']}'; there is nothing to sign.",
             remedy="Name the ledger in which the run was granted: ledger.url=…",
         )
-    date = now()
+    date = utc_now()
     entry = ledger.record_release(
         str(run["id"]),
         items=list(decision.items),

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from dptrain.sweep import flags_first
 
 from dptrain import cli
+from dptrain.commands.acts.sweep import flags_first
 from dptrain.training.runfolder import RunFolder
 from tests.training.conftest import Site, make_site
 

@@ -11,8 +11,8 @@ from typing import Any
 from dptrain.audit.run import audit_run, audit_settings
 from dptrain.commands.acts.sweep import compose_and_run, is_sweep, job_settings, job_words, write_outcome
 from dptrain.commands.command import Call
-from dptrain.config import load
 from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError, DptrainError, quiet
+from dptrain.settings import load
 
 
 def audit(call: Call) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dptrain import models
 from dptrain.commands.command import Call
-from dptrain.config import load
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_CHECK
+from dptrain.settings import load
 from dptrain.training import session
 
 

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from dptrain.commands.acts.numbers import number
 from dptrain.commands.command import Call
-from dptrain.config import load
 from dptrain.errors import EXIT_DONE
+from dptrain.settings import load
 from dptrain.training.planning import forecast
 
 

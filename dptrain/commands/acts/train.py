@@ -15,10 +15,10 @@ from rich.table import Table
 from dptrain.commands.acts.numbers import number
 from dptrain.commands.acts.sweep import compose_and_run, is_sweep, job_settings, job_words, write_outcome
 from dptrain.commands.command import Call
-from dptrain.config import from_yaml, settings_of
 from dptrain.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, DptrainError, LedgerRefused, quiet
 from dptrain.ledger import open_ledger
 from dptrain.plan import Plan
+from dptrain.settings import from_yaml, settings_of
 from dptrain.training import run
 from dptrain.training.facts import inherited
 from dptrain.training.planning import sweep_cost

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from dptrain.commands.command import Command, Takes
+from dptrain.commands.command import Command
 from dptrain.commands.places import PLACES
 from dptrain.words import Word
 
@@ -22,27 +20,3 @@ LEDGER = Command(
     notes="The controller's passphrase comes from DPTRAIN_PASSPHRASE, or is asked for.",
     codes=(3,),
 )
-
-
-def ledger_command(
-    name: str,
-    line: str,
-    *,
-    run: str,
-    words: Mapping[str, Word] | None = None,
-    flags: Mapping[str, str] | None = None,
-    takes: Takes = Takes.WORDS,
-    examples: tuple[str, ...],
-    codes: tuple[int, ...] = (),
-) -> Command:
-    """One of the ledger's commands: `run` is `module:function` below the acts; the places and --json come with it."""
-    return Command(
-        name=f"ledger {name}",
-        line=line,
-        run=f"dptrain.commands.acts.ledger.{run}",
-        words={**(words or {}), **PLACES},
-        takes=takes,
-        flags={**JSON, **(flags or {})},
-        examples=examples,
-        codes=(3, *codes),
-    )

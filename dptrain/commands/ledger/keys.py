@@ -2,48 +2,64 @@
 
 from __future__ import annotations
 
-from dptrain.commands.ledger.family import ledger_command
+from dptrain.commands.command import Command
+from dptrain.commands.ledger.family import JSON
+from dptrain.commands.places import PLACES
 from dptrain.words import Word, yes_or_no
 
-INIT = ledger_command(
-    "init",
-    "Make the site's keys (where there are none) and an empty ledger.",
-    run="keys:init",
+INIT = Command(
+    name="ledger init",
+    line="Make the site's keys (where there are none) and an empty ledger.",
+    run="dptrain.commands.acts.ledger.keys:init",
+    words=PLACES,
+    flags=JSON,
     examples=(
         "dptrain ledger init",
         "dptrain ledger init ledger.url=postgresql://ledger@db/dptrain ledger.keys=/etc/dptrain/keys",
     ),
+    codes=(3,),
 )
 
-KEYGEN = ledger_command(
-    "keygen",
-    "Make the site's keys only.",
-    run="keys:keygen",
+KEYGEN = Command(
+    name="ledger keygen",
+    line="Make the site's keys only.",
+    run="dptrain.commands.acts.ledger.keys:keygen",
+    words=PLACES,
+    flags=JSON,
     examples=("dptrain ledger keygen ledger.keys=/etc/dptrain/keys",),
+    codes=(3,),
 )
 
-ROTATE = ledger_command(
-    "rotate",
-    "Replace a key (docs/ledger.md, Keys).",
-    run="keys:rotate",
+ROTATE = Command(
+    name="ledger rotate",
+    line="Replace a key (docs/ledger.md, Keys).",
+    run="dptrain.commands.acts.ledger.keys:rotate",
     words={
         "what": Word(str, "site, controller, secret or recovery"),
         "recovery": Word(yes_or_no, "yes: sign with the recovery code instead of the controller's key", False),
+        **PLACES,
     },
+    flags=JSON,
     examples=("dptrain ledger rotate what=site", "dptrain ledger rotate what=controller recovery=yes"),
+    codes=(3,),
 )
 
-BACKUP = ledger_command(
-    "backup",
-    "Write a sound copy of a SQLite ledger.",
-    run="keys:backup",
-    words={"to": Word(str, "a file that does not exist yet")},
+BACKUP = Command(
+    name="ledger backup",
+    line="Write a sound copy of a SQLite ledger.",
+    run="dptrain.commands.acts.ledger.keys:backup",
+    words={"to": Word(str, "a file that does not exist yet"), **PLACES},
+    flags=JSON,
     examples=("dptrain ledger backup to=/backup/ledger-2026-05-03.sqlite",),
+    codes=(3,),
 )
 
-MIGRATE = ledger_command(
-    "migrate",
-    "Bring an older ledger to this program's schema (back it up first).",
-    run="keys:migrate",
+MIGRATE = Command(
+    name="ledger migrate",
+    line="Bring an older ledger to this program's schema (back it up first).",
+    run="dptrain.commands.acts.ledger.keys:migrate",
+    words=PLACES,
+    flags=JSON,
     examples=("dptrain ledger migrate",),
+    codes=(3,),
 )

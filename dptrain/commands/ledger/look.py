@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dptrain.commands.ledger.family import ledger_command
+from dptrain.commands.command import Command
+from dptrain.commands.ledger.family import JSON
+from dptrain.commands.places import PLACES
 from dptrain.words import Word
 
 
@@ -13,38 +15,47 @@ def count(text: str) -> int:
     return int(text)
 
 
-SHOW = ledger_command(
-    "show",
-    "Where the cohorts stand.",
-    run="look:show",
-    words={"cohort": Word(str, "one cohort, with its runs (default: all)", None)},
-    flags={"--steward": "counts for the steward alone: who is left out, and why"},
+SHOW = Command(
+    name="ledger show",
+    line="Where the cohorts stand.",
+    run="dptrain.commands.acts.ledger.look:show",
+    words={"cohort": Word(str, "one cohort, with its runs (default: all)", None), **PLACES},
+    flags={**JSON, "--steward": "counts for the steward alone: who is left out, and why"},
     examples=("dptrain ledger show", "dptrain ledger show cohort=chest --json"),
+    codes=(3,),
 )
 
-HISTORY = ledger_command(
-    "history",
-    "The entries, newest last.",
-    run="look:history",
+HISTORY = Command(
+    name="ledger history",
+    line="The entries, newest last.",
+    run="dptrain.commands.acts.ledger.look:history",
     words={
         "cohort": Word(str, "only this cohort", None),
         "run": Word(str, "only this run", None),
         "last": Word(count, "so many entries, 1 or more", 30),
+        **PLACES,
     },
+    flags=JSON,
     examples=("dptrain ledger history cohort=chest last=50",),
+    codes=(3,),
 )
 
-VERIFY = ledger_command(
-    "verify",
-    "Read everything again and name the first bad entry (exit code 3 if there is one).",
-    run="look:verify",
+VERIFY = Command(
+    name="ledger verify",
+    line="Read everything again and name the first bad entry (exit code 3 if there is one).",
+    run="dptrain.commands.acts.ledger.look:verify",
+    words=PLACES,
+    flags=JSON,
     examples=("dptrain ledger verify ledger.witness=/mnt/dpo/heads.jsonl",),
+    codes=(3,),
 )
 
-HEADS = ledger_command(
-    "heads",
-    "The newest entry, signed: whoever keeps it can prove a later rollback.",
-    run="look:heads",
-    words={"to": Word(str, "append the signed head to this file, for somebody else to keep", None)},
+HEADS = Command(
+    name="ledger heads",
+    line="The newest entry, signed: whoever keeps it can prove a later rollback.",
+    run="dptrain.commands.acts.ledger.look:heads",
+    words={"to": Word(str, "append the signed head to this file, for somebody else to keep", None), **PLACES},
+    flags=JSON,
     examples=("dptrain ledger heads to=/mnt/dpo/heads.jsonl",),
+    codes=(3,),
 )

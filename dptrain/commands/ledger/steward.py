@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dptrain.commands.command import Takes
-from dptrain.commands.ledger.family import COHORT, REASON, ledger_command
+from dptrain.commands.command import Command, Takes
+from dptrain.commands.ledger.family import COHORT, JSON, REASON
+from dptrain.commands.places import PLACES
 from dptrain.words import Word, yes_or_no
 
 
@@ -12,10 +13,10 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-REGISTER = ledger_command(
-    "register",
-    "Check and hash every record, and register the cohort or a new version of it. Nothing is charged.",
-    run="steward:register",
+REGISTER = Command(
+    name="ledger register",
+    line="Check and hash every record, and register the cohort or a new version of it. Nothing is charged.",
+    run="dptrain.commands.acts.ledger.steward:register",
     words={
         "public_size": Word(int, "N, the number of training patients declared to the public"),
         "owner": Word(str, "who answers for the cohort; named in every refusal"),
@@ -25,36 +26,45 @@ REGISTER = ledger_command(
         "licence": Word(str, "licence of public data (default: the recipe's)", None),
         "overlaps": Word(names, "cohorts with patients in common, comma-separated", ()),
         "caution": Word(str, "a sentence that every report must carry", None),
+        **PLACES,
     },
     takes=Takes.SETTINGS,
+    flags=JSON,
     examples=('dptrain ledger register recipe=chest_xray_pneumonia public_size=2180 owner="Radiology"',),
-    codes=(5,),
+    codes=(3, 5),
 )
 
-WITHDRAW = ledger_command(
-    "withdraw",
-    "Leave a patient out of everything from now on. What was spent stays spent; no id is recorded.",
-    run="steward:withdraw",
+WITHDRAW = Command(
+    name="ledger withdraw",
+    line="Leave a patient out of everything from now on. What was spent stays spent; no id is recorded.",
+    run="dptrain.commands.acts.ledger.steward:withdraw",
     words={
         "issuer": Word(str, "who gave the patient's id"),
         "patient": Word(str, "the id (default: asked for, so that no shell history keeps it)", None),
         "new_issuer": Word(yes_or_no, "yes: no cohort with ids of this issuer is registered yet", False),
+        **PLACES,
     },
+    flags=JSON,
     examples=("dptrain ledger withdraw issuer='St. Mary'",),
+    codes=(3,),
 )
 
-LOCK = ledger_command(
-    "lock",
-    "Lock a cohort by hand. Anyone may.",
-    run="steward:lock",
-    words={"cohort": COHORT, "reason": REASON},
+LOCK = Command(
+    name="ledger lock",
+    line="Lock a cohort by hand. Anyone may.",
+    run="dptrain.commands.acts.ledger.steward:lock",
+    words={"cohort": COHORT, "reason": REASON, **PLACES},
+    flags=JSON,
     examples=("dptrain ledger lock cohort=chest reason='complaint of 3 May'",),
+    codes=(3,),
 )
 
-CLOSE = ledger_command(
-    "close",
-    "Close a run that died: what it paid stays paid, leases that never began go back (open budgets).",
-    run="steward:close",
-    words={"run": Word(str, "a run that died and will not be resumed"), "reason": REASON},
+CLOSE = Command(
+    name="ledger close",
+    line="Close a run that died: what it paid stays paid, leases that never began go back (open budgets).",
+    run="dptrain.commands.acts.ledger.steward:close",
+    words={"run": Word(str, "a run that died and will not be resumed"), "reason": REASON, **PLACES},
+    flags=JSON,
     examples=("dptrain ledger close run=sweep-3 reason='machine was taken down'",),
+    codes=(3,),
 )

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dptrain.commands.acts.ledger.desk import Output, controller_of, no_run, opened, show_one, state_of
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError, LedgerRefused
+from dptrain.files import file_sha256
 from dptrain.ledger import gate
 from dptrain.ledger.status import CohortStatus
 from dptrain.plan import Mechanism, default_delta
@@ -94,7 +94,7 @@ def _with_noise(
 
 def forecast(words: Sequence[str], public_size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
     """The mechanisms of one run as these settings would train it, when it may cost epsilon."""
-    from dptrain.config import load
+    from dptrain.settings import load
     from dptrain.training.planning import make_plan
 
     settings = load(
@@ -116,7 +116,10 @@ def weights(call: Call) -> int:
         if value is None:
             raise ConfigError(f"'{name}' is missing.", remedy=f"Give {name}=… of the weights.")
     if words["file"] is not None:
-        sha = _sha256(Path(words["file"]))
+        try:
+            sha = file_sha256(words["file"])
+        except OSError as error:
+            raise ConfigError(f"{words['file']} cannot be read: {error.strerror}.") from None
     ledger, keys = opened(words)
     ledger.declare_weights(sha, source=source, licence=licence, controller=controller_of(keys))
     out.say(f"Declared public: weights {sha[:16]}… ({source}; {licence}).")
@@ -124,22 +127,12 @@ def weights(call: Call) -> int:
     return EXIT_DONE
 
 
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-
-
 def weights_of(settings: Sequence[str]) -> tuple[str, str]:
     """SHA-256 and source of the weights that a recipe's network brings.
 
     Raises ConfigError for a recipe that starts at random.
     """
-    from dptrain.config import load
+    from dptrain.settings import load
     from dptrain.training.session import build_network
 
     network = build_network(load(settings))

@@ -38,7 +38,7 @@ class ScanResult:
 def scan(words: Sequence[str], keys: Keys) -> ScanResult:
     """Read, check and hash every record that these settings name. Raises DataUnreadable with every fault."""
     from dptrain import data
-    from dptrain.config import load
+    from dptrain.settings import load
 
     settings = load(words)
     cohort = data.scan(settings.data, keys)
