@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import ConfigError, GuaranteeBroken, LedgerRefused
 from dptrain.files import utc_now, write_json
+from dptrain.records import RunFolder
+from dptrain.records.run import Released
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, build
-from dptrain.training.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus, Controller, Ledger
@@ -52,7 +53,7 @@ def release(folder: str | Path, decision: Decision, lang: str, *, ledger: Ledger
         LedgerRefused: the ledger does not know the run, or this is not the controller's key.
     """
     place = RunFolder(folder)
-    run = place.read_facts()
+    run = place.read()
     facts = facts_module.read(place.path)
     _refuse(facts, decision.items)
     status = standing(ledger, place.path)
@@ -63,23 +64,23 @@ def release(folder: str | Path, decision: Decision, lang: str, *, ledger: Ledger
         )
     date = utc_now()
     entry = ledger.record_release(
-        str(run["id"]),
+        str(run.id),
         items=list(decision.items),
         recipient=decision.recipient,
         purpose=decision.purpose,
         advice=decision.advice,
         controller=controller,
     )
-    run["released"] = {
-        "items": list(decision.items),
-        "recipient": decision.recipient,
-        "purpose": decision.purpose,
-        "advice": decision.advice,
-        "controller": status.owner,
-        "date": date,
-        "entry": f"{entry.seq} ({entry.hash.hex()})",
-    }
-    place.write_facts(run)
+    released = Released(
+        items=decision.items,
+        recipient=decision.recipient,
+        purpose=decision.purpose,
+        advice=decision.advice,
+        controller=status.owner,
+        date=date,
+        entry=f"{entry.seq} ({entry.hash.hex()})",
+    )
+    place.amend(released=released)
     target = build(place.path, lang, "public", ledger=status)
     _bundle(place)
     if (place.restricted_report / MANIFEST).exists():

@@ -12,7 +12,7 @@ import pytest
 
 from dptrain import cli
 from dptrain.commands.acts.sweep import flags_first
-from dptrain.training.runfolder import RunFolder
+from dptrain.records import RunFolder
 from tests.training.conftest import Site, make_site
 
 __all__ = ["make_site"]

@@ -16,9 +16,9 @@ from pathlib import Path
 from dptrain.commands import table
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, ConfigError, DptrainError
+from dptrain.files import make_folder
 from dptrain.samples.sources import find_demo_data
 from dptrain.shipped import resolved
-from dptrain.training.runfolder import make_folder
 
 MARK = ".dptrain-demo"
 PASSPHRASE = "for demonstration only"

@@ -14,12 +14,12 @@ from dptrain.commands.command import Call
 from dptrain.commands.places import PLACES
 from dptrain.errors import EXIT_DATA_UNREADABLE, EXIT_DONE, LedgerRefused
 from dptrain.ledger import Ledger, open_ledger
+from dptrain.records.folder import RunFolder
 from dptrain.report import cohort
 from dptrain.report.build import build
 from dptrain.report.language import LANGUAGES, Language
 from dptrain.report.release import standing
 from dptrain.report.verify import verify
-from dptrain.training.runfolder import RunFolder
 
 
 def with_run(words: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
