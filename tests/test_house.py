@@ -17,6 +17,7 @@ HOUSE = [
     ["errors", "lazy"],
     ["words", "cells"],
     ["plan", "targets", "progress", "shipped"],
+    ["leave"],
     ["accounting"],
     ["settings"],
     ["ledger"],

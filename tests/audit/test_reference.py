@@ -19,20 +19,20 @@ from dptrain.engine import ClippedSum, noise
 from dptrain.errors import ConfigError
 from dptrain.models.nets import cnn1d, linear_head, mlp, small_cnn
 from dptrain.settings import AuditConfig, OptimizerConfig
-from dptrain.training import loop
+from dptrain.training import step as private_step
 from dptrain.training.losses import loss_for_task
 from tests.audit.made import make_material, make_plan
 
 
 def truth(material: Material, member: np.ndarray, start: dict[str, Tensor]) -> dict[str, Tensor]:
     """One patient at a time in float64: full draws, no noise, the run's optimiser."""
-    from dptrain.training.loop import build_optimizer, learning_rate
+    from dptrain.training.step import build_optimizer, learning_rate
 
     plan = material.plan
     module = copy.deepcopy(material.module)
     module.load_state_dict(start)
     module = module.double()
-    optimizer = build_optimizer(module, material.optimizer)
+    optimizer = build_optimizer(list(module.parameters()), material.optimizer)
     average = {n: p.detach().clone() for n, p in module.named_parameters()}
     for step in range(plan.steps):
         total = [torch.zeros_like(p) for p in module.parameters()]
@@ -266,7 +266,7 @@ def one_noise_for_the_stack(patch: pytest.MonkeyPatch) -> None:
 
 
 def engine_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
-    class Realised(loop.PatientOptimizer):
+    class Realised(private_step.PatientOptimizer):
         drawn = 0
 
         def accumulate(self, chunk: ClippedSum | None = None) -> None:
@@ -279,7 +279,7 @@ def engine_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
                 p.grad *= self.expected_batch_size / max(1, self.drawn)
             self.drawn = 0
 
-    patch.setattr(loop, "PatientOptimizer", Realised)
+    patch.setattr(private_step, "PatientOptimizer", Realised)
 
 
 def stack_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
