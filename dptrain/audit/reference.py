@@ -37,6 +37,7 @@ from dptrain.plan import Plan
 from dptrain.settings import OptimizerConfig
 from dptrain.training.loop import fit
 from dptrain.training.step import PrivateStep, Update
+from dptrain.vocabulary import Activation, Labels, task_spec
 
 Tick = Callable[[int], None]
 STACK_BYTES = 256 << 20
@@ -198,13 +199,18 @@ class _Stack(nn.Module):
             [nn.Parameter(torch.stack([s[name] for s in starts]).to(device, torch.float32)) for name in self.names]
         )
         steps, ema = material.plan.steps, material.ema
-        self.update = Update(list(self.weights), material.optimizer, steps=steps, ema=ema)
+        self._step = Update(list(self.weights), material.optimizer, steps=steps, ema=ema)
 
     def by_name(self) -> dict[str, Tensor]:
         return dict(zip(self.names, self.weights, strict=True))
 
+    def update(self, gradients: Sequence[Tensor]) -> None:
+        """One step of the optimiser and of the average, as a run takes it."""
+        self._step.apply(gradients)
+
     def final(self) -> dict[str, Tensor]:
-        values = self.update.average if self.update.average is not None else [w.detach() for w in self.weights]
+        average = self._step.average
+        values = [w.detach() for w in self.weights] if average is None else average
         return dict(zip(self.names, values, strict=True))
 
 
@@ -261,9 +267,10 @@ def _single(layers: list[tuple[str, nn.Module]]) -> tuple[str, nn.Module] | None
 
 def _residual(logits: Tensor, labels: Tensor, task: str) -> Tensor:
     """Gradient of the per-record loss by the logits, [R, M, C]."""
-    if task == "binary":
+    spec = task_spec(task)
+    if spec.one_logit:
         return torch.sigmoid(logits) - labels.reshape(-1, 1, 1).float()
-    if task == "multiclass":
+    if spec.activation is Activation.SOFTMAX:
         return logits.softmax(2) - nn.functional.one_hot(labels.long().reshape(-1), logits.shape[2])[:, None]
     return (torch.sigmoid(logits) - labels[:, None].float()) / logits.shape[2]
 
@@ -308,7 +315,7 @@ def _train_linear(
             if shift is not None:
                 sums["bias"] = scaled.sum(0)
             ordered = [sums[name.rpartition(".")[2]] for name in stack.names]
-            stack.update.apply(_noisy_mean(ordered, draws, plan))
+            stack.update(_noisy_mean(ordered, draws, plan))
         tick(models)
 
 
@@ -449,7 +456,7 @@ def _train_dense(
                 sums[_prefix(name, "weight")] = torch.bmm(clipped.transpose(1, 2), below)
                 if bias:
                     sums[_prefix(name, "bias")] = clipped.sum(1)
-            stack.update.apply(_noisy_mean([sums[name] for name in stack.names], draws, plan))
+            stack.update(_noisy_mean([sums[name] for name in stack.names], draws, plan))
         tick(models)
 
 
@@ -500,7 +507,7 @@ def _train_stacked(material: Material, stack: _Stack, draws: Draws, device: torc
             for name, target in grouped.items():
                 total = torch.einsum("mp,mpd->md", factor, torch.nan_to_num(target))
                 sums[name][some] = total.reshape(sums[name][some].shape)
-        stack.update.apply(_noisy_mean([sums[name] for name in stack.names], draws, plan))
+        stack.update(_noisy_mean([sums[name] for name in stack.names], draws, plan))
         tick(models)
 
 
@@ -657,7 +664,7 @@ def train_in_processes(
 
 def score_outputs(outputs: Tensor, labels: Tensor, task: str, loss: Any) -> Array:
     """Scores [M, R] of outputs [M, R, …]: logit-scaled confidence, or the negative loss for segmentation."""
-    if task == "segmentation":
+    if task_spec(task).labels is Labels.MASK:
         return from_loss(torch.stack([loss(output, labels) for output in outputs]).double().cpu().numpy())
     return confidence(outputs.double().cpu().numpy(), labels.cpu().numpy(), task)
 

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dptrain.data.cohort import Cohort, mapped, threads_for
-from dptrain.data.crypto_random import CryptoRandom
 from dptrain.data.records import quiet_libraries
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable
 from dptrain.leave import Leave, require_leave
 from dptrain.plan import Plan
+from dptrain.randomness import CryptoRandom
 from dptrain.settings.data import shape_of
+from dptrain.vocabulary import Labels, Split, task_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,8 +71,9 @@ def _blank(cohort: Cohort) -> dict[str, Any]:
 
     shape = list(cohort.config.image_shape)
     item = {"image": torch.zeros(shape)}
-    if cohort.config.task == "segmentation":
-        item["label"] = torch.zeros([1, *shape[1:]], dtype=torch.int64)
+    spec = task_spec(cohort.config.task)
+    if spec.labels is Labels.MASK:
+        item["label"] = torch.zeros(spec.label_shape(len(cohort.config.classes), shape), dtype=torch.int64)
     return item
 
 
@@ -226,7 +228,7 @@ class PatientLoader:
         plan: Plan,
         grant: Leave,
         *,
-        split: str = "train",
+        split: str = Split.TRAIN,
         augment: Sequence[Any] | None = None,
         chunk: int = 64,
         start: int = 0,
@@ -310,7 +312,7 @@ class PatientLoader:
         if not self.augment:
             return shape
         view = {"image": torch.rand(shape)}
-        if self.cohort.config.task == "segmentation":
+        if task_spec(self.cohort.config.task).labels is Labels.MASK:
             view["label"] = torch.zeros((1, *shape[1:]), dtype=torch.long)
         return tuple(transforms.apply(self.augment, view)[0]["image"].shape)
 

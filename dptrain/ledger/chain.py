@@ -12,11 +12,11 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dptrain.errors import LedgerRefused
+from dptrain.files import utc_now
 from dptrain.ledger.keys import Controller, Keys, signed_by
 
 ENTRY_VERSION = 1
@@ -93,11 +93,6 @@ class SignedHead:
         return made
 
 
-def now() -> str:
-    """UTC time for people. Nothing is decided by it: the order is the sequence number's."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def write_json(value: dict[str, Any]) -> str:
     """Canonical JSON: sorted names, no blanks, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -148,7 +143,7 @@ def make_entry(
         raise LedgerRefused(
             f"A {kind} entry needs the controller's signature.", remedy="Unlock the controller's key and run again."
         )
-    time, text, secret = now(), write_json(body), write_json(sealed)
+    time, text, secret = utc_now(), write_json(body), write_json(sealed)
     digest = entry_hash(seq, ENTRY_VERSION, kind, time, text, secret, prev)
     return Entry(
         seq,
@@ -194,7 +189,7 @@ def signature_fault(entry: Entry, site: str, controllers: Sequence[str]) -> str 
 
 def sign_head(keys: Keys, entries: int, digest: bytes) -> SignedHead:
     """The head as this site signs it now."""
-    unsigned = SignedHead(keys.site, entries, digest.hex(), now(), keys.site_public, "")
+    unsigned = SignedHead(keys.site, entries, digest.hex(), utc_now(), keys.site_public, "")
     return SignedHead(**{**asdict(unsigned), "signature": keys.sign(unsigned.message).hex()})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -98,7 +98,7 @@ def _check_or_give_back(step: PrivateStep, loader: PatientLoader, grant: PayingL
     """The pre-flight check on made-up data of the loader's shape. Raises CheckRefused, the grant given back."""
     try:
         shape, classes = loader.shape(), len(loader.cohort.config.classes)
-        task: Any = loader.cohort.config.task
+        task = loader.cohort.config.task
         models.refuse(models.preflight(step.model, step.loss, shape, task, classes=classes))
         image, label = models.made_up(shape, task, 4, classes, 0)
         where = next(step.model.parameters()).device

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from dptrain.data import PatientBatch
 from dptrain.engine import ClippedSum, Entangled, NoiseSource, PatientGradients, PatientOptimizer
 from dptrain.errors import CheckRefused, ConfigError
+from dptrain.files import whole_or_nothing
 from dptrain.plan import Plan
 from dptrain.settings import OptimizerConfig
-from dptrain.training.runfolder import whole_or_nothing
 
 Loss = nn.Module | Callable[[Tensor, Tensor], Tensor]
 
