@@ -17,6 +17,7 @@ HOUSE = [
     ["errors", "lazy"],
     ["randomness", "words", "cells", "vocabulary"],
     ["files", "plan", "targets", "progress", "shipped"],
+    ["leave"],
     ["accounting", "records"],
     ["settings"],
     ["ledger", "samples"],
