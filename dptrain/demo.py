@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, ConfigError, DptrainError
-from dptrain.words import Word, parse_words, yes_or_no
+from dptrain.terminal.words import Word, parse_words, yes_or_no
 
 HELP = """\
 usage: dptrain demo [data.root=FOLDER] [run=runs/demo] [epsilon=8] [audit=yes]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import EXIT_DATA_UNREADABLE, EXIT_DONE, EXIT_USAGE, ConfigError, LedgerRefused
 from dptrain.report.language import LANGUAGES
-from dptrain.words import Word, parse_words
+from dptrain.terminal.words import Word, parse_words
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus, Ledger

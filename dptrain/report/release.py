@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import EXIT_DONE, EXIT_USAGE, ConfigError, GuaranteeBroken, LedgerRefused
@@ -14,8 +11,9 @@ from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, build
 from dptrain.report.commands import LANG, LEDGER_WORDS, standing, with_run
 from dptrain.report.facts import ITEMS
+from dptrain.terminal import secrets
+from dptrain.terminal.words import Word, parse_words, suggest
 from dptrain.training.runfolder import RunFolder
-from dptrain.words import Word, parse_words, suggest
 
 if TYPE_CHECKING:
     from dptrain.ledger import Controller, Ledger
@@ -77,15 +75,7 @@ def release_main(argv: list[str]) -> int:
     words = parse_words(argv, WORDS)
     words = with_run(words, words["run"])
     ledger, keys = open_ledger(*(words[name] for name in LEDGER_WORDS))
-    passphrase = os.environ.get("DPTRAIN_PASSPHRASE")
-    if passphrase is None:
-        if not sys.stdin.isatty():
-            raise LedgerRefused(
-                "A release is signed with the controller's key, and no passphrase is given.",
-                remedy="Set DPTRAIN_PASSPHRASE, or run this at a terminal.",
-            )
-        passphrase = getpass.getpass("controller's passphrase: ")
-    target = release(words, ledger, keys.controller(passphrase))
+    target = release(words, ledger, keys.controller(secrets.passphrase()))
     print(f"decision recorded; public edition: {target}")
     print(f"  PDF   {target / 'report.pdf'}\n  HTML  {target / 'report.html'}\n  card  {target / 'MODEL_CARD.md'}")
     return EXIT_DONE

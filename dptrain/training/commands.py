@@ -22,8 +22,9 @@ from dptrain.errors import (
 from dptrain.plan import Plan
 from dptrain.settings import from_yaml, load, settings_of
 from dptrain.settings.explain import GROUPS
+from dptrain.terminal.output import decimals
+from dptrain.terminal.words import Word, parse_words, suggest
 from dptrain.training.runfolder import RunFolder
-from dptrain.words import Word, parse_words, suggest
 
 if TYPE_CHECKING:
     from dptrain.training.run import Outcome
@@ -151,7 +152,7 @@ def _print_plan(result: dict[str, Any]) -> None:
     ceiling.add_row("advantage over guessing", f"{promised['advantage']:.3f}")
     ceiling.add_row("reconstruction from a 1 % prior guess", f"{100 * promised['reconstruction']['0.01']:.1f} %")
     for k, value in promised["group_epsilon"].items():
-        ceiling.add_row(f"epsilon of {k} {plan['unit']}s together", _number(value))
+        ceiling.add_row(f"epsilon of {k} {plan['unit']}s together", decimals(value))
     console.print(ceiling)
     over = Table(title="epsilon by PLD", title_justify="left")
     over.add_column("step", justify="right")
@@ -163,14 +164,10 @@ def _print_plan(result: dict[str, Any]) -> None:
         over.add_row(str(points[-1][0]), f"{points[-1][1]:.3f}")
     console.print(over)
     if plan["calibration_noise_multiplier"]:
-        whole = _number(promised["epsilon"])
+        whole = decimals(promised["epsilon"])
         console.print(
             f"With the calibration (temperature, conformal sets), which is released once, epsilon is {whole}."
         )
-
-
-def _number(value: float | None) -> str:
-    return "infinite" if value is None else f"{value:.3f}"
 
 
 def check_main(argv: list[str]) -> int:
@@ -275,7 +272,7 @@ def _end_sweep(rows: list[dict[str, Any]]) -> int:
         one = facts.get(row["run"])
         numbers = ("", "")
         if one is not None and "privacy" in one:
-            numbers = (_number(one["privacy"]["epsilon"]), _number(one["gate"]["spent_after"]))
+            numbers = (decimals(one["privacy"]["epsilon"]), decimals(one["gate"]["spent_after"]))
         place = "" if row["run"] is None else os.path.relpath(row["run"])
         ended = place if row["code"] == EXIT_DONE else row["message"].splitlines()[0]
         if row["code"] != EXIT_DONE and one is not None:
@@ -293,7 +290,7 @@ def _end_sweep(rows: list[dict[str, Any]]) -> int:
     if together is not None:
         print(
             f"charged trials: {together['trials']}; together they cost epsilon "
-            f"{_number(together['epsilon_total'])} (joint PLD)"
+            f"{decimals(together['epsilon_total'])} (joint PLD)"
         )
         for place, one in facts.items():
             if one["sweep"] is None or one["sweep"].get("id") == rows[0]["sweep"]:
@@ -340,8 +337,8 @@ def _print_outcome(outcome: Outcome) -> None:
         )
     if not facts["cohort"]["public"]:
         print(
-            f"{facts['cohort']['name']}: {_number(gate['spent_after'])} of epsilon "
-            f"{_number(gate['budget_epsilon'])} spent ({gate['accountant']}), {_number(gate['remaining'])} left"
+            f"{facts['cohort']['name']}: {decimals(gate['spent_after'])} of epsilon "
+            f"{decimals(gate['budget_epsilon'])} spent ({gate['accountant']}), {decimals(gate['remaining'])} left"
             + (": locked" if gate["locked"] else "")
         )
     if outcome.interrupted:
