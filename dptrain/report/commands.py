@@ -64,7 +64,7 @@ def with_run(words: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     """The words, with what they leave out taken from the run's `config.yaml` where that can be read."""
     import yaml
 
-    from dptrain.training.runfolder import RunFolder
+    from dptrain.records.folder import RunFolder
 
     try:
         config = yaml.safe_load(RunFolder(folder).config.read_text(encoding="utf-8"))

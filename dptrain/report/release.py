@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import EXIT_DONE, EXIT_USAGE, ConfigError, GuaranteeBroken, LedgerRefused
 from dptrain.files import utc_now, write_json
+from dptrain.records import RunFolder
+from dptrain.records.run import Released
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, build
 from dptrain.report.commands import LANG, LEDGER_WORDS, standing, with_run
 from dptrain.report.facts import ITEMS
 from dptrain.terminal import secrets
 from dptrain.terminal.words import Word, parse_words, suggest
-from dptrain.training.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from dptrain.ledger import Controller, Ledger
@@ -89,7 +90,7 @@ def release(words: dict[str, Any], ledger: Ledger, controller: Controller) -> An
         GuaranteeBroken: the audit says so, and `audit` is not among the items.
     """
     place = RunFolder(words["run"])
-    run = place.read_facts()
+    run = place.read()
     facts = facts_module.read(place.path)
     _refuse(facts, words)
     status = standing(ledger, place.path)
@@ -98,29 +99,30 @@ def release(words: dict[str, Any], ledger: Ledger, controller: Controller) -> An
             f"The ledger does not know run '{facts['run']['id']}'; there is nothing to sign.",
             remedy="Name the ledger in which the run was granted: ledger.url=…",
         )
-    decision = {
-        "items": list(words["items"]),
-        "recipient": words["recipient"],
-        "purpose": words["purpose"],
-        "advice": words["advice"],
-        "controller": status.owner,
-        "date": utc_now(),
-    }
+    date = utc_now()
     entry = ledger.record_release(
-        str(run["id"]),
-        items=decision["items"],
+        str(run.id),
+        items=list(words["items"]),
         recipient=words["recipient"],
         purpose=words["purpose"],
         advice=words["advice"],
         controller=controller,
     )
-    run["released"] = {**decision, "entry": f"{entry.seq} ({entry.hash.hex()})"}
-    place.write_facts(run)
+    decision = Released(
+        items=words["items"],
+        recipient=words["recipient"],
+        purpose=words["purpose"],
+        advice=words["advice"],
+        controller=status.owner,
+        date=date,
+        entry=f"{entry.seq} ({entry.hash.hex()})",
+    )
+    place.amend(released=decision)
     target = build(place.path, words["lang"], "public", ledger=status)
     _bundle(place)
     if (place.restricted_report / MANIFEST).exists():
         build(place.path, words["lang"], ledger=status)
-    place.note_access(f"released: {', '.join(decision['items'])}")
+    place.note_access(f"released: {', '.join(words['items'])}")
     return target
 
 
