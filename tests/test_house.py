@@ -17,6 +17,7 @@ HOUSE = [
     ["errors", "lazy"],
     ["randomness", "cells", "vocabulary"],
     ["files", "plan", "targets", "terminal", "shipped"],
+    ["leave"],
     ["accounting", "records"],
     ["settings"],
     ["ledger", "samples"],
