@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "dptrain"
 HOUSE = [
     ["__init__"],
     ["errors", "lazy"],
-    ["randomness", "words", "cells", "vocabulary"],
-    ["files", "plan", "targets", "progress", "shipped"],
+    ["randomness", "cells", "vocabulary"],
+    ["files", "plan", "targets", "terminal", "shipped"],
     ["leave"],
     ["accounting", "records"],
     ["settings"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dptrain.commands.command import Command, Takes
-from dptrain.words import Word
+from dptrain.terminal.words import Word
 
 AUDIT = Command(
     name="audit",

@@ -11,7 +11,7 @@ from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.settings.explain import GROUPS
-from dptrain.words import Word, parse_words
+from dptrain.terminal.words import Word, parse_words
 
 
 class Takes(Enum):

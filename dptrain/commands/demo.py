@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dptrain.commands.command import Command
-from dptrain.words import Word, yes_or_no
+from dptrain.terminal.words import Word, yes_or_no
 
 DEMO = Command(
     name="demo",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dptrain.commands.command import Command
 from dptrain.commands.places import PLACES
+from dptrain.terminal.words import Word, suggest
 from dptrain.vocabulary import Split
-from dptrain.words import Word, suggest
 
 
 def split(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dptrain.commands.command import Command, Takes
 from dptrain.shipped import shipped
-from dptrain.words import Word
+from dptrain.terminal.words import Word
 
 EXIT_CODES = {
     0: "done",

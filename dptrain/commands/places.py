@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dptrain.words import Word
+from dptrain.terminal.words import Word
 
 
 def given(text: str) -> str:

@@ -6,7 +6,7 @@ from dptrain.commands.command import Command
 from dptrain.commands.places import PLACES, given
 from dptrain.commands.report import LANG
 from dptrain.report.facts import ITEMS
-from dptrain.words import Word, suggest
+from dptrain.terminal.words import Word, suggest
 
 
 def items_of(text: str) -> tuple[str, ...]:

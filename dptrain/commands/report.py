@@ -5,7 +5,7 @@ from __future__ import annotations
 from dptrain.commands.command import Command
 from dptrain.commands.places import PLACES
 from dptrain.report.language import LANGUAGES
-from dptrain.words import Word
+from dptrain.terminal.words import Word
 
 
 def language(text: str) -> str:

@@ -20,7 +20,7 @@ from dptrain.commands.release import RELEASE
 from dptrain.commands.report import REPORT, REPORT_LEDGER, REPORT_VERIFY
 from dptrain.commands.train import TRAIN
 from dptrain.errors import EXIT_DONE, EXIT_USAGE, ConfigError
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 # fmt: off
 COMMANDS: dict[str, Command] = {

@@ -23,10 +23,10 @@ from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.files import file_sha256, utc_now, whole_or_nothing, write_json
 from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Plan
-from dptrain.progress import progress
 from dptrain.records import RunFolder
 from dptrain.records.run import Resume, Weights
 from dptrain.settings import Settings, to_yaml
+from dptrain.terminal.progress import progress
 from dptrain.training import facts as make
 from dptrain.training import losses
 from dptrain.training.bundle import write_bundle

@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dptrain.commands.acts.numbers import number
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE
 from dptrain.settings import load
+from dptrain.terminal.output import decimals
 from dptrain.training.planning import forecast
 
 
@@ -66,7 +66,7 @@ def _print_plan(result: dict[str, Any]) -> None:
     ceiling.add_row("advantage over guessing", f"{promised['advantage']:.3f}")
     ceiling.add_row("reconstruction from a 1 % prior guess", f"{100 * promised['reconstruction']['0.01']:.1f} %")
     for k, value in promised["group_epsilon"].items():
-        ceiling.add_row(f"epsilon of {k} {plan['unit']}s together", number(value))
+        ceiling.add_row(f"epsilon of {k} {plan['unit']}s together", decimals(value))
     console.print(ceiling)
     over = Table(title="epsilon by PLD", title_justify="left")
     over.add_column("step", justify="right")
@@ -78,7 +78,7 @@ def _print_plan(result: dict[str, Any]) -> None:
         over.add_row(str(points[-1][0]), f"{points[-1][1]:.3f}")
     console.print(over)
     if plan["calibration_noise_multiplier"]:
-        whole = number(promised["epsilon"])
+        whole = decimals(promised["epsilon"])
         console.print(
             f"With the calibration (temperature, conformal sets), which is released once, epsilon is {whole}."
         )

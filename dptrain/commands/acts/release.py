@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import sys
-
 from dptrain.commands.acts.report import with_run
 from dptrain.commands.command import Call
 from dptrain.commands.places import PLACES
-from dptrain.errors import EXIT_DONE, LedgerRefused
+from dptrain.errors import EXIT_DONE
 from dptrain.ledger import open_ledger
 from dptrain.report import release as releases
+from dptrain.terminal import secrets
 
 
 def release(call: Call) -> int:
@@ -19,20 +16,8 @@ def release(call: Call) -> int:
     words = with_run(call.words, call.words["run"])
     decision = releases.Decision(words["items"], words["recipient"], words["purpose"], words["advice"])
     ledger, keys = open_ledger(*(words[name] for name in PLACES))
-    controller = keys.controller(_passphrase())
+    controller = keys.controller(secrets.passphrase())
     target = releases.release(words["run"], decision, words["lang"], ledger=ledger, controller=controller)
     print(f"decision recorded; public edition: {target}")
     print(f"  PDF   {target / 'report.pdf'}\n  HTML  {target / 'report.html'}\n  card  {target / 'MODEL_CARD.md'}")
     return EXIT_DONE
-
-
-def _passphrase() -> str:
-    passphrase = os.environ.get("DPTRAIN_PASSPHRASE")
-    if passphrase is None:
-        if not sys.stdin.isatty():
-            raise LedgerRefused(
-                "A release is signed with the controller's key, and no passphrase is given.",
-                remedy="Set DPTRAIN_PASSPHRASE, or run this at a terminal.",
-            )
-        passphrase = getpass.getpass("controller's passphrase: ")
-    return passphrase

@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dptrain.commands.acts.numbers import number
 from dptrain.commands.acts.sweep import compose_and_run, is_sweep, job_settings, job_words, write_outcome
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, DptrainError, LedgerRefused, quiet
@@ -21,6 +20,7 @@ from dptrain.plan import Plan
 from dptrain.records import Run, RunFolder
 from dptrain.records.run import Charge, Inherited, Privacy
 from dptrain.settings import from_yaml, settings_of
+from dptrain.terminal.output import decimals
 from dptrain.training import run as runs
 from dptrain.training.facts import inherited
 from dptrain.training.planning import sweep_cost
@@ -101,7 +101,7 @@ def _end_sweep(rows: list[dict[str, Any]]) -> int:
         one = facts.get(row["run"])
         numbers = ("", "")
         if one is not None and one.privacy is not None and one.gate is not None:
-            numbers = (number(one.privacy.epsilon), number(one.gate.spent_after))
+            numbers = (decimals(one.privacy.epsilon), decimals(one.gate.spent_after))
         place = "" if row["run"] is None else os.path.relpath(row["run"])
         ended = place if row["code"] == EXIT_DONE else row["message"].splitlines()[0]
         if row["code"] != EXIT_DONE and one is not None:
@@ -119,7 +119,7 @@ def _end_sweep(rows: list[dict[str, Any]]) -> int:
     if together is not None:
         print(
             f"charged trials: {together.trials}; together they cost epsilon "
-            f"{number(together.epsilon_total)} (joint PLD)"
+            f"{decimals(together.epsilon_total)} (joint PLD)"
         )
         for place, one in facts.items():
             if one.sweep is None or one.sweep.id == rows[0]["sweep"]:
@@ -164,8 +164,8 @@ def _print_outcome(outcome: Outcome) -> None:
         )
     if not cohort.public:
         print(
-            f"{cohort.name}: {number(gate.spent_after)} of epsilon "
-            f"{number(gate.budget_epsilon)} spent ({gate.accountant}), {number(gate.remaining)} left"
+            f"{cohort.name}: {decimals(gate.spent_after)} of epsilon "
+            f"{decimals(gate.budget_epsilon)} spent ({gate.accountant}), {decimals(gate.remaining)} left"
             + (": locked" if gate.locked else "")
         )
     if outcome.interrupted:

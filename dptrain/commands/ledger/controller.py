@@ -5,8 +5,8 @@ from __future__ import annotations
 from dptrain.commands.command import Command, Takes
 from dptrain.commands.ledger.family import COHORT, JSON, REASON
 from dptrain.commands.places import PLACES
+from dptrain.terminal.words import Word, suggest, yes_or_no
 from dptrain.vocabulary import BudgetKind
-from dptrain.words import Word, suggest, yes_or_no
 
 
 def kind(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dptrain.commands.command import Command
 from dptrain.commands.places import PLACES
-from dptrain.words import Word
+from dptrain.terminal.words import Word
 
 COHORT = Word(str, "name of a registered cohort")
 REASON = Word(str, "why, in a sentence; it is signed and shown")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dptrain.commands.command import Command
 from dptrain.commands.ledger.family import JSON
 from dptrain.commands.places import PLACES
-from dptrain.words import Word
+from dptrain.terminal.words import Word
 
 
 def count(text: str) -> int:

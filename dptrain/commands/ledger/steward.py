@@ -5,7 +5,7 @@ from __future__ import annotations
 from dptrain.commands.command import Command, Takes
 from dptrain.commands.ledger.family import COHORT, JSON, REASON
 from dptrain.commands.places import PLACES
-from dptrain.words import Word, yes_or_no
+from dptrain.terminal.words import Word, yes_or_no
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dptrain.commands.acts.ledger.desk import Output, controller_of, no_run, opened, show_one, state_of
+from dptrain.commands.acts.ledger.desk import controller_of, no_run, opened, show_one, state_of
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError, LedgerRefused
 from dptrain.files import file_sha256
 from dptrain.ledger import gate
 from dptrain.ledger.status import CohortStatus
 from dptrain.plan import Mechanism, default_delta
+from dptrain.terminal.output import Output
 
 MOST_RUNS = 1000  # of a declaration
 

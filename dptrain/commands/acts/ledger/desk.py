@@ -1,67 +1,20 @@
-"""What the ledger's commands share: the ledger at its places, passphrases, tables and JSON, one cohort in full."""
+"""What the ledger's commands share: the ledger at its places, its controller, and one cohort in full."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from getpass import getpass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dptrain.errors import ConfigError, LedgerRefused
+from dptrain.errors import LedgerRefused
 from dptrain.ledger.keys import Controller, Keys
 from dptrain.ledger.ledger import Ledger
 from dptrain.ledger.places import open_ledger
 from dptrain.ledger.status import CohortStatus, promise, steps
-from dptrain.words import suggest
+from dptrain.terminal import secrets
+from dptrain.terminal.output import Output, number
+from dptrain.terminal.words import suggest
 
 SHOWN_RUNS = 30
-
-
-class Output:
-    """Where results go: one JSON object, or sentences and tables."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self.as_json = as_json
-
-    def say(self, text: str) -> None:
-        """A line for people only."""
-        if not self.as_json:
-            print(text)
-
-    def give(self, values: Any) -> None:
-        """A result for programs only."""
-        if self.as_json:
-            print(json.dumps(values, indent=1, default=_plain, allow_nan=False))
-
-    def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]
-    ) -> None:
-        """A table for people only."""
-        if self.as_json:
-            return
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for number, column in enumerate(columns):
-            table.add_column(column, justify="right" if number in right else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        wide = None if sys.stdout.isatty() else 140
-        Console(width=wide, highlight=False).print(table)
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, bytes):
-        return value.hex()
-    raise TypeError(type(value).__name__)
 
 
 def opened(words: Mapping[str, Any]) -> tuple[Ledger, Keys]:
@@ -69,47 +22,9 @@ def opened(words: Mapping[str, Any]) -> tuple[Ledger, Keys]:
     return open_ledger(words["ledger.url"], words["ledger.keys"], words["ledger.witness"])
 
 
-def passphrase(*, new: bool = False) -> str:
-    """The controller's passphrase, from DPTRAIN_PASSPHRASE or asked for; a new one is asked for twice."""
-    given = os.environ.get("DPTRAIN_PASSPHRASE")
-    if given is not None:
-        return given
-    if not sys.stdin.isatty():
-        raise LedgerRefused(
-            "The controller's passphrase is needed.", remedy="Set DPTRAIN_PASSPHRASE, or run this at a terminal."
-        )
-    first = getpass("Controller's passphrase: ")
-    if new and getpass("Once more: ") != first:
-        raise ConfigError("the two passphrases differ.")
-    return first
-
-
 def controller_of(keys: Keys) -> Controller:
     """The controller, who signs."""
-    return keys.controller(passphrase())
-
-
-def recovery_code() -> str:
-    """The recovery code, from DPTRAIN_RECOVERY or asked for."""
-    given = os.environ.get("DPTRAIN_RECOVERY")
-    if given is not None:
-        return given
-    if not sys.stdin.isatty():
-        raise LedgerRefused("The recovery code is needed.", remedy="Set DPTRAIN_RECOVERY, or run this at a terminal.")
-    return getpass("Recovery code: ")
-
-
-def new_passphrase() -> str:
-    """The passphrase of a new controller's key, from DPTRAIN_NEW_PASSPHRASE or asked for twice."""
-    given = os.environ.get("DPTRAIN_NEW_PASSPHRASE")
-    if given is not None:
-        return given
-    if not sys.stdin.isatty():
-        raise LedgerRefused("The new passphrase is needed.", remedy="Set DPTRAIN_NEW_PASSPHRASE.")
-    first = getpass("New passphrase: ")
-    if getpass("Once more: ") != first:
-        raise ConfigError("the two passphrases differ.")
-    return first
+    return keys.controller(secrets.passphrase())
 
 
 def no_run(name: str, known: Iterable[str | None]) -> LedgerRefused:
@@ -127,11 +42,6 @@ def state_of(status: CohortStatus) -> str:
     if status.kind is None:
         return "no budget"
     return "public" if status.public else "open"
-
-
-def number(value: float | None) -> str:
-    """Four digits; nothing for None."""
-    return "" if value is None else f"{value:.4g}"
 
 
 def _bar(part: float, width: int = 24) -> str:

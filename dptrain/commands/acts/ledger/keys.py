@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dptrain.commands.acts.ledger.desk import Output, controller_of, new_passphrase, opened, passphrase, recovery_code
+from dptrain.commands.acts.ledger.desk import controller_of, opened
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError
 from dptrain.ledger import store
@@ -14,6 +14,8 @@ from dptrain.ledger.keys import Keys, recovery
 from dptrain.ledger.ledger import Ledger
 from dptrain.ledger.places import keys_place, ledger_place
 from dptrain.ledger.store import WAIT_SECONDS
+from dptrain.terminal import secrets
+from dptrain.terminal.output import Output
 
 
 def init(call: Call) -> int:
@@ -22,7 +24,7 @@ def init(call: Call) -> int:
     folder = Path(keys_place(call.words["ledger.keys"], call.words["ledger.url"]))
     place = ledger_place(call.words["ledger.url"])
     made = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    keys = Keys.create(folder, passphrase(new=True)) if made else Keys.load(folder)
+    keys = Keys.create(folder, secrets.passphrase(new=True)) if made else Keys.load(folder)
     try:
         ledger = Ledger.create(place, keys)
     except BaseException:
@@ -53,7 +55,7 @@ def _say_keys(keys: Keys, out: Output) -> None:
 def keygen(call: Call) -> int:
     """Keys only."""
     out = Output(as_json=call.as_json)
-    keys = Keys.create(keys_place(call.words["ledger.keys"], call.words["ledger.url"]), passphrase(new=True))
+    keys = Keys.create(keys_place(call.words["ledger.keys"], call.words["ledger.url"]), secrets.passphrase(new=True))
     _say_keys(keys, out)
     facts = {"keys": str(keys.folder), "site": keys.site, "controller": keys.controller_public}
     out.give({**facts, "recovery_code": keys.recovery_code})
@@ -68,13 +70,13 @@ def rotate(call: Call) -> int:
         raise ConfigError(f"'{what}' cannot be rotated: site, controller, secret or recovery can.")
     ledger, keys = _open_for_rotation(call.words)
     if call.words["recovery"]:
-        signer = recovery(recovery_code())
+        signer = recovery(secrets.recovery_code())
     else:
         signer = controller_of(keys)
     if what == "site":
         ledger.rotate_site_key(signer)
     elif what == "controller":
-        ledger.rotate_controller_key(signer, new_passphrase())
+        ledger.rotate_controller_key(signer, secrets.new_passphrase())
     elif what == "recovery":
         made = ledger.rotate_recovery_code(signer)
         out.say(f"New recovery code, shown this once: {made.recovery_code}")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dptrain.commands.acts.ledger.desk import Output, no_run, number, opened, show_one, state_of
+from dptrain.commands.acts.ledger.desk import no_run, opened, show_one, state_of
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, ConfigError
 from dptrain.ledger.keys import Keys
@@ -17,6 +17,7 @@ from dptrain.ledger.ledger import Ledger
 from dptrain.ledger.places import keys_place, ledger_place
 from dptrain.ledger.store import WAIT_SECONDS, Store, must_exist
 from dptrain.ledger.verify import UNREAD
+from dptrain.terminal.output import Output, number
 
 
 def show(call: Call) -> int:

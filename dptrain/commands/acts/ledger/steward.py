@@ -9,17 +9,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from getpass import getpass
 
 import sqlalchemy as sa
 
-from dptrain.commands.acts.ledger.desk import Output, controller_of, opened
+from dptrain.commands.acts.ledger.desk import controller_of, opened
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError, LedgerRefused
 from dptrain.ledger import store
 from dptrain.ledger.grants import PublicDeclaration
 from dptrain.ledger.keys import Keys, normal_issuer
 from dptrain.ledger.ledger import Ledger
+from dptrain.terminal import secrets
+from dptrain.terminal.output import Output
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def withdraw(call: Call) -> int:
         )
     if patient is None:
         if sys.stdin.isatty():
-            patient = getpass("Patient id (not shown): ")
+            patient = secrets.hidden("Patient id (not shown)")
         else:
             patient = sys.stdin.readline().strip()
     key = keys.patient_key(issuer, patient)
