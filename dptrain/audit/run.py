@@ -32,10 +32,10 @@ from dptrain.audit.scores import Array
 from dptrain.errors import ConfigError
 from dptrain.files import file_sha256, make_folder, utc_now, whole_or_nothing, write_json
 from dptrain.plan import Plan
-from dptrain.progress import progress
 from dptrain.records import RunFolder
 from dptrain.settings import AuditConfig, Settings, to_yaml
 from dptrain.settings.kept import changed
+from dptrain.terminal.progress import progress
 from dptrain.training import losses, session
 from dptrain.vocabulary import Labels, task_spec
 

@@ -72,9 +72,11 @@ def prepare(words: Sequence[str], *, sweep: bool = False) -> Composition:
         else:
             on_path.append(f"'file://{folder}'")
     if chosen:
-        store.store(
-            name=CHOSEN_NAME, node=chosen_last(OmegaConf.load(shipped("conf") / f"{CONFIG_NAME}.yaml"), chosen)
-        )
+        primary = OmegaConf.load(shipped("conf") / f"{CONFIG_NAME}.yaml")
+        assert isinstance(primary, DictConfig)
+        defaults = OmegaConf.to_container(primary.defaults)
+        assert isinstance(defaults, list)
+        store.store(name=CHOSEN_NAME, node={**primary, "defaults": chosen_last(defaults, chosen)})
     extra = []
     if not any(word.startswith("hydra.searchpath") for word in words):
         extra.append(f"hydra.searchpath=[{','.join(on_path)}]")

@@ -9,8 +9,8 @@ from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.settings.fields import at_least, one_of, section, setting
+from dptrain.terminal.words import suggest
 from dptrain.vocabulary import Labels, Split, Task, task_spec
-from dptrain.words import suggest
 
 FORMATS = ("csv", "decathlon", "dicom", "npz", "table")
 ANY = "*"

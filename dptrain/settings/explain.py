@@ -18,7 +18,7 @@ from yaml import MarkedYAMLError, YAMLError
 from dptrain.errors import ConfigError
 from dptrain.settings.names import unknown_setting
 from dptrain.settings.overrides import unreadable
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 
 @contextmanager

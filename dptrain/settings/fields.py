@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from dptrain.errors import ConfigError
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 T = TypeVar("T")
 Kind: TypeAlias = Any  # a type as a hint writes it: a class, list[str], str | None

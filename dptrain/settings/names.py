@@ -9,7 +9,7 @@ from typing import get_origin
 from dptrain.errors import ConfigError
 from dptrain.settings.fields import Kind
 from dptrain.settings.run import Settings
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 GROUPS = ("data", "model", "privacy", "optimizer", "training", "audit", "ledger", "report", "recipe", "debug")
 NETWORK_REMEDY = (

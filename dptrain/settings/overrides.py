@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from dptrain.errors import ConfigError
 from dptrain.settings.names import GROUPS, free_above, kinds, setting_names, unknown_setting
 from dptrain.settings.places import recipe_folders
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 
 def read_overrides(words: Sequence[str], *, sweep: bool = False) -> list[Override]:
@@ -71,7 +71,9 @@ def unreadable(words: Sequence[str], at: int) -> ConfigError:
 
 def for_shell(word: str) -> str:
     """A word in quotes, ready to paste into a shell."""
-    return f'"{word}"' if not re.search(r'["$`\\!]', word) else shlex.quote(word)
+    if "!" in word:  # an interactive shell would look for an earlier command
+        return shlex.quote(word)
+    return '"' + re.sub(r'(["$`\\])', r"\\\1", word) + '"'
 
 
 def _parsed(word: str) -> Override | None:
@@ -114,10 +116,10 @@ def _bare(words: Sequence[str], at: int) -> ConfigError:
 def _several(word: str) -> ConfigError:
     name, _, value = word.partition("=")
     listed = get_origin(kinds().get(name.lstrip("+"))) is list
-    written = f"{name}=[{value}]" if listed else _quoted(name, value)
+    written = for_shell(f"{name}=[{value}]" if listed else _quoted(name, value))
     return ConfigError(
         f"{word} gives several values, which only a sweep takes (train and audit with -m).",
-        remedy=f"For one value with a comma in it write {for_shell(written)}",
+        remedy=f"For {'a list' if listed else 'one value with a comma in it'} write {written}",
     )
 
 
@@ -140,4 +142,4 @@ def _check_name(override: Override) -> None:
             f"{key} exists already.", remedy=f"Write {(override.input_line or '').lstrip('+')} without +."
         )
     elif override.is_delete() and not dataclasses.is_dataclass(kind):
-        raise ConfigError(f"{key} cannot be taken away.", remedy=f"Write {key}=null where it may be empty.")
+        raise ConfigError(f"{key} cannot be taken away.", remedy="Leave the word out; the default is used.")

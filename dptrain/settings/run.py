@@ -145,7 +145,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run, typed; see the class of each section."""
+    """All settings of a run, section by section."""
 
     name: str = setting("run", "the name of the run, and of its cohort where data.name says no other")
     data: DataConfig = section(DataConfig)

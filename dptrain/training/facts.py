@@ -29,8 +29,8 @@ from dptrain.records.run import (
 )
 from dptrain.settings import Settings
 from dptrain.settings.kept import without_password
-from dptrain.sweep import sweep_id
 from dptrain.training.planning import finite, promise
+from dptrain.training.sweeps import sweep_id
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus, GateFacts, Grant, SignedHead

@@ -23,16 +23,16 @@ from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.files import file_sha256, utc_now, whole_or_nothing, write_json
 from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Plan
-from dptrain.progress import progress
 from dptrain.records import RunFolder
 from dptrain.records.run import Resume, Weights
 from dptrain.settings import Settings, to_yaml
+from dptrain.terminal.progress import progress
 from dptrain.training import facts as make
 from dptrain.training import losses
 from dptrain.training.bundle import write_bundle
 from dptrain.training.calibration import Calibration, fit_calibration, margins, true_margins
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
-from dptrain.training.loop import FitResult, State, StepLog, fit
+from dptrain.training.loop import Checkpoints, FitResult, fit
 from dptrain.training.session import (
     Network,
     Run,
@@ -46,6 +46,7 @@ from dptrain.training.session import (
     plan_for,
     prepare,
 )
+from dptrain.training.step import PrivateStep, State, StepLog, build_optimizer
 from dptrain.vocabulary import Activation, Labels, task_spec
 
 Say = Callable[[str], None]
@@ -233,15 +234,11 @@ def _resume_state(
     if folder.checkpoint.exists():
         state = State.load(folder.checkpoint)
     else:
-        from dptrain.training.loop import build_optimizer
-
         model = network.trainable
-        average = None
-        if settings.training.ema:
-            average = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-        state = State(
-            0, model.state_dict(), build_optimizer(model, settings.optimizer).state_dict(), average, plan.digest
-        )
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        average = {name: p.detach().clone() for name, p in trained.items()} if settings.training.ema else None
+        optimizer = build_optimizer(list(trained.values()), settings.optimizer)
+        state = State(0, model.state_dict(), optimizer.state_dict(), average, plan.digest)
     lost = grant.committed - state.step
     state.step = grant.committed
     state.crashes += 1
@@ -295,7 +292,7 @@ def _fit(
         if start is not None:
             bar.advance(start.step)
 
-        def on_step(entry: StepLog) -> None:
+        def on_step(entry: StepLog) -> bool:
             bar.advance(1)
             for name, value in entry.public.items():
                 # the time of a step tells how many patients it drew: the public log carries none
@@ -303,14 +300,13 @@ def _fit(
             for name, value in entry.restricted.items():
                 restricted.add_scalar(f"training/{name}", value, entry.step)
             log.write(json.dumps({"step": entry.step, **entry.restricted, **entry.public}) + "\n")
+            return watch.asked
 
         watch.stepping = True
         try:
-            result = fit(
+            step = PrivateStep(
                 model,
-                loader,
                 plan,
-                grant,
                 loss=losses.loss_for_task(settings.data.task),
                 optimizer=settings.optimizer,
                 ema=settings.training.ema,
@@ -318,18 +314,21 @@ def _fit(
                 precision=settings.training.precision,
                 rules=network.rules,
                 names=network.names(model),
+            )
+            result = fit(
+                step,
+                loader,
+                grant,
                 start=start,
                 on_step=on_step,
-                checkpoint=folder.checkpoint,
-                checkpoint_steps=settings.training.checkpoint_steps,
-                stop=lambda: watch.asked,
+                checkpoints=Checkpoints(folder.checkpoint, settings.training.checkpoint_steps),
                 checked=True,
             )
         finally:
             watch.stepping = False
             if plan.private:
-                for step, epsilon in accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta):
-                    public.add_scalar("privacy/epsilon", epsilon, step, walltime=float(step))
+                for at, epsilon in accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta):
+                    public.add_scalar("privacy/epsilon", epsilon, at, walltime=float(at))
             public.close()
             restricted.close()
     return result

@@ -23,13 +23,13 @@ from dptrain.files import file_sha256
 from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, open_ledger
 from dptrain.models.preflight import first_line, shaken
 from dptrain.plan import Plan
-from dptrain.progress import progress
 from dptrain.records import RunFolder
 from dptrain.settings import DataConfig, Settings, from_yaml
 from dptrain.settings.data import shape_of
+from dptrain.terminal.progress import progress
+from dptrain.terminal.words import suggest
 from dptrain.training import losses
 from dptrain.training.planning import make_plan
-from dptrain.words import suggest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

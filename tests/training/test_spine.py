@@ -20,12 +20,12 @@ import pytest
 import torch
 
 from dptrain import accounting, cli
+from dptrain.commands.acts import train as commands
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Mechanism, Plan
 from dptrain.records import Run, RunFolder
 from dptrain.records.run import Sweep
-from dptrain.training import commands
 from dptrain.training import run as spine
 from dptrain.training.planning import sweep_cost
 from dptrain.training.run import evaluate_run, train
@@ -189,18 +189,18 @@ def test_a_network_that_mixes_patients_is_refused_before_the_charge(make_site: C
 KILL = """
 import os, signal, sys
 from dptrain.settings import load
-from dptrain.training import loop
+from dptrain.training import step
 from dptrain.training.run import train
 at = int(sys.argv[1])
-before = loop.PatientOptimizer.step
+before = step.PatientOptimizer.pre_step
 seen = 0
-def step(self, *a, **k):
+def pre_step(self, *a, **k):
     global seen
     seen += 1
     if seen > at:
         os.kill(os.getpid(), signal.SIGKILL)
     return before(self, *a, **k)
-loop.PatientOptimizer.step = step
+step.PatientOptimizer.pre_step = pre_step
 train(load(sys.argv[2:]), say=lambda _: None)
 """
 
@@ -314,7 +314,7 @@ def test_what_fails_before_a_payment_costs_nothing_and_after_it_says_how_to_go_o
     site = make_site()
 
     def fails(pay: int) -> Callable[..., None]:
-        def fit(_model: object, _loader: object, _plan: object, grant: Grant, **_: object) -> None:
+        def fit(_step: object, _loader: object, grant: Grant, **_: object) -> None:
             grant.commit(pay)
             raise KeyboardInterrupt if pay else RuntimeError
 
@@ -708,7 +708,7 @@ def test_a_resumed_run_starts_from_the_weights_it_was_granted_for(
 
     site = make_site()
 
-    def interrupted(_model: object, _loader: object, _plan: object, grant: Grant, **_: object) -> None:
+    def interrupted(_step: object, _loader: object, grant: Grant, **_: object) -> None:
         grant.commit(1)
         raise KeyboardInterrupt
 
@@ -766,7 +766,7 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
             raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dptrain.training.loop.PatientOptimizer.scale_grad", fail)
+        patch.setattr("dptrain.training.step.PatientOptimizer.scale_grad", fail)
         with pytest.raises(OSError, match="no space"):
             run(site, "run", *words)
     before = len(slow)
