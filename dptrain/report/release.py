@@ -15,6 +15,7 @@ from dptrain.report.commands import LANG, LEDGER_WORDS, standing, with_run
 from dptrain.report.facts import ITEMS
 from dptrain.terminal import secrets
 from dptrain.terminal.words import Word, parse_words, suggest
+from dptrain.vocabulary import CLOSED
 
 if TYPE_CHECKING:
     from dptrain.ledger import Controller, Ledger
@@ -127,7 +128,7 @@ def release(words: dict[str, Any], ledger: Ledger, controller: Controller) -> An
 
 
 def _refuse(facts: dict[str, Any], words: dict[str, Any]) -> None:
-    if facts["run"]["status"] not in ("complete", "interrupted"):
+    if facts["run"]["status"] not in CLOSED:
         raise ConfigError(
             f"The run is {facts['run']['status'] or 'of unknown state'}: only a finished run can be released.",
             remedy="Resume it, or let it end.",

@@ -26,6 +26,7 @@ from dptrain.settings import from_yaml, load, settings_of
 from dptrain.settings.explain import GROUPS
 from dptrain.terminal.output import decimals
 from dptrain.terminal.words import Word, parse_words, suggest
+from dptrain.vocabulary import Split
 
 if TYPE_CHECKING:
     from dptrain.training.run import Outcome
@@ -371,7 +372,6 @@ def evaluate_main(argv: list[str]) -> int:
 
 
 def _split(text: str) -> str:
-    allowed = ("train", "calibration", "validation", "test")
-    if text not in allowed:
-        raise ValueError(suggest(text, allowed))
+    if text not in list(Split):
+        raise ValueError(suggest(text, list(Split)))
     return text
