@@ -29,8 +29,8 @@ from dptrain.records.run import (
 )
 from dptrain.settings import Settings
 from dptrain.settings.compose import without_password
-from dptrain.sweep import sweep_id
 from dptrain.training.planning import finite, promise
+from dptrain.training.sweeps import sweep_id
 from dptrain.vocabulary import Generator, RunStatus
 
 if TYPE_CHECKING:
