@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "dptrain"
 HOUSE = [
     ["__init__"],
     ["errors", "lazy"],
-    ["randomness", "cells", "vocabulary"],
+    ["vocabulary"],
+    ["randomness", "cells"],
     ["files", "plan", "targets", "terminal", "shipped"],
     ["leave"],
     ["accounting", "records"],

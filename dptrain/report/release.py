@@ -14,6 +14,7 @@ from dptrain.records import RunFolder
 from dptrain.records.run import Released
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, build
+from dptrain.vocabulary import CLOSED
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus, Controller, Ledger
@@ -90,7 +91,7 @@ def release(folder: str | Path, decision: Decision, lang: str, *, ledger: Ledger
 
 
 def _refuse(facts: dict[str, Any], items: Sequence[str]) -> None:
-    if facts["run"]["status"] not in ("complete", "interrupted"):
+    if facts["run"]["status"] not in CLOSED:
         raise ConfigError(
             f"The run is {facts['run']['status'] or 'of unknown state'}: only a finished run can be released.",
             remedy="Resume it, or let it end.",

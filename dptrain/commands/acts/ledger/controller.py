@@ -18,6 +18,7 @@ from dptrain.ledger import gate
 from dptrain.ledger.status import CohortStatus
 from dptrain.plan import Mechanism, default_delta
 from dptrain.terminal.output import Output
+from dptrain.vocabulary import BudgetKind
 
 MOST_RUNS = 1000  # of a declaration
 
@@ -58,11 +59,11 @@ def _use(words: Mapping[str, Any], settings: Sequence[str], status: CohortStatus
         if settings:
             one = forecast(settings, status.public_size, words["epsilon"], words["delta"])
             chosen = any(word.lstrip("+").startswith("privacy.noise_multiplier=") for word in settings)
-            if (words["kind"] == "open" or runs > 1) and not chosen:
+            if (words["kind"] == BudgetKind.OPEN or runs > 1) and not chosen:
                 training, *rest = one  # so much noise that all of them together fit the budget
                 one = (_with_noise(training, words, status, also=tuple(rest) * runs), *rest)
             return one * int(runs)
-        if words["kind"] == "open" and status.order is not None:
+        if words["kind"] == BudgetKind.OPEN and status.order is not None:
             return ()  # a raise keeps its order
         raise ConfigError(
             "a budget needs a forecast of its use: an open one gets its RDP order from it, a planned one its runs.",
@@ -82,9 +83,9 @@ def _with_noise(
     """The mechanism with the least noise at which all `runs` of it stay within epsilon, by the budget's own gate."""
     from dptrain import accounting
 
-    before = next((budget for budget in status.budgets if budget.kind == "open"), None)
+    before = next((budget for budget in status.budgets if budget.kind == BudgetKind.OPEN), None)
     epsilon, delta, runs = words["epsilon"], words["delta"], words["runs"]
-    if words["kind"] == "planned":
+    if words["kind"] == BudgetKind.PLANNED:
         delta = default_delta(status.public_size) if delta is None else delta
         return replace(one, noise_multiplier=accounting.noise_for_planned(one, runs, epsilon, delta, also=also))
     if delta is None:

@@ -13,6 +13,7 @@ from dptrain.ledger.status import CohortStatus, promise, steps
 from dptrain.terminal import secrets
 from dptrain.terminal.output import Output, number
 from dptrain.terminal.words import suggest
+from dptrain.vocabulary import BudgetKind
 
 SHOWN_RUNS = 30
 
@@ -65,12 +66,12 @@ def show_one(status: CohortStatus, out: Output) -> None:
             f"  left       epsilon = {number(budget.remaining_epsilon)}"
             + (
                 f" (locks below {number(budget.minimum_charge)})"
-                if budget.kind == "open"
+                if budget.kind == BudgetKind.OPEN
                 else f": {len(budget.unused)} of {len(budget.planned)} declared mechanisms"
             )
         )
         for mechanism in dict.fromkeys(budget.planned):
-            left = f": {budget.unused.count(mechanism)} left" if budget.kind == "planned" else " (forecast)"
+            left = f": {budget.unused.count(mechanism)} left" if budget.kind == BudgetKind.PLANNED else " (forecast)"
             count = budget.planned.count(mechanism)
             out.say(
                 f"             {count} × {mechanism.what}: rate {mechanism.sample_rate:.6g}, {mechanism.steps} steps,"

@@ -18,6 +18,7 @@ from dptrain.ledger.places import keys_place, ledger_place
 from dptrain.ledger.store import WAIT_SECONDS, Store, must_exist
 from dptrain.ledger.verify import UNREAD
 from dptrain.terminal.output import Output, number
+from dptrain.vocabulary import BudgetKind
 
 
 def show(call: Call) -> int:
@@ -131,7 +132,7 @@ def _what(kind: str, body: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
             )
         case "budget":
             text = f"{body['kind']} ε = {body['epsilon']:g}, δ = {body['delta']:.2g}, {body['unit']}, add/remove"
-            by = f"RDP of order {body['order']:g}" if body["kind"] == "open" else "joint PLD"
+            by = f"RDP of order {body['order']:g}" if body["kind"] == BudgetKind.OPEN else "joint PLD"
             return f"{'changed to ' if body['changes'] else ''}{text}, by {by}: {body['reason']}"
         case "reserve":
             return f"{plan['steps']} steps, noise {plan['noise_multiplier']:.4g}, batch {plan['expected_batch_size']}"
