@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from dptrain.commands.command import Command
 from dptrain.commands.places import PLACES
-from dptrain.terminal.words import Word, suggest
+from dptrain.terminal.words import OneOf, Word
 from dptrain.vocabulary import Split
-
-
-def split(text: str) -> str:
-    """The name of a split. Raises ValueError for any other text."""
-    if text not in list(Split):
-        raise ValueError(suggest(text, list(Split)))
-    return text
-
 
 EVALUATE = Command(
     name="evaluate",
@@ -22,7 +14,7 @@ EVALUATE = Command(
     about="Score a finished run again. A new request: refused (exit code 3) once the cohort is locked.",
     words={
         "run": Word(str, "the run folder"),
-        "split": Word(split, "test, validation, calibration or train", "test"),
+        "split": Word(OneOf(tuple(Split)), "test, validation, calibration or train", "test"),
         **PLACES,
     },
     examples=("dptrain evaluate run=runs/demo", "dptrain evaluate run=runs/demo split=validation"),
