@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, get_origin
 
 from dptrain.errors import ConfigError
 from dptrain.terminal.words import suggest
@@ -14,6 +14,11 @@ from dptrain.terminal.words import suggest
 T = TypeVar("T")
 Kind: TypeAlias = Any  # a type as a hint writes it: a class, list[str], str | None
 HELP, DOTTED = "help", "dotted"
+
+
+def origin_of(kind: Kind) -> object:
+    """`list` of `list[str]`, a union of `str | None`, None of a class."""
+    return get_origin(kind)
 
 
 def setting(default: T, help: str, *, dotted: bool = False) -> T:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from dptrain.settings.fields import HELP, Kind
+from dptrain.settings.fields import HELP, Kind, origin_of
 from dptrain.settings.names import GROUPS
 from dptrain.settings.run import Settings
 from dptrain.settings.typed import plain
@@ -99,7 +99,7 @@ KINDS = {str: "text", bool: "true or false", int: "whole number", float: "number
 
 def _words(hint: Kind) -> str:
     """A declared type in words."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    origin, inner = origin_of(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if type(None) in inner:
             return f"{_words(inner[0])} or null"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import get_origin
 
 from dptrain.errors import ConfigError
-from dptrain.settings.fields import Kind
+from dptrain.settings.fields import Kind, origin_of
 from dptrain.settings.run import Settings
 from dptrain.terminal.words import suggest
 
@@ -35,7 +34,7 @@ def setting_names() -> list[str]:
 
 def free_names() -> list[str]:
     """The settings whose entries have names of their own."""
-    return [name for name, hint in kinds().items() if get_origin(hint) is dict]
+    return [name for name, hint in kinds().items() if origin_of(hint) is dict]
 
 
 def free_above(name: str) -> str | None:

@@ -6,13 +6,13 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Sequence
-from typing import get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
 from dptrain.errors import ConfigError
+from dptrain.settings.fields import origin_of
 from dptrain.settings.names import GROUPS, free_above, kinds, setting_names, unknown_setting
 from dptrain.settings.places import recipe_folders
 from dptrain.terminal.words import suggest
@@ -115,7 +115,7 @@ def _bare(words: Sequence[str], at: int) -> ConfigError:
 
 def _several(word: str) -> ConfigError:
     name, _, value = word.partition("=")
-    listed = get_origin(kinds().get(name.lstrip("+"))) is list
+    listed = origin_of(kinds().get(name.lstrip("+"))) is list
     written = for_shell(f"{name}=[{value}]" if listed else _quoted(name, value))
     return ConfigError(
         f"{word} gives several values, which only a sweep takes (train and audit with -m).",
@@ -133,9 +133,9 @@ def _check_name(override: Override) -> None:
     kind = every.get(key)
     if kind is None:
         parent = every.get(key.rpartition(".")[0])
-        if get_origin(parent) is not list:
+        if origin_of(parent) is not list:
             raise unknown_setting(key)
-    elif get_origin(kind) is dict and override.type is OverrideType.CHANGE:
+    elif origin_of(kind) is dict and override.type is OverrideType.CHANGE:
         raise unknown_setting(key)
     elif override.is_add():
         raise ConfigError(

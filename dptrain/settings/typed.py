@@ -7,10 +7,10 @@ import types
 import typing
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 from dptrain.errors import ConfigError
-from dptrain.settings.fields import DOTTED, Kind, one_of
+from dptrain.settings.fields import DOTTED, Kind, one_of, origin_of
 from dptrain.settings.names import unknown_setting
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def _value(kind: Kind, value: object, name: str, default: object) -> object:
         return _complete(value, name)
     if value == MISSING:
         raise ConfigError(f"{name} is not set.", remedy=f"Write {name}=….")
-    origin, arguments = get_origin(kind), get_args(kind)
+    origin, arguments = origin_of(kind), get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if type(None) in arguments:
             rest = [argument for argument in arguments if argument is not type(None)]
