@@ -70,7 +70,7 @@ def test_settings_are_frozen() -> None:
     settings = Settings()
     for part in (settings, settings.data, settings.data.split, settings.privacy, settings.audit, settings.ledger):
         with pytest.raises(dataclasses.FrozenInstanceError):
-            part.name = "other"  # type: ignore[union-attr, misc]
+            part.name = "other"  # type: ignore[misc]
 
 
 def test_every_setting_has_a_line_of_help() -> None:
