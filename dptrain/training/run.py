@@ -44,7 +44,7 @@ from dptrain.training.session import (
     prepare,
 )
 from dptrain.training.step import PrivateStep, State, StepLog, build_optimizer
-from dptrain.vocabulary import task_spec
+from dptrain.vocabulary import Purpose, RunStatus, Split, task_spec
 
 Say = Callable[[str], None]
 
@@ -88,7 +88,7 @@ def _resumed_settings(settings: Settings, resumed: Run) -> Settings:
     return own
 
 
-UNFINISHED = ("running", "crashed")
+UNFINISHED = (RunStatus.RUNNING, RunStatus.CRASHED)
 
 
 class Training:
@@ -133,8 +133,8 @@ class Training:
         self.check()
         if closed is not None:
             self.settle(closed)
-            interrupted = closed.status == "interrupted"
-            if self.settings.training.evaluate and not interrupted and "evaluate" not in closed.did:
+            interrupted = closed.status == RunStatus.INTERRUPTED
+            if self.settings.training.evaluate and not interrupted and Purpose.EVALUATE not in closed.did:
                 self.read()
                 self.evaluate()
             return Outcome(self.folder, self.facts, interrupted)
@@ -181,7 +181,7 @@ class Training:
             self.ledger.require_open(self.status.name)  # refused before an image is read
         self.say(f"reading and hashing {self.settings.data.name}")
         self.cohort = data.scan(self.settings.data, self.keys)
-        if self.settings.training.evaluate and not self.cohort.split("test"):
+        if self.settings.training.evaluate and not self.cohort.split(Split.TEST):
             raise ConfigError(
                 "the test split holds no patient.", remedy="Set data.split so that it does, or evaluate=false."
             )
@@ -224,7 +224,7 @@ class Training:
         self.start = self._resume_state(resumed.folder, grant)
         self._hold(grant, resumed.folder)
         lost = Resume(crashes=self.start.crashes, steps_lost=self.start.steps_lost)
-        self._begin(replace(resumed.facts, resume=lost, status="running"))
+        self._begin(replace(resumed.facts, resume=lost, status=RunStatus.RUNNING))
 
     def _hold(self, grant: Grant, folder: RunFolder) -> None:
         self.grant, self.folder = grant, folder
@@ -287,7 +287,7 @@ class Training:
         chunk, first = settings.training.chunk, 0 if self.start is None else self.start.step
         if in_memory(settings, self.network):
             prepared = prepare(
-                settings, self.cohort, grant, splits=("train",), network=self.network, device=self.device
+                settings, self.cohort, grant, splits=(Split.TRAIN,), network=self.network, device=self.device
             )
             return PatientLoader(prepared.tensors(), self.plan, grant, chunk=chunk, start=first)
         augment = settings.data.augment
@@ -337,7 +337,7 @@ class Training:
     def _draw_calibration(self, noise_multiplier: float) -> Calibration:
         """One noisy histogram over the calibration patients."""
         config = self.settings.data
-        record, patient = scoring.of_split(self.cohort, "calibration", self.grant.excluded)
+        record, patient = scoring.of_split(self.cohort, Split.CALIBRATION, self.grant.excluded)
         logits, label = scoring.outputs_of(self.cohort, record, self.grant, self.network, self.device, fixed=True)
         if len(record) == 0:
             shape = (0,) if task_spec(config.task).one_logit else (0, len(config.classes))
@@ -360,7 +360,7 @@ class Training:
         calibration = self.calibration.to_dict() if self.calibration else None
         write_bundle(self.folder, self.network.whole, self.settings, calibration, private=private)
         receipt = self.grant.close(
-            "interrupted" if self.result.interrupted else "complete",
+            RunStatus.INTERRUPTED if self.result.interrupted else RunStatus.COMPLETE,
             steps_run=self.result.state.step,
             model=models.ModelStore(self.folder.weights).sha256(),
         )
@@ -416,9 +416,9 @@ class Training:
         """Score the test patients, as the plan declared. Whatever fails here, the run stands as it is."""
         try:
             with self.ledger.admit(
-                self.status.name, purpose="evaluate", run=self.identity, fingerprint=self.cohort.fingerprint
+                self.status.name, purpose=Purpose.EVALUATE, run=self.identity, fingerprint=self.cohort.fingerprint
             ) as leave:
-                if not self.cohort.split("test", excluded=leave.excluded):
+                if not self.cohort.split(Split.TEST, excluded=leave.excluded):
                     return
                 metrics, predictions = scoring.score(
                     self.settings, self.cohort, leave, self.network, self.device, self.calibration
@@ -439,7 +439,7 @@ def closed_run(ledger: Ledger, run: Run) -> RunState | None:
         LedgerRefused: closed without the model that lies in the folder: it can neither go on nor be evaluated.
     """
     state = ledger.run(str(run.facts.id))
-    if state.status == "open":
+    if state.status == RunStatus.OPEN:
         return None
     kept = models.ModelStore(run.folder.weights)
     if state.model is None or not kept.exists or kept.sha256() != state.model:
@@ -519,13 +519,13 @@ def _plan_line(plan: Plan, kind: str | None) -> str:
 
 def _reserved(ledger: Ledger, identity: str) -> bool:
     try:
-        return ledger.run(identity).status == "open"
+        return ledger.run(identity).status == RunStatus.OPEN
     except LedgerRefused:
         return False
 
 
 def evaluate_run(
-    path: str | Path, *, split: str = "test", ledger: dict[str, str | None] | None = None, say: Say = print
+    path: str | Path, *, split: str = Split.TEST, ledger: dict[str, str | None] | None = None, say: Say = print
 ) -> Path:
     """Score a finished run. What the plan declared and no evaluation has completed belongs to the run; anything else
     is a new request to the ledger: refused on a locked cohort (exit code 3)."""
@@ -539,7 +539,9 @@ def evaluate_run(
     if run.facts.status in UNFINISHED:
         run = _settled(run, store, say)
     cohort = data.scan(settings.data, keys)
-    with store.admit(status.name, purpose="evaluate", run=str(run.facts.id), fingerprint=cohort.fingerprint) as grant:
+    with store.admit(
+        status.name, purpose=Purpose.EVALUATE, run=str(run.facts.id), fingerprint=cohort.fingerprint
+    ) as grant:
         _only_public(split, grant.public)  # the data may be of an earlier version
         network = build_network(settings)
         kept = None if run.facts.model is None else run.facts.model.sha256
@@ -566,7 +568,7 @@ def _settled(run: Run, ledger: Ledger, say: Say) -> Run:
 
 def _only_public(split: str, public: bool) -> None:
     """Refuse un-noised scores of the patients whom epsilon protects."""
-    if split in ("train", "calibration") and not public:
+    if split in (Split.TRAIN, Split.CALIBRATION) and not public:
         raise LedgerRefused(
             f"Scores of the {split} patients would be un-noised and outside of epsilon, which protects just them: "
             "only cohorts declared public may have them.",

@@ -19,7 +19,7 @@ from dptrain.settings import Settings
 from dptrain.training.calibration import Calibration, margins, true_margins
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
 from dptrain.training.session import Network, load_inputs
-from dptrain.vocabulary import Activation, Labels, task_spec
+from dptrain.vocabulary import Activation, Labels, Split, task_spec
 
 
 def outputs_of(
@@ -63,7 +63,7 @@ def score(
     network: Network,
     device: torch.device,
     calibration: Calibration | None,
-    split: str = "test",
+    split: str = Split.TEST,
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Metrics of a split and the predictions behind them, by pseudonym. Un-noised: restricted."""
     record, patient = of_split(cohort, split, leave.excluded)
@@ -131,16 +131,16 @@ def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
 
 
 def write(
-    folder: RunFolder, metrics: dict[str, Any], predictions: dict[str, NDArray[Any]], split: str = "test"
+    folder: RunFolder, metrics: dict[str, Any], predictions: dict[str, NDArray[Any]], split: str = Split.TEST
 ) -> Path:
     """Write metrics and predictions (pseudonym, record, label, score) below `restricted/`; where the metrics lie.
 
     Those of another split than test have it in their names (`metrics-<split>.json`).
     """
-    place = folder.metrics if split == "test" else folder.metrics.with_name(f"metrics-{split}.json")
+    place = folder.metrics if split == Split.TEST else folder.metrics.with_name(f"metrics-{split}.json")
     write_json(place, metrics)
     arrays: dict[str, Any] = predictions
-    target = folder.predictions if split == "test" else folder.predictions.with_name(f"predictions-{split}.npz")
+    target = folder.predictions if split == Split.TEST else folder.predictions.with_name(f"predictions-{split}.npz")
     with whole_or_nothing(target, "wb") as file:
         np.savez_compressed(file, **arrays)
     return place
