@@ -10,9 +10,8 @@ from typing import Any
 from dptrain.errors import ConfigError
 from dptrain.settings.fields import at_least, one_of, section, setting
 from dptrain.terminal.words import suggest
-from dptrain.vocabulary import Labels, Split, Task, task_spec
+from dptrain.vocabulary import Format, Labels, Split, Task, task_spec
 
-FORMATS = ("csv", "decathlon", "dicom", "npz", "table")
 ANY = "*"
 Number = int | float
 
@@ -150,7 +149,7 @@ class DataConfig:
     cautions: list[str] = setting([], "what a reader must know, for the ledger and the report")
 
     def __post_init__(self) -> None:
-        one_of("data.format", self.format, FORMATS)
+        one_of("data.format", self.format, list(Format))
         one_of("data.task", self.task, list(Task))
         one_of("data.same_pixels", self.same_pixels, ("refuse", "merge"))
         if not self.unit.strip():
@@ -176,7 +175,7 @@ def features_of(table: TableConfig) -> int:
 
 def shape_of(config: DataConfig) -> tuple[int, ...]:
     """Shape of one record after the deterministic transforms: [C, …], or [F] for tables."""
-    return (features_of(config.table),) if config.format == "table" else tuple(config.image_shape)
+    return (features_of(config.table),) if config.format == Format.TABLE else tuple(config.image_shape)
 
 
 def check(config: DataConfig) -> None:
@@ -187,14 +186,14 @@ def check(config: DataConfig) -> None:
             remedy="Name the hospital, registry or data set, e.g. data.issuer='clinic.example radiology'.",
         )
     _check_labels(config)
-    if config.format != "table" and not config.image_shape:
+    if config.format != Format.TABLE and not config.image_shape:
         raise _no_shape(config.image_shape)
 
 
 def check_complete(config: DataConfig) -> None:
     """Refuse settings with which no record can be read. Raises ConfigError with what is missing."""
     check(config)
-    if config.format == "table" and features_of(config.table) == 0:
+    if config.format == Format.TABLE and features_of(config.table) == 0:
         raise ConfigError(
             "data.table names no columns to learn from.",
             remedy="Declare data.table.numeric, categorical or binned; ranges and vocabularies are public.",
