@@ -93,7 +93,8 @@ def tell(audit: dict[str, Any]) -> None:
         need = next((row["need"] for row in audit["withheld"] if row["what"] == f"tpr_at_{rate}"), None)
         note = f"; extrapolated; counted from {need} models" if need is not None else ""
         print(
-            f"TPR at {float(rate):.0%} FPR: mean {reached['mean']:.1%} (allowed at most {reached['ceiling']:.1%}){note}"
+            f"TPR at {float(rate):.0%} FPR: mean {reached['mean']:.1%} "
+            f"(allowed at most {reached['ceiling']:.1%}){note}"
         )
     if audit["new_scan"]:
         scan = audit["new_scan"]
