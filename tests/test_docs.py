@@ -104,5 +104,5 @@ def test_what_the_architecture_names_exists() -> None:
             names = _names_below(tree)
             assert part in names, f"{name}: there is no {part}"
             tree = names[part]
-    for path in re.findall(r"`([a-z_]+/[\w/]+\.(?:py|yaml))`", page):
+    for path in re.findall(r"`([a-z_]+/[a-z_/]+\.(?:py|yaml))`", page):
         assert (package / path).exists() or (ROOT / path).exists(), path
