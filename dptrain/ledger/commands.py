@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, EXIT_USAGE, Config
 from dptrain.words import Word, parse_words, suggest, yes_or_no
 
 if TYPE_CHECKING:
+    from dptrain.ledger.face import Ledger
     from dptrain.ledger.keys import Controller, Keys
-    from dptrain.ledger.ledger import Ledger
     from dptrain.ledger.status import CohortStatus
     from dptrain.plan import Mechanism
 
@@ -189,7 +189,6 @@ HELP: dict[str, tuple[str, str]] = {
     "migrate": ("Bring an older ledger to this program's schema (back it up first).", "dptrain ledger migrate"),
 }
 SHOWN_RUNS = 30
-TURNS = 10  # at most, to find a forecast's order and noise; two or three are usual
 MOST_RUNS = 1000  # of a declaration
 FLAGS = {"show": ("--steward",)}
 
@@ -339,8 +338,8 @@ def _controller(keys: Keys) -> Controller:
 
 
 def _init(values: Mapping[str, Any], out: Output) -> int:
+    from dptrain.ledger.face import Ledger
     from dptrain.ledger.keys import Keys
-    from dptrain.ledger.ledger import Ledger
     from dptrain.ledger.places import keys_place, ledger_place
 
     folder, place = Path(keys_place(values["ledger.keys"], values["ledger.url"])), ledger_place(values["ledger.url"])
@@ -387,7 +386,7 @@ def _keygen(values: Mapping[str, Any], out: Output) -> int:
 def _register(values: Mapping[str, Any], settings: Sequence[str], scan: Scan | None, out: Output) -> int:
     if scan is None:
         raise ConfigError("this program was built without a data floor: it cannot read a manifest.")
-    from dptrain.ledger.grants import PublicDeclaration
+    from dptrain.ledger.facts import PublicDeclaration
 
     ledger, keys = _open(values)
     controller = _controller(keys) if values["public"] else None
@@ -487,35 +486,24 @@ def _forecast(
 def _with_noise(
     one: Mechanism, values: Mapping[str, Any], status: CohortStatus, also: tuple[Mechanism, ...] = ()
 ) -> Mechanism:
-    """The mechanism with the least noise at which all `runs` of it stay within epsilon, by the budget's own gate.
-
-    An open budget takes the order that is best for its forecast, and a forecast at that order's noise may have a
-    better one: each turn needs no more noise than the one before. A raise keeps its order.
-    """
-    from dptrain import accounting
+    """The mechanism with the least noise at which all `runs` of it stay within epsilon, by the budget's own gate."""
+    from dptrain.accounting import fitting_noise
     from dptrain.plan import default_delta
 
-    epsilon, steps = values["epsilon"], one.steps * values["runs"]
     before = next((budget for budget in status.budgets if budget.kind == "open"), None)
     delta = values["delta"]
     if delta is None:
-        delta = default_delta(status.public_size)
-        if before is not None and values["kind"] == "open":
-            delta = before.delta
-    noise = accounting.calibrate_noise(epsilon, delta, one.sample_rate, steps, also=also)
-    if values["kind"] == "planned":
-        return replace(one, noise_multiplier=noise)
-    order = None if before is None else before.order
-    for _ in range(TURNS):
-        used = (replace(one, noise_multiplier=noise, steps=steps), *also)
-        best = accounting.best_order(epsilon, delta, used) if before is None else before.order
-        noise = accounting.calibrate_noise(
-            epsilon, delta, one.sample_rate, steps, also=also, accountant="rdp", order=best
-        )
-        if best == order:
-            break
-        order = best
-    return replace(one, noise_multiplier=noise)
+        raised = before is not None and values["kind"] == "open"
+        delta = before.delta if before is not None and raised else default_delta(status.public_size)
+    return fitting_noise(
+        values["epsilon"],
+        delta,
+        one,
+        values["runs"],
+        also=also,
+        planned=values["kind"] == "planned",
+        order=None if before is None else before.order,
+    )
 
 
 def _weights(values: Mapping[str, Any], out: Output) -> int:
@@ -673,6 +661,8 @@ def _alone(epsilon: float | None, *, private: bool) -> str:
 
 
 def _history(values: Mapping[str, Any], out: Output) -> int:
+    from dptrain.ledger.kinds import read
+
     ledger, _ = _open(values)
     if values["cohort"] is not None:
         ledger.status(values["cohort"])  # refuses an unknown one
@@ -710,7 +700,7 @@ def _history(values: Mapping[str, Any], out: Output) -> int:
             entry.kind,
             cohort or "",
             run or "",
-            _what(entry.kind, body, plans.get(run or "", {})),
+            read(entry).tell(plans.get(run or "", {})),
             "controller" if entry.countersignature is not None else "site",
             entry.hash.hex()[:12],
         )
@@ -728,54 +718,9 @@ def _no_run(name: str, known: Iterable[str | None]) -> LedgerRefused:
     )
 
 
-def _what(kind: str, body: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
-    """One line about an entry, from its public part and the plan of its run."""
-    match kind:
-        case "genesis":
-            return f"site {body['site'][:8]}…"
-        case "register":
-            public = "; public" if body["public"] else ""
-            return (
-                f"version {body['version']}, N = {body['public_size']} {body['unit']}s, owner {body['owner']}{public}"
-            )
-        case "budget":
-            text = f"{body['kind']} ε = {body['epsilon']:g}, δ = {body['delta']:.2g}, {body['unit']}, add/remove"
-            by = f"RDP of order {body['order']:g}" if body["kind"] == "open" else "joint PLD"
-            return f"{'changed to ' if body['changes'] else ''}{text}, by {by}: {body['reason']}"
-        case "reserve":
-            return f"{plan['steps']} steps, noise {plan['noise_multiplier']:.4g}, batch {plan['expected_batch_size']}"
-        case "commit":
-            return f"steps below {body['through']} paid"
-        case "calibrate":
-            return "the calibration's one draw begins"
-        case "resume":
-            return f"attempt {body['attempt']}"
-        case "close":
-            alone = body["epsilon_pld"]
-            terms = f"PLD, δ = {plan['delta']:.2g}, {plan['unit']}, add/remove"
-            text = "" if alone is None else f", ε = {alone:.4g} alone ({terms})"
-            note = f" ({body['note']})" if body["note"] else ""
-            return f"{body['status']}: {body['steps_run']} steps ran, {body['committed']} paid{text}{note}"
-        case "admit":
-            return f"{body['purpose']} ({body['basis']})"
-        case "finish":
-            return f"grant {body['admission']} {body['status']}"
-        case "weights":
-            return f"{body['sha256'][:12]}… {body['source']} ({body['licence']})"
-        case "rotate":
-            return f"new {body['what']} key"
-        case "release":
-            purpose = f" for {body['purpose']}" if body.get("purpose") else ""  # older entries have no such field
-            return f"{', '.join(body['items'])} to {body['recipient']}{purpose}"
-        case "withdraw":
-            return "a patient is left out from now on"
-        case _:
-            return str(body.get("reason", ""))
-
-
 def _verify(values: Mapping[str, Any], out: Output) -> int:
+    from dptrain.ledger.face import Ledger
     from dptrain.ledger.keys import Keys
-    from dptrain.ledger.ledger import Ledger
     from dptrain.ledger.places import keys_place, ledger_place
     from dptrain.ledger.store import WAIT_SECONDS, Store, must_exist
     from dptrain.ledger.verify import UNREAD
@@ -886,7 +831,7 @@ def _withdraw(values: Mapping[str, Any], out: Output) -> int:
         else:
             patient = sys.stdin.readline().strip()
     key = keys.patient_key(issuer, patient)
-    known_id = _in_a_cohort(ledger, key)
+    known_id = ledger.in_a_cohort(key)
     ledger.withdraw(key)
     out.say(
         "Recorded. The patient is left out of every draw, evaluation and audit from now on; what was spent stays."
@@ -900,17 +845,6 @@ def _withdraw(values: Mapping[str, Any], out: Output) -> int:
         )
     out.give({"withdrawn": True, "in_a_cohort": known_id})
     return EXIT_DONE
-
-
-def _in_a_cohort(ledger: Ledger, key: bytes) -> bool:
-    """Whether a patient key belongs to a version of any cohort. For the steward alone."""
-    import sqlalchemy as sa
-
-    from dptrain.ledger import store
-
-    with ledger.view() as (connection, state):
-        klass = connection.execute(sa.select(store.patients.c.klass).where(store.patients.c.key == key)).scalar()
-        return klass in state.classes and bool(state.classes[klass].versions)
 
 
 def _close(values: Mapping[str, Any], out: Output) -> int:
@@ -955,8 +889,8 @@ def _rotate(values: Mapping[str, Any], out: Output) -> int:
 
 def _open_for_rotation(values: Mapping[str, Any]) -> tuple[Ledger, Keys]:
     """As :func:`_open`; where only the site's key is lost, the ledger opens without it, to have it replaced."""
+    from dptrain.ledger.face import Ledger
     from dptrain.ledger.keys import Keys
-    from dptrain.ledger.ledger import Ledger
     from dptrain.ledger.places import keys_place, ledger_place
     from dptrain.ledger.store import WAIT_SECONDS
 

@@ -3,83 +3,38 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import Protocol
 
-from dptrain.errors import ConfigError, LedgerRefused
-from dptrain.ledger.chain import SignedHead
-from dptrain.ledger.state import Version
+from dptrain.errors import LedgerRefused
+from dptrain.ledger.checks import whole
+from dptrain.ledger.facts import GateFacts, Receipt
+from dptrain.ledger.state import RunState, Version
 from dptrain.plan import Mechanism, Plan
 
-if TYPE_CHECKING:
-    from dptrain.ledger.ledger import Ledger
 
+class Payer(Protocol):
+    """Who keeps the book in which a grant's steps are paid and its end is written."""
 
-@dataclass(frozen=True)
-class PublicDeclaration:
-    """The controller's statement that a cohort is public: where it comes from and under which licence."""
+    def pay(self, grant: Grant, through: int) -> None:
+        """Commit all steps below `through`, durably. Raises LedgerRefused where they must not run."""
 
-    source: str
-    licence: str
+    def begin_calibration(self, grant: Grant) -> None:
+        """Record that the one calibration is about to be drawn. Raises LedgerRefused where it must not be."""
 
+    def standing(self, grant: Grant) -> RunState:
+        """What the book holds about the grant's run."""
 
-@dataclass(frozen=True)
-class WeightsSource:
-    """Starting weights: the SHA-256 of a declared file, or the model (by hash) of a run in this ledger."""
+    def finish(self, grant: Grant, how: str) -> None:
+        """End an evaluation or audit."""
 
-    sha256: str
-    run: str | None = None
-
-
-@dataclass(frozen=True)
-class CohortVersion:
-    """A registered version of a cohort."""
-
-    name: str
-    version: int
-    fingerprint: str
-    public_size: int
-    unit: str
-
-
-@dataclass(frozen=True)
-class GateFacts:
-    """The public gate around a grant, for the run's report (epsilon at the gate)."""
-
-    kind: str
-    accountant: str | None
-    order: float | None
-    budget_epsilon: float | None
-    budget_delta: float | None
-    spent_before: float
-    spent_after: float
-    remaining: float | None
-    minimum_charge: float | None
-    locked: bool
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a closed run cost. epsilon_pld is None where it is infinite (a public cohort without noise)."""
-
-    run: str
-    cohort: str
-    status: str
-    steps_run: int
-    steps_charged: int
-    steps_planned: int
-    epsilon_pld: float | None
-    delta: float
-    unit: str
-    adjacency: str
-    mechanisms: tuple[Mechanism, ...]
-    rest_charged: bool
-    gate: GateFacts
-    head: SignedHead
+    def close(
+        self, grant: Grant, how: str, steps_run: int, model: str | None, did: Sequence[str], note: str | None
+    ) -> Receipt:
+        """End a training."""
 
 
 class Grant:
@@ -99,7 +54,7 @@ class Grant:
 
     def __init__(
         self,
-        ledger: Ledger,
+        payer: Payer,
         *,
         id: int,
         version: Version,
@@ -114,7 +69,7 @@ class Grant:
         gate: GateFacts,
         basis: str,
     ) -> None:
-        self._ledger = ledger
+        self._payer = payer
         self.id = id
         self.cohort = version.cohort
         self.version = version.number
@@ -156,7 +111,7 @@ class Grant:
         if through > self.plan.steps:
             raise LedgerRefused(f"step {through} is beyond the {self.plan.steps} steps that were granted.")
         if through > self.committed:
-            self._ledger._commit(self, through)
+            self._payer.pay(self, through)
             self.committed = through
 
     def begin_calibration(self) -> None:
@@ -167,7 +122,7 @@ class Grant:
         """
         self.require(purpose="train")
         self._only_here()
-        self._ledger._begin_calibration(self)
+        self._payer.begin_calibration(self)
 
     def require(self, step: int | None = None, *, purpose: str | None = None, cohort: str | None = None) -> None:
         """Raise LedgerRefused unless the grant is open and covers this step, purpose and cohort.
@@ -236,7 +191,11 @@ class Grant:
             raise LedgerRefused(f"The grant of run '{self.run}' is closed already.")
         self._only_here()
         ran = self.committed if steps_run is None else whole("steps_run", steps_run)
-        receipt = self._ledger._close(self, status, ran, model, did, note)
+        receipt = None
+        if self.purpose == "train":
+            receipt = self._payer.close(self, status, ran, model, did, note)
+        else:
+            self._payer.finish(self, status)
         self.closed = True
         return receipt
 
@@ -247,7 +206,7 @@ class Grant:
         """
         if self.closed or self.purpose != "train" or self.committed or self._process != os.getpid():
             return False
-        run = self._ledger.run(self.run)
+        run = self._payer.standing(self)
         self.committed = max(self.committed, run.committed)  # an answer that was lost is paid all the same
         if run.planned or self.committed:
             return False
@@ -264,17 +223,6 @@ class Grant:
         elif kind is not None:
             with suppress(LedgerRefused):  # the error on its way says more
                 self.give_back()
-
-
-def whole(name: str, value: int, *, least: int = 0, most: int = 10**12) -> int:
-    """The number. Raises ConfigError for what is no whole number from `least` to `most`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ConfigError(f"{name}={value!r} is no whole number.") from None
-    if isinstance(value, bool) or not least <= number <= most:
-        raise ConfigError(f"{name} must be a whole number of at least {least} and at most {most}.")
-    return number
 
 
 def default_lease(steps: int) -> int:

@@ -8,7 +8,7 @@ from dptrain.accounting.units import INFINITE_UNITS
 from dptrain.errors import LedgerRefused
 from dptrain.ledger import gate, status
 from dptrain.ledger.charges import Charge
-from dptrain.ledger.grants import GateFacts, WeightsSource
+from dptrain.ledger.facts import GateFacts, WeightsSource
 from dptrain.ledger.state import Budget, RunState, State, Version
 from dptrain.plan import Plan
 
@@ -37,6 +37,13 @@ def version(state: State, name: str, fingerprint: str) -> Version:
         "changed.",
         remedy="Register them as a new version with `dptrain ledger register …`, or restore the data.",
     )
+
+
+def run(state: State, name: str) -> RunState:
+    """What the ledger holds about a run. Raises LedgerRefused for an unknown one."""
+    if name not in state.runs:
+        raise LedgerRefused(f"The ledger knows no run '{name}'.")
+    return state.runs[name]
 
 
 def check_plan(plan: Plan, version: Version) -> None:
