@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from dptrain import data
-from dptrain.config import load
 from dptrain.data.inference import load_image
 from dptrain.models.pretrained import PROJECTIONS, pretrained_efficientnet_lite
 from dptrain.progress import progress
+from dptrain.settings import load
 
 
 def principal(features: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -42,10 +42,11 @@ from torch import Tensor
 from benchmarks import _results
 from benchmarks._utility_plot import plot
 from dptrain import accounting, data, models
-from dptrain.config import Settings, load, recipe_folders
 from dptrain.data import Cohort, PatientLoader
 from dptrain.ledger import Grant, Keys, Ledger, PublicDeclaration
 from dptrain.plan import Mechanism, Plan
+from dptrain.settings import Settings, load
+from dptrain.settings.places import recipe_folders
 from dptrain.training import losses
 from dptrain.training.calibration import Calibration, fit_calibration
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation

@@ -41,7 +41,7 @@ def demo_main(argv: list[str]) -> int:
         "audit": Word(yes_or_no, "measure the risk for each patient", True),
     }
     words = parse_words(argv, spec)
-    from dptrain.data.sources import find_demo_data
+    from dptrain.samples.sources import find_demo_data
 
     begun = time.monotonic()
     run = Path(words["run"])

@@ -27,8 +27,8 @@ def ledger_main(argv: list[str]) -> int:
 def scan(words: Sequence[str], keys: Keys) -> ScanResult:
     """Read, check and hash every record that these settings name. Raises DataUnreadable with every fault."""
     from dptrain import data
-    from dptrain.config import load
     from dptrain.ledger import ScanResult
+    from dptrain.settings import load
 
     settings = load(words)
     cohort = data.scan(settings.data, keys)
@@ -45,7 +45,7 @@ def scan(words: Sequence[str], keys: Keys) -> ScanResult:
 
 def forecast(words: Sequence[str], public_size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
     """The mechanisms of one run as these settings would train it, when it may cost epsilon."""
-    from dptrain.config import load
+    from dptrain.settings import load
     from dptrain.training.planning import make_plan
 
     settings = load(
@@ -59,8 +59,8 @@ def weights(words: Sequence[str]) -> list[str]:
 
     Words of the ledger (`ledger.…`, flags) are passed on. Raises ConfigError for a recipe that starts at random.
     """
-    from dptrain.config import load
     from dptrain.errors import ConfigError
+    from dptrain.settings import load
     from dptrain.training.session import build_network
 
     ours = [word for word in words if word.startswith(("ledger.", "-", "licence="))]

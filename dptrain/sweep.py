@@ -16,8 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dptrain.config import Settings, explain, refuse_flags, search_path_override, settings_of, shipped
 from dptrain.errors import ConfigError
+from dptrain.files import write_json
+from dptrain.settings import Settings, settings_of
+from dptrain.settings.compose import refuse_flags, search_path_override
+from dptrain.settings.explain import explain
+from dptrain.shipped import shipped
 
 OUTCOMES = "DPTRAIN_SWEEP"
 PREFIX = ".dptrain-sweep-"
@@ -116,8 +120,4 @@ def write_outcome(row: dict[str, Any]) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     path = Path(os.environ[OUTCOMES]) / f"{int(HydraConfig.get().job.num):06d}.json"
-    half = path.with_suffix(".half")  # Ctrl-C may come at any time
-    descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(row, file)
-    half.replace(path)
+    write_json(path, row, private=True)  # Ctrl-C may come at any time

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dptrain import config
 from dptrain.cli import COMMANDS
 from dptrain.ledger import commands as ledger
+from dptrain.settings import load
+from dptrain.settings.explain import setting_names
+from dptrain.settings.places import recipe_folders
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*/README.md"))]
 OWN = {"thorax"}  # the reader's own recipe in docs/data.md
-NAMES = config.setting_names()
+NAMES = setting_names()
 
 
 def lines(page: Path) -> list[str]:
@@ -36,7 +38,7 @@ def test_commands_recipes_and_settings_exist(page: Path) -> None:
         for word in words:
             name, _, value = word.partition("=")
             if name == "recipe" and value != "…":
-                assert value in {*config.recipe_folders(), *OWN}, line
+                assert value in {*recipe_folders(), *OWN}, line
             if "." in name and "/" not in name and not name.startswith("hydra"):
                 assert name.lstrip("+") in NAMES, line
 
@@ -55,5 +57,5 @@ def test_the_recipe_of_the_data_page_composes(tmp_path: Path, monkeypatch: pytes
     file.parent.mkdir(parents=True)
     file.write_text(text[1])
     monkeypatch.chdir(tmp_path)
-    settings = config.load(["recipe=thorax"])
+    settings = load(["recipe=thorax"])
     assert settings.data.name == yaml.safe_load(text[1])["name"]

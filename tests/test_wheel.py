@@ -14,12 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LOOK = """
 from pathlib import Path
-from dptrain import config
-assert "_shipped" in str(config.shipped("conf")), config.shipped("conf")
-found = config.recipe_folders()
+from dptrain.settings import load
+from dptrain.settings.places import recipe_folders
+from dptrain.shipped import shipped
+assert "_shipped" in str(shipped("conf")), shipped("conf")
+found = recipe_folders()
 assert "chest_xray_pneumonia" in found, found
 for name in found:
-    config.load([f"recipe={name}"])
+    load([f"recipe={name}"])
 print(len(found))
 """
 

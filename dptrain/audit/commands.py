@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     if runs:
         result = audit_run(runs[0], words)
     else:
-        from dptrain.config import load
+        from dptrain.settings import load
 
         result = audit_settings(load(words))
     tell(result.audit)

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from dptrain.audit.scores import Array, confidence, from_loss
-from dptrain.config import OptimizerConfig
 from dptrain.errors import ConfigError, quiet
 from dptrain.models.preflight import first_line
 from dptrain.plan import Plan
+from dptrain.settings import OptimizerConfig
+from dptrain.vocabulary import Activation, Labels, task_spec
 
 Tick = Callable[[int], None]
 STACK_BYTES = 256 << 20
@@ -277,9 +278,10 @@ def _single(layers: list[tuple[str, nn.Module]]) -> tuple[str, nn.Module] | None
 
 def _residual(logits: Tensor, labels: Tensor, task: str) -> Tensor:
     """Gradient of the per-record loss by the logits, [R, M, C]."""
-    if task == "binary":
+    spec = task_spec(task)
+    if spec.one_logit:
         return torch.sigmoid(logits) - labels.reshape(-1, 1, 1).float()
-    if task == "multiclass":
+    if spec.activation is Activation.SOFTMAX:
         return logits.softmax(2) - nn.functional.one_hot(labels.long().reshape(-1), logits.shape[2])[:, None]
     return (torch.sigmoid(logits) - labels[:, None].float()) / logits.shape[2]
 
@@ -664,7 +666,7 @@ def train_in_processes(
 
 def score_outputs(outputs: Tensor, labels: Tensor, task: str, loss: Any) -> Array:
     """Scores [M, R] of outputs [M, R, …]: logit-scaled confidence, or the negative loss for segmentation."""
-    if task == "segmentation":
+    if task_spec(task).labels is Labels.MASK:
         return from_loss(torch.stack([loss(output, labels) for output in outputs]).double().cpu().numpy())
     return confidence(outputs.double().cpu().numpy(), labels.cpu().numpy(), task)
 

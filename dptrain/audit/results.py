@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from dptrain.audit import groups, patients, statistics
-from dptrain.audit.config import AuditConfig
 from dptrain.audit.scores import Array
 from dptrain.cells import to_hide
+from dptrain.settings import AuditConfig
 
 SCHEMA = "dptrain.audit/1"
 RATES = (0.01, 0.05, 0.1)

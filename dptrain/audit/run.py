@@ -26,16 +26,18 @@ from torch import nn
 from dptrain import accounting, data
 from dptrain.audit import bounds, masks, patients, reference, statistics
 from dptrain.audit.canaries import canary_scores, kinds_of, plant
-from dptrain.audit.config import AuditConfig
 from dptrain.audit.reference import Material
 from dptrain.audit.results import SCHEMA, People, Summary, number_of, summarise
 from dptrain.audit.scores import Array
-from dptrain.config import Settings, to_yaml
 from dptrain.errors import ConfigError
+from dptrain.files import file_sha256, make_folder, utc_now, whole_or_nothing, write_json
 from dptrain.plan import Plan
 from dptrain.progress import progress
+from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
+from dptrain.settings.explain import friendly_errors
 from dptrain.training import losses, session
-from dptrain.training.runfolder import RunFolder, make_folder, now, whole_or_nothing, write_json
+from dptrain.training.runfolder import RunFolder
+from dptrain.vocabulary import Labels, task_spec
 
 if TYPE_CHECKING:
     from dptrain.data import Cohort
@@ -131,7 +133,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
     if settings.model.weights is not None:
         path = Path(settings.model.weights)
         path = RunFolder(path).weights if path.is_dir() else path
-        told["weights"] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        told["weights"] = file_sha256(path) if path.is_file() else None
     return told
 
 
@@ -191,8 +193,6 @@ def override(settings: Settings, words: list[str]) -> Settings:
     """A run's settings with where things lie and how to audit changed; nothing that changes the training."""
     from omegaconf import OmegaConf
 
-    from dptrain.config import friendly_errors, settings_of
-
     for word in words:
         if "=" not in word or not word.startswith(ALLOWED):
             raise ConfigError(
@@ -251,7 +251,7 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
         bound = canary_bound(dataclasses.replace(material, plan=plan), promise, config, device=device, work=work)
         audit = {
             "schema": SCHEMA,
-            "created": now(),
+            "created": utc_now(),
             "game": config.game,
             "attack": config.attack,
             "verdicts_by": patients.TEST,
@@ -372,13 +372,14 @@ def _people(cohort: Cohort, places: list[int], record: np.ndarray, owner: np.nda
     for row in range(len(owner) - 1, -1, -1):
         first[owner[row]] = row
     label = np.full(count, "all", dtype=object)
-    if cohort.config.task in ("binary", "multiclass"):
+    kind = task_spec(cohort.config.task).labels
+    if kind is Labels.CLASS:
         classes = cohort.labels[record].reshape(-1)
         low, high = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
         np.minimum.at(low, owner, classes)
         np.maximum.at(high, owner, classes)
         label = np.array(["mixed" if a != b else str(names[a]) for a, b in zip(low, high, strict=True)], dtype=object)
-    elif cohort.config.task == "multilabel":
+    elif kind is Labels.FINDINGS:
         positive = np.zeros(count, dtype=bool)
         np.logical_or.at(positive, owner, (np.nan_to_num(cohort.labels[record]) > 0.5).any(axis=1))
         label = np.where(positive, "any finding", "no finding").astype(object)

@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 from dptrain.data.cohort import Cohort, Patient, Record, cohort_from_dataset, scan
-from dptrain.data.config import DataConfig
-from dptrain.data.crypto_random import CryptoRandom
-from dptrain.data.fetch import FetchFailed, download
 from dptrain.data.inference import load_image
 from dptrain.data.loading import (
     LogicalBatch,
@@ -22,15 +19,13 @@ from dptrain.data.loading import (
     tensors_of,
 )
 from dptrain.data.manifest import Manifest, read_manifest
-from dptrain.data.phantoms import phantom
-from dptrain.data.sources import DemoData, find_demo_data
+from dptrain.randomness import CryptoRandom
+from dptrain.settings import DataConfig
 
 __all__ = [
     "Cohort",
     "CryptoRandom",
     "DataConfig",
-    "DemoData",
-    "FetchFailed",
     "LogicalBatch",
     "Manifest",
     "Patient",
@@ -41,12 +36,9 @@ __all__ = [
     "Tensors",
     "check_sampler",
     "cohort_from_dataset",
-    "download",
-    "find_demo_data",
     "load_image",
     "load_records",
     "load_tensors",
-    "phantom",
     "read_manifest",
     "scan",
     "tensors_of",

@@ -13,19 +13,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from dptrain.data import tables
-from dptrain.data.config import SPLITS, DataConfig, check, shape_of
 from dptrain.data.manifest import Manifest, load_manifest, raise_faults, wanted_columns
 from dptrain.data.records import Unreadable, channel_first, quiet_libraries, read_image
 from dptrain.errors import ConfigError
 from dptrain.progress import progress
-
-if TYPE_CHECKING:
-    from dptrain.data.config import SplitConfig
+from dptrain.settings import DataConfig, SplitConfig
+from dptrain.settings.data import check, shape_of
+from dptrain.vocabulary import Labels, Split, task_spec
 
 UNKNOWN = "unknown"
 
@@ -110,8 +109,8 @@ class Cohort:
 
     def split(self, name: str, *, excluded: Collection[bytes] = ()) -> list[int]:
         """Positions of the patients of a split, without those whose key is in `excluded`."""
-        if name not in SPLITS:
-            raise ConfigError(f"'{name}' is no split.", remedy=f"Splits: {', '.join(SPLITS)}.")
+        if name not in list(Split):
+            raise ConfigError(f"'{name}' is no split.", remedy=f"Splits: {', '.join(Split)}.")
         return [i for i, p in enumerate(self.patients) if p.split == name and not p.excluded(excluded)]
 
     def records_of(self, patients: Sequence[int]) -> list[int]:
@@ -251,14 +250,14 @@ def _splits(
     splits = {}
     for key, members in rows.items():
         named = [(values[texts[i]], i) for i in members if texts[i] in values]
-        split = named[0][0] if named else SPLITS[0]
+        split = named[0][0] if named else Split.TRAIN
         faults.extend(
             f"{manifest.rows[i]}: its patient is in split '{split}' by another row and in '{other}' by this one"
             for other, i in named
             if other != split
         )
-        if split == "train" and keyed_share(key, f"{config.split.salt}/calibration") < config.split.calibration:
-            split = "calibration"
+        if split == Split.TRAIN and keyed_share(key, f"{config.split.salt}/calibration") < config.split.calibration:
+            split = Split.CALIBRATION
         splits[key] = split
     return splits
 
@@ -295,33 +294,34 @@ def keyed_split(key: bytes, split: SplitConfig) -> str:
     """The split of a patient; it never moves when other patients join or leave."""
     share = keyed_share(key, split.salt)
     if share < split.test:
-        return "test"
+        return Split.TEST
     if share < split.test + split.validation:
-        return "validation"
+        return Split.VALIDATION
     if keyed_share(key, f"{split.salt}/calibration") < split.calibration:
-        return "calibration"
-    return "train"
+        return Split.CALIBRATION
+    return Split.TRAIN
 
 
 def _check_splits(config: DataConfig, patients: Sequence[Patient], faults: list[str]) -> None:
-    wanted = {"train"}
+    wanted = {Split.TRAIN}
     if config.columns.split is None:
-        wanted |= {name for name in ("validation", "test") if getattr(config.split, name) > 0}
+        wanted |= {name for name in (Split.VALIDATION, Split.TEST) if getattr(config.split, name) > 0}
     else:
-        wanted |= {"test"}
+        wanted |= {Split.TEST}
     if config.split.calibration > 0:
-        wanted.add("calibration")
+        wanted.add(Split.CALIBRATION)
     empty = wanted - {patient.split for patient in patients}
-    faults.extend(f"the split '{name}' has no patients" for name in SPLITS if name in empty)
+    faults.extend(f"the split '{name}' has no patients" for name in Split if name in empty)
 
 
 # ---------------------------------------------------------------- what
 
 
 def _labels(config: DataConfig, manifest: Manifest, faults: list[str]) -> np.ndarray:
-    if config.task == "segmentation":
+    kind = task_spec(config.task).labels
+    if kind is Labels.MASK:
         return np.zeros((len(manifest), 0), dtype=np.int64)
-    multilabel = config.task == "multilabel"
+    multilabel = kind is Labels.FINDINGS
     classes = ["0", "1"] if multilabel else list(config.classes)
     number = {text: classes.index(name) for text, name in config.label_values.items()}
     number = number or {name: i for i, name in enumerate(classes)}
@@ -449,7 +449,7 @@ class ImageSource:
             self.index = [int(row.removeprefix("row ")) for row in manifest.rows]
         self.label_images: Sequence[str] | None = None
         self.classes = len(config.classes)
-        if config.task == "segmentation":
+        if task_spec(config.task).labels is Labels.MASK:
             self.label_images = manifest.columns[config.columns.label[0]]
 
     def raw(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -637,6 +637,7 @@ def cohort_from_dataset(
         DataUnreadable: every fault at once, each with its item's number.
     """
     named = list(classes) if classes else ["negative", "positive"]
+    kind = task_spec(task).labels
     first = np.asarray(dataset[0][image])
     config = DataConfig(
         name=name,
@@ -647,7 +648,7 @@ def cohort_from_dataset(
         image_shape=list(first.shape),
         augment=list(augment),
     )
-    config.columns.label = list(named) if task == "multilabel" else ["label"]
+    config.columns.label = list(named) if kind is Labels.FINDINGS else ["label"]
     config.columns.groups = list(groups)
     config.columns.split = "split" if split is not None else None
     check(config)
@@ -659,10 +660,10 @@ def cohort_from_dataset(
         texts["split"].append("" if split is None else str(item.get(split, "")))
         for group in groups:
             texts[group].append(str(item.get(group, "") or ""))
-        if task == "multilabel":
+        if kind is Labels.FINDINGS:
             for column, value in zip(config.columns.label, np.asarray(item[label]).reshape(-1)):
                 texts[column].append(str(_whole(value)))
-        elif task != "segmentation":
+        elif kind is Labels.CLASS:
             value = _whole(item[label])
             known = value is not None and 0 <= value < len(named)
             texts["label"].append(named[value or 0] if known else "outside the classes")
@@ -693,7 +694,7 @@ class DatasetSource:
     def __init__(self, dataset: Sequence[Mapping[str, Any]], image: str, label: str, config: DataConfig) -> None:
         self.dataset, self.image, self.label = dataset, image, label
         self.shape = shape_of(config)
-        self.segmentation = config.task == "segmentation"
+        self.segmentation = task_spec(config.task).labels is Labels.MASK
 
     def check(self, i: int) -> tuple[np.ndarray | None, list[str]]:
         pixels = np.asarray(self.dataset[i][self.image])

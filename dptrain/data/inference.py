@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptrain.data.cohort import _tensor
-from dptrain.data.config import DataConfig, shape_of
 from dptrain.data.records import Unreadable, read_image
 from dptrain.errors import DataUnreadable
+from dptrain.settings import DataConfig
+from dptrain.settings.data import shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dptrain.data.cohort import Cohort, mapped, threads_for
-from dptrain.data.crypto_random import CryptoRandom
 from dptrain.data.records import quiet_libraries
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.plan import Plan
+from dptrain.randomness import CryptoRandom
+from dptrain.settings.data import shape_of
+from dptrain.vocabulary import Labels, Split, task_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,8 +87,9 @@ def _blank(cohort: Cohort) -> dict[str, Any]:
 
     shape = list(cohort.config.image_shape)
     item = {"image": torch.zeros(shape)}
-    if cohort.config.task == "segmentation":
-        item["label"] = torch.zeros([1, *shape[1:]], dtype=torch.int64)
+    spec = task_spec(cohort.config.task)
+    if spec.labels is Labels.MASK:
+        item["label"] = torch.zeros(spec.label_shape(len(cohort.config.classes), shape), dtype=torch.int64)
     return item
 
 
@@ -241,7 +244,7 @@ class PatientLoader:
         plan: Plan,
         grant: Grant,
         *,
-        split: str = "train",
+        split: str = Split.TRAIN,
         augment: Sequence[Any] | None = None,
         chunk: int = 64,
         start: int = 0,
@@ -319,7 +322,6 @@ class PatientLoader:
         import torch
 
         from dptrain.data import transforms
-        from dptrain.data.config import shape_of
 
         if self.tensors is not None:
             return tuple(self.tensors.inputs.shape[1:])
@@ -327,7 +329,7 @@ class PatientLoader:
         if not self.augment:
             return shape
         view = {"image": torch.rand(shape)}
-        if self.cohort.config.task == "segmentation":
+        if task_spec(self.cohort.config.task).labels is Labels.MASK:
             view["label"] = torch.zeros((1, *shape[1:]), dtype=torch.long)
         return tuple(transforms.apply(self.augment, view)[0]["image"].shape)
 

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dptrain.data.config import ANY, DataConfig, check, folder_of
 from dptrain.data.records import quiet_libraries
 from dptrain.errors import ConfigError, DataUnreadable
+from dptrain.settings import DataConfig
+from dptrain.settings.data import ANY, check, folder_of
 
 DICOM_COLUMNS = (
     "PatientID",

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dptrain.data.config import TableConfig, features_of
 from dptrain.data.manifest import Manifest
+from dptrain.settings import TableConfig
+from dptrain.settings.data import features_of
 
 
 def feature_names(table: TableConfig) -> list[str]:

@@ -15,8 +15,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from dptrain.data.crypto_random import new_bits
 from dptrain.errors import ConfigError
+from dptrain.randomness import new_bits
 
 BLOCK = 1 << 15
 """Numbers that are worked on at a time: they stay in the cache of one core."""

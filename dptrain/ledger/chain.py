@@ -12,11 +12,11 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dptrain.errors import LedgerRefused
+from dptrain.files import utc_now
 from dptrain.ledger.keys import Controller, Keys, signed_by
 
 ENTRY_VERSION = 1
@@ -92,11 +92,6 @@ class SignedHead:
         return made
 
 
-def now() -> str:
-    """UTC time for people. Nothing is decided by it: the order is the sequence number's."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def write_json(value: dict[str, Any]) -> str:
     """Canonical JSON: sorted names, no blanks, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -143,7 +138,7 @@ def make_entry(
     controller: Controller | None,
 ) -> Entry:
     """A signed entry that follows the one with hash `prev`."""
-    time, text, secret = now(), write_json(body), write_json(sealed)
+    time, text, secret = utc_now(), write_json(body), write_json(sealed)
     digest = entry_hash(seq, ENTRY_VERSION, kind, time, text, secret, prev)
     return Entry(
         seq,
@@ -192,7 +187,7 @@ def signature_fault(entry: Entry, site: str, controllers: Sequence[str], *, coun
 
 def sign_head(keys: Keys, entries: int, digest: bytes) -> SignedHead:
     """The head as this site signs it now."""
-    unsigned = SignedHead(keys.site, entries, digest.hex(), now(), keys.site_public, "")
+    unsigned = SignedHead(keys.site, entries, digest.hex(), utc_now(), keys.site_public, "")
     return SignedHead(**{**asdict(unsigned), "signature": keys.sign(unsigned.message).hex()})
 
 

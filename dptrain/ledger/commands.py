@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, EXIT_USAGE, ConfigError, LedgerRefused
+from dptrain.files import file_sha256
 from dptrain.words import Word, parse_words, suggest, yes_or_no
 
 if TYPE_CHECKING:
@@ -511,11 +512,8 @@ def _weights(values: Mapping[str, Any], out: Output) -> int:
         raise ConfigError("give either file=… or sha256=….")
     sha = values["sha256"]
     if values["file"] is not None:
-        import hashlib
-
         try:
-            with open(values["file"], "rb") as file:
-                sha = hashlib.file_digest(file, "sha256").hexdigest()
+            sha = file_sha256(values["file"])
         except OSError as error:
             raise ConfigError(f"{values['file']} cannot be read: {error.strerror}.") from None
     ledger, keys = _open(values)

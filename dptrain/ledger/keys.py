@@ -22,7 +22,6 @@ import os
 import secrets
 import stat
 import struct
-import tempfile
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from dptrain.errors import ConfigError, LedgerRefused
+from dptrain.files import whole_or_nothing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +142,7 @@ class Keys:
             folder.mkdir(mode=0o700, exist_ok=True)
             folder.chmod(0o700)
             keys.save()
-            write_private(folder / CONTROLLER, _seal(controller, passphrase))
+            _write(folder / CONTROLLER, _seal(controller, passphrase))
         except OSError as error:
             raise LedgerRefused(f"The keys could not be written to {folder}: {error.strerror}.") from None
         return keys
@@ -158,9 +158,9 @@ class Keys:
         pem = self._site_key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        write_private(self.folder / SITE_KEY, pem)
-        write_private(self.folder / SECRET, _json({"secrets": [secret.hex() for secret in self._secrets]}))
-        write_private(
+        _write(self.folder / SITE_KEY, pem)
+        _write(self.folder / SECRET, _json({"secrets": [secret.hex() for secret in self._secrets]}))
+        _write(
             self.folder / SITE,
             _json(
                 {
@@ -342,14 +342,14 @@ class Keys:
             recovery_public=self.recovery_public,
         ).save()
         if controller is not None:
-            write_private(folder / CONTROLLER, controller)
+            _write(folder / CONTROLLER, controller)
 
     def settle(self) -> None:
         """Put the staged keys in place, once the ledger names them; may be repeated after a crash."""
         folder = self.folder / NEXT
         for name in FILES:
             if (folder / name).exists():
-                write_private(self.folder / name, (folder / name).read_bytes())
+                _write(self.folder / name, (folder / name).read_bytes())
         self.unstage()
 
     def unstage(self) -> None:
@@ -400,24 +400,9 @@ def normal_issuer(issuer: str) -> str:
     return text
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read, whole or not at all, and durably."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        if os.path.exists(name):
-            os.unlink(name)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _write(path: Path, content: bytes) -> None:
+    with whole_or_nothing(path, "wb", private=True) as file:
+        file.write(content)
 
 
 def _prefixed(*parts: bytes) -> bytes:

@@ -16,7 +16,7 @@ from dptrain.models.preflight import Finding, check_separable, made_up, prefligh
 from dptrain.models.pretrained import pretrained_efficientnet_lite
 from dptrain.models.private import Change, FrozenBatchNorm, make_private
 from dptrain.models.split import head_name, split_frozen
-from dptrain.models.weights import file_sha256, load_weights, read_weights
+from dptrain.models.weights import load_weights, read_weights, weights_sha256
 
 __all__ = [
     "BodyAndHead",
@@ -27,7 +27,6 @@ __all__ = [
     "build",
     "check_separable",
     "cnn1d",
-    "file_sha256",
     "first_output",
     "head_name",
     "linear_head",
@@ -44,4 +43,5 @@ __all__ = [
     "small_cnn",
     "split_frozen",
     "unet3d",
+    "weights_sha256",
 ]

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from dptrain.config import NETWORK_REMEDY
 from dptrain.errors import ConfigError
+from dptrain.settings.explain import NETWORK_REMEDY
 from dptrain.targets import instantiate
 
 

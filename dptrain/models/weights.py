@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import pickle
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dptrain.errors import ConfigError
+from dptrain.files import file_sha256
 from dptrain.models.private import NO_STATISTICS
 from dptrain.models.split import head_name
 
@@ -20,11 +20,13 @@ _log = logging.getLogger(__name__)
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, hex: what a steward declares public and what the report shows."""
+def weights_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a weight file, hex: what a steward declares public and what the report shows.
+
+    Raises ConfigError where it cannot be read.
+    """
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise ConfigError(f"the weights {os.fspath(path)} cannot be read: {error.strerror}.") from None
 
@@ -79,7 +81,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, sha256: str 
     Raises:
         ConfigError: unreadable, another hash, or names and shapes that do not fit.
     """
-    found_sha = file_sha256(path)
+    found_sha = weights_sha256(path)
     if sha256 is not None and sha256 != found_sha:
         raise ConfigError(
             f"the weights {os.fspath(path)} have SHA-256 {found_sha[:12]}…, declared is {sha256[:12]}….",

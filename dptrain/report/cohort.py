@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dptrain import __version__
+from dptrain.files import utc_now
 from dptrain.report.content import Block, heading, history_table, p, rows, section, table
 from dptrain.report.facts import Facts, clean, cohort_history, number
 from dptrain.report.language import Language
-from dptrain.training.runfolder import now
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus
@@ -25,7 +25,7 @@ def cohort_facts(status: CohortStatus, *, made: str | None = None) -> Facts:
     head = status.head
     return {
         "schema": COHORT_SCHEMA,
-        "made": made or now(),
+        "made": made or utc_now(),
         "program": __version__,
         "cohort": {
             "name": clean(status.name),

@@ -12,7 +12,6 @@ become entries of `missing`; they never end the report.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import re
@@ -24,7 +23,8 @@ from typing import Any
 from dptrain import __version__
 from dptrain.cells import SMALL_CELL
 from dptrain.errors import ConfigError
-from dptrain.training.runfolder import METRICS_SCHEMA, RUN_SCHEMA, RunFolder, now
+from dptrain.files import file_sha256, utc_now
+from dptrain.training.runfolder import METRICS_SCHEMA, RUN_SCHEMA, RunFolder
 
 FACTS_SCHEMA = "dptrain.facts/1"
 AUDIT_SCHEMA = "dptrain.audit/1"
@@ -174,7 +174,7 @@ def read(folder: str | Path, *, ledger: Any = None, made: str | None = None) -> 
     facts: Facts = {
         "schema": FACTS_SCHEMA,
         "edition": "controller",
-        "made": made or now(),
+        "made": made or utc_now(),
         "program": __version__,
         "run": _run(run),
         "cohort": _cohort(run),
@@ -432,10 +432,10 @@ def _model(run: _Piece) -> Facts:
     }
 
 
-def sha256(path: Path) -> str | None:
-    """Hash of a file, or None where it cannot be read."""
+def hash_or_none(path: Path) -> str | None:
+    """SHA-256 of a file, or None where it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     except OSError:
         return None
 
@@ -447,7 +447,7 @@ def _integrity(place: RunFolder, run: _Piece, missing: list[dict[str, str]]) -> 
         ("model", place.weights, run.text("model", "sha256")),
         ("config", place.config, run.text("config_sha256")),
     ):
-        found = sha256(path)
+        found = hash_or_none(path)
         if found is None:
             missing.append({"piece": name, "why": "absent", "detail": ""})
         facts[name] = {

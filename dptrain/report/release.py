@@ -9,11 +9,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import EXIT_DONE, EXIT_USAGE, ConfigError, GuaranteeBroken, LedgerRefused
+from dptrain.files import utc_now, write_json
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, build
 from dptrain.report.commands import LANG, LEDGER_WORDS, standing, with_run
 from dptrain.report.facts import ITEMS
-from dptrain.training.runfolder import RunFolder, now, write_json
+from dptrain.training.runfolder import RunFolder
 from dptrain.words import Word, parse_words, suggest
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def release(words: dict[str, Any], ledger: Ledger, controller: Controller) -> An
         "purpose": words["purpose"],
         "advice": words["advice"],
         "controller": status.owner,
-        "date": now(),
+        "date": utc_now(),
     }
     entry = ledger.record_release(
         str(run["id"]),

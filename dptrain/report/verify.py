@@ -63,7 +63,7 @@ def _edition(path: Path, run: Facts) -> list[Tie]:
         return [Tie(f"{name}/{MANIFEST}", False, "missing or unreadable")]
     ties = []
     for file, stated in files.items():
-        found = facts_module.sha256(path / Path(file).name)
+        found = facts_module.hash_or_none(path / Path(file).name)
         why = "" if found == stated else "missing" if found is None else "changed since it was written"
         ties.append(Tie(f"{name}/{file}: as it was written", found == stated, why))
     try:
@@ -115,7 +115,7 @@ def _against_facts(path: Path, name: str, facts: Facts, lang: str) -> list[Tie]:
     for file, content in faces.items():
         if file == "facts.json":
             continue
-        found = facts_module.sha256(path / file)
+        found = facts_module.hash_or_none(path / file)
         same = found == hashlib.sha256(content).hexdigest()
         ties.append(
             Tie(f"{name}/{file}: says what the facts say", same, "" if same else "differs from what the facts give")

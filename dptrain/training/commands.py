@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dptrain.config import GROUPS, from_yaml, load, settings_of
 from dptrain.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -21,6 +20,8 @@ from dptrain.errors import (
     LedgerRefused,
 )
 from dptrain.plan import Plan
+from dptrain.settings import from_yaml, load, settings_of
+from dptrain.settings.explain import GROUPS
 from dptrain.training.runfolder import RunFolder
 from dptrain.words import Word, parse_words, suggest
 

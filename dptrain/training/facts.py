@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from dptrain import __version__, accounting
-from dptrain.config import Settings, without_password
+from dptrain.files import file_sha256
 from dptrain.ledger.grants import charged
 from dptrain.plan import Mechanism, Plan
+from dptrain.settings import Settings
+from dptrain.settings.compose import without_password
 from dptrain.sweep import sweep_id
 from dptrain.training.planning import finite, promise
 from dptrain.training.runfolder import RUN_SCHEMA, RunFolder
@@ -219,7 +220,7 @@ def model_facts(
     """Size and hash of the model that was kept."""
     return {
         "file": str(folder.weights.relative_to(folder.path)),
-        "sha256": hashlib.sha256(folder.weights.read_bytes()).hexdigest(),
+        "sha256": file_sha256(folder.weights),
         "network": str(settings.model.network.get("_target_", "")),
         "train": settings.model.train,
         "parameters": sum(p.numel() for p in network.parameters()),

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dptrain.config import OptimizerConfig
 from dptrain.engine import ClippedSum, Entangled, NoiseSource, PatientGradients, PatientOptimizer
 from dptrain.errors import CheckRefused, ConfigError
+from dptrain.files import whole_or_nothing
 from dptrain.plan import Plan
-from dptrain.training.runfolder import whole_or_nothing
+from dptrain.settings import OptimizerConfig
 
 if TYPE_CHECKING:
     from dptrain.data import PatientBatch, PatientLoader
@@ -132,10 +132,9 @@ def _check(
     from dptrain.training.session import check_rules
 
     shape, config = loader.shape(), loader.cohort.config
-    task: Any = config.task
-    findings = models.preflight(model, loss, shape, task, classes=len(config.classes))
+    findings = models.preflight(model, loss, shape, config.task, classes=len(config.classes))
     models.refuse(findings)
-    image, label = models.made_up(shape, task, 4, len(config.classes), 0)
+    image, label = models.made_up(shape, config.task, 4, len(config.classes), 0)
     where = next(model.parameters()).device
     models.refuse(check_rules(model, loss, image.float().to(where), label.to(where), rules=rules, names=names))
 

@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from dptrain import accounting
-from dptrain.config import PrivacyConfig
 from dptrain.errors import ConfigError
 from dptrain.plan import Generator, Mechanism, Plan, default_delta
+from dptrain.settings import PrivacyConfig
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus

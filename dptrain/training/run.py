@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -19,19 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dptrain import accounting, data, models
-from dptrain.config import Settings, to_yaml
 from dptrain.data import Cohort, PatientLoader
 from dptrain.errors import ConfigError, LedgerRefused
+from dptrain.files import file_sha256, utc_now, whole_or_nothing, write_json
 from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Plan
 from dptrain.progress import progress
+from dptrain.settings import Settings, to_yaml
 from dptrain.training import facts as make
 from dptrain.training import losses
 from dptrain.training.bundle import write_bundle
 from dptrain.training.calibration import Calibration, fit_calibration, margins, true_margins
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
 from dptrain.training.loop import FitResult, State, StepLog, fit
-from dptrain.training.runfolder import RunFolder, now, whole_or_nothing, write_json
+from dptrain.training.runfolder import RunFolder
 from dptrain.training.session import (
     Network,
     Run,
@@ -45,6 +45,7 @@ from dptrain.training.session import (
     plan_for,
     prepare,
 )
+from dptrain.vocabulary import Activation, Labels, task_spec
 
 Say = Callable[[str], None]
 
@@ -131,7 +132,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
                 folder.discard()
             raise
         watch.grant, watch.folder = grant, folder
-        facts = make.base(identity, now(), settings, plan, status, command, str(device))
+        facts = make.base(identity, utc_now(), settings, plan, status, command, str(device))
         facts["gate"] = make.gate(grant.gate, status, spent_before=grant.gate.spent_before)
         start = None
     else:
@@ -142,7 +143,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
         facts["resume"] = {"crashes": start.crashes, "steps_lost": start.steps_lost}
         facts["status"] = "running"
         watch.grant, watch.folder = grant, folder
-    facts["config_sha256"] = hashlib.sha256(folder.config.read_bytes()).hexdigest()
+    facts["config_sha256"] = file_sha256(folder.config)
     folder.write_facts(facts)
     folder.note_access("train")
     say(_plan_line(plan, status.kind))
@@ -150,7 +151,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
     loader = _loader(settings, cohort, grant, plan, network, device, start)
     result = _fit(settings, network, loader, plan, grant, folder, device, start, watch)
     calibration = None
-    calibrates = plan.calibration_noise_multiplier is not None and settings.data.task != "segmentation"
+    calibrates = plan.calibration_noise_multiplier is not None and task_spec(settings.data.task).calibrates
     if calibrates and not result.interrupted:
         begun = ledger.run(identity).calibrated
         calibration = _calibrate_once(folder, settings, cohort, grant, plan, network, device, begun, say)
@@ -172,7 +173,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
     assert receipt is not None  # a training's grant always gives one
     folder.checkpoint.unlink(missing_ok=True)
     facts.update(
-        finished=now(),
+        finished=utc_now(),
         status="interrupted" if result.interrupted else "complete",
         privacy=make.privacy(
             plan,
@@ -209,7 +210,7 @@ def _same_weights(reserved: dict[str, Any] | None, network: Network) -> None:
 
 
 def _run_name(settings: Settings) -> str:
-    return f"runs/{settings.name}-{now().replace(':', '').replace('-', '')}-{os.urandom(2).hex()}"
+    return f"runs/{settings.name}-{utc_now().replace(':', '').replace('-', '')}-{os.urandom(2).hex()}"
 
 
 def _plan_line(plan: Plan, kind: str | None) -> str:
@@ -465,7 +466,7 @@ def _calibrate(
     record, patient = _of_split(cohort, "calibration", grant.excluded)
     logits, label = _logits(cohort, record, grant, network, device, fixed=True)
     if len(record) == 0:
-        shape = (0,) if settings.data.task == "binary" else (0, len(settings.data.classes))
+        shape = (0,) if task_spec(settings.data.task).one_logit else (0, len(settings.data.classes))
         logits, label = torch.zeros(shape), torch.zeros(shape)
     return fit_calibration(
         logits.double().numpy(),
@@ -494,14 +495,15 @@ def score(
     groups = {column: [values[r] for r in record] for column, values in cohort.groups.items()}
     names = np.array([cohort.patients[p].key.hex()[:12] for p in patient])
     task, classes = settings.data.task, list(settings.data.classes)
-    if task == "segmentation":
+    spec = task_spec(task)
+    if spec.labels is Labels.MASK:
         dice = dice_scores(logits, label)
         metrics = evaluate_segmentation(dice, patient, groups, classes=classes, split=split)
         return metrics, {"patient": names, "record": record, "dice": dice}
     temperature = calibration.temperature if calibration else 1.0
     scaled = logits.double() / temperature
-    probability = (scaled.softmax(1) if task == "multiclass" else scaled.sigmoid()).numpy()
-    if task == "binary":
+    probability = (scaled.softmax(1) if spec.activation is Activation.SOFTMAX else scaled.sigmoid()).numpy()
+    if spec.one_logit:
         probability = probability.reshape(-1)
     truth = label.numpy()
     metrics = evaluate_classification(probability, truth, patient, groups, task=task, classes=classes, split=split)

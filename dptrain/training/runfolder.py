@@ -1,16 +1,15 @@
-"""The run folder: one place for the names of its files, their modes, and whole-or-nothing writing."""
+"""The run folder: one place for the names of its files and their modes."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dptrain.errors import ConfigError
+from dptrain.files import make_folder, utc_now, write_json
 
 RUN_SCHEMA = "dptrain.run/1"
 METRICS_SCHEMA = "dptrain.metrics/1"
@@ -78,62 +77,7 @@ class RunFolder:
 
     def note_access(self, what: str) -> None:
         """Append who read or wrote restricted material, and when."""
-        line = f"{now()}\t{os.getuid() if hasattr(os, 'getuid') else '?'}\t{what}\n"
+        line = f"{utc_now()}\t{os.getuid() if hasattr(os, 'getuid') else '?'}\t{what}\n"
         descriptor = os.open(self.access_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
             file.write(line)
-
-
-def now() -> str:
-    """UTC, ISO 8601, whole seconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def make_folder(path: Path, *, private: bool = False, new: bool = False) -> None:
-    """A folder, with those above it; a private one is closed to others. Raises ConfigError where that fails.
-
-    new: it must not exist yet.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=not new, mode=0o700 if private else 0o755)
-        if private:
-            os.chmod(path, 0o700)
-    except OSError as error:
-        raise ConfigError(
-            f"The folder {path} cannot be made: {error.strerror}.", remedy="Name another place, or mend this one."
-        ) from None
-
-
-@contextmanager
-def whole_or_nothing(path: Path, mode: str = "w", *, private: bool | None = None) -> Iterator[IO[Any]]:
-    """Write a file so that a crash or a full disk leaves the earlier one whole (temporary file, fsync, rename).
-
-    Args:
-        private: mode 0600; by default for everything below a folder named `restricted`.
-    """
-    if private is None:
-        private = "restricted" in path.parts
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o644)
-    try:
-        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, values: Any) -> None:
-    """JSON without NaN or infinity, written whole or not at all."""
-    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-    with whole_or_nothing(path) as file:
-        file.write(text + "\n")

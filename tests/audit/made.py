@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dptrain.audit.reference import Material, fresh_start
-from dptrain.config import OptimizerConfig
 from dptrain.plan import Plan
+from dptrain.settings import OptimizerConfig
 from dptrain.training.losses import loss_for_task
 
 

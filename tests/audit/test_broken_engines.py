@@ -17,11 +17,10 @@ import torch
 from torch import nn
 
 from dptrain import accounting, cli
-from dptrain.audit.config import AuditConfig
 from dptrain.audit.run import canary_bound, promise_of
 from dptrain.audit.statistics import clopper_pearson
-from dptrain.config import OptimizerConfig
 from dptrain.errors import EXIT_GUARANTEE_BROKEN
+from dptrain.settings import AuditConfig, OptimizerConfig
 from dptrain.training import loop
 from dptrain.training.run import train
 from tests.audit.made import make_material, make_plan

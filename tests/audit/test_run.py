@@ -18,11 +18,10 @@ from torch import nn
 from dptrain import cli
 from dptrain.audit import attacks, bounds, patients, reference, statistics
 from dptrain.audit import run as audit_module
-from dptrain.audit.config import AuditConfig
 from dptrain.audit.results import People, summarise
 from dptrain.audit.run import Work, audit_run, audit_settings, confirm, keep_back, override
-from dptrain.config import settings_of
 from dptrain.errors import EXIT_GUARANTEE_BROKEN, ConfigError, LedgerRefused
+from dptrain.settings import AuditConfig, settings_of
 from dptrain.training.run import train
 from dptrain.training.runfolder import RunFolder
 from tests.audit.made import make_material

@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import false_discovery_control, kstest, mannwhitneyu, norm
 
 from dptrain.audit import patients, statistics
-from dptrain.audit.config import AuditConfig
 from dptrain.audit.results import People, summarise
+from dptrain.settings import AuditConfig
 from tests.audit.simulate import gaussian_scores
 
 AUDITS = 1000

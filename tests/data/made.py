@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dptrain.data.config import ColumnsConfig, DataConfig
+from dptrain.settings import ColumnsConfig, DataConfig
 
 FIELDS = ["file", "patient_id", "label", "split", "sex", "age"]
 

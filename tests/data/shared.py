@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.data.config import ColumnsConfig, DataConfig, NpzConfig, SplitConfig, TableConfig
 from dptrain.errors import LedgerRefused
+from dptrain.settings import ColumnsConfig, DataConfig, NpzConfig, SplitConfig, TableConfig
 
 SECRET = b"a secret for tests only"
 

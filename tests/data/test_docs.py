@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dptrain.data import DataConfig, scan
-from dptrain.data.config import check
+from dptrain.settings.data import check
 from tests.data import made
 from tests.data.shared import FakeKeys
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from dptrain.data import read_manifest, scan
-from dptrain.data.config import ColumnsConfig, NpzConfig, SplitConfig, TableConfig
 from dptrain.errors import ConfigError, DataUnreadable
+from dptrain.settings import ColumnsConfig, NpzConfig, SplitConfig, TableConfig
 from tests.data import made
 from tests.data.shared import FakeKeys
 

@@ -15,9 +15,9 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from dptrain.data import PatientLoader, cohort_from_dataset, load_records, load_tensors, scan, tensors_of
-from dptrain.data.config import ColumnsConfig, DataConfig, DicomConfig, NpzConfig, SplitConfig, TableConfig
 from dptrain.data.tables import feature_names
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable
+from dptrain.settings import ColumnsConfig, DataConfig, DicomConfig, NpzConfig, SplitConfig, TableConfig
 from tests.data import made
 from tests.data.shared import FakeGrant, FakeKeys
 from tests.data.test_sampling import plan

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dptrain.data import load_tensors, scan
-from dptrain.data.fetch import KERMANY_FOLDER
+from dptrain.samples.fetch import KERMANY_FOLDER
 from tests.data import shared
 from tests.data.shared import FakeGrant, FakeKeys
 

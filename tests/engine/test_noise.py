@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import special, stats
 from torch import nn
 
-from dptrain.data.crypto_random import new_bits
 from dptrain.engine import NoiseSource, PatientGradients, PatientOptimizer
 from dptrain.engine.noise import quantiles
 from dptrain.errors import ConfigError
+from dptrain.randomness import new_bits
 
 
 @pytest.mark.parametrize("generator", ["cryptographic", "fast"])

@@ -365,7 +365,7 @@ def test_a_witness_on_the_web_and_bad_witnesses(file_site: Site, tmp_path: Path,
 def test_a_clock_set_back_changes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two machines with clocks years apart, one set back on the way: the order is the sequence number's."""
     times = iter(["2031-01-01T00:00:00Z", "1999-01-01T00:00:00Z"] * 20)
-    monkeypatch.setattr(chain, "now", lambda: next(times))
+    monkeypatch.setattr(chain, "utc_now", lambda: next(times))
     machines = [site.again(), site.again()]
     for number in range(3):
         grant = machines[number % 2].reserve(site.plan, COHORT, run=f"r{number}", fingerprint=site.fingerprint)

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dptrain import models
-from dptrain.config import ModelConfig
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.models.private import group_count
+from dptrain.settings import ModelConfig
 
 
 class Residual(nn.Module):
@@ -211,7 +211,7 @@ def test_weights_load_from_safetensors_and_torch_files(tmp_path):
         net = models.small_cnn(1, 2)
         hashes.append(models.load_weights(net, tmp_path / name))
         assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), made.state_dict().values()))
-    assert hashes[0] == models.file_sha256(tmp_path / "w.safetensors") != hashes[1]
+    assert hashes[0] == models.weights_sha256(tmp_path / "w.safetensors") != hashes[1]
     with pytest.raises(ConfigError, match="declared"):
         models.load_weights(net, tmp_path / "w.pt", sha256="0" * 64)
 
@@ -274,7 +274,7 @@ def test_what_is_no_network_is_refused():
     with pytest.raises(ConfigError, match="no network"):
         models.build(ModelConfig())
     with pytest.raises(ConfigError, match="is no network"):
-        models.build({"_target_": "dptrain.models.file_sha256", "path": __file__})
+        models.build({"_target_": "dptrain.models.weights_sha256", "path": __file__})
     net = models.build(
         {
             "_target_": "dptrain.models.sequential",

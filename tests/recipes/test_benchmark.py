@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import utility
-from dptrain.config import load
-from dptrain.data.config import features_of
+from dptrain.settings import load
+from dptrain.settings.data import features_of
 
 
 def test_the_whole_grid_is_there_and_each_trial_once() -> None:

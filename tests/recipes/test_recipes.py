@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dptrain.config import load, recipe_folders, shipped
-from dptrain.data.config import check as check_data
-from dptrain.data.config import shape_of
 from dptrain.errors import ConfigError
+from dptrain.settings import load
+from dptrain.settings.data import check as check_data
+from dptrain.settings.data import shape_of
+from dptrain.settings.places import recipe_folders
+from dptrain.shipped import shipped
 from dptrain.targets import instantiate
 from dptrain.training import losses
 from dptrain.training.planning import make_plan

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dptrain import data
-from dptrain.config import Settings, load
 from dptrain.ledger import Keys, Ledger, PublicDeclaration
 from dptrain.plan import Mechanism
+from dptrain.settings import Settings, load
 
 PASSPHRASE = "correct horse battery"
 PATIENTS = 80

@@ -75,7 +75,7 @@ def test_conformal_sets_hold_the_truth_as_often_as_they_say(noise: float, factor
 def test_the_bundle_s_sets_hold_the_truth(task: str) -> None:
     import torch
 
-    from dptrain.config import Settings
+    from dptrain.settings import Settings
     from dptrain.training.bundle import Bundle, predict
 
     logits, label = overconfident(3000, 3.0, task)

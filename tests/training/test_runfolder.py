@@ -1,49 +1,19 @@
-"""Files are whole or as they were; what is restricted is closed to others."""
+"""A run folder is one run's alone; what is restricted is closed to others."""
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from dptrain.errors import ConfigError
-from dptrain.training.runfolder import RunFolder, whole_or_nothing, write_json
+from dptrain.files import write_json
+from dptrain.training.runfolder import RunFolder
 
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def test_a_failed_write_leaves_the_earlier_file_whole(tmp_path: Path) -> None:
-    path = tmp_path / "restricted" / "checkpoint.pt"
-    with whole_or_nothing(path, "wb") as file:
-        file.write(b"first")
-
-    def tear() -> None:
-        with whole_or_nothing(path, "wb") as file:
-            file.write(b"second, torn")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk"):
-        tear()
-    assert path.read_bytes() == b"first"
-    assert [item.name for item in path.parent.iterdir()] == ["checkpoint.pt"]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_an_error_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "run.json"
-    write_json(path, {"step": 1})
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError):
-        write_json(path, {"step": 2})
-    assert '"step": 1' in path.read_text()
 
 
 def test_restricted_files_are_closed_to_others(tmp_path: Path) -> None:
@@ -78,9 +48,3 @@ def test_a_missing_torn_or_newer_run_is_said_plainly(tmp_path: Path, text: str |
         folder.facts.write_text(text)
     with pytest.raises(ConfigError):
         folder.read_facts()
-
-
-def test_infinity_never_reaches_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "run.json", {"epsilon": float("inf")})
-    assert not (tmp_path / "run.json").exists()

@@ -187,7 +187,7 @@ def test_a_network_that_mixes_patients_is_refused_before_the_charge(make_site: C
 
 KILL = """
 import os, signal, sys
-from dptrain.config import load
+from dptrain.settings import load
 from dptrain.training import loop
 from dptrain.training.run import train
 at = int(sys.argv[1])
@@ -730,10 +730,10 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
     import dataclasses
 
     from dptrain import data, targets
-    from dptrain.audit.config import AuditConfig
     from dptrain.audit.reference import train_with_engine
     from dptrain.audit.run import prepare
     from dptrain.engine import PatientGradients
+    from dptrain.settings import AuditConfig
     from dptrain.training.session import load_run
     from tests.models.made import HERE
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.data.config import ColumnsConfig, DataConfig
 from dptrain.errors import ConfigError
 from dptrain.progress import progress
+from dptrain.settings import ColumnsConfig, DataConfig
 
 VERSION = 1
 FIELDS = (

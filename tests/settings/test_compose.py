@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dptrain import config, targets
+from dptrain import targets
 from dptrain.errors import ConfigError
+from dptrain.settings import from_yaml, load, to_yaml
+from dptrain.settings.compose import without_password
 from dptrain.training.planning import make_plan
 
 
@@ -25,7 +27,7 @@ from dptrain.training.planning import make_plan
 )
 def test_a_typo_gets_the_nearest_names(word: str, near: str) -> None:
     with pytest.raises(ConfigError) as error:
-        config.load([word])
+        load([word])
     assert near in str(error.value)
 
 
@@ -51,46 +53,46 @@ def test_a_typo_gets_the_nearest_names(word: str, near: str) -> None:
 )
 def test_a_wrong_word_is_a_configuration_error(word: str | list[str]) -> None:
     with pytest.raises(ConfigError):
-        config.load([word] if isinstance(word, str) else word)
+        load([word] if isinstance(word, str) else word)
 
 
 @pytest.mark.parametrize("batch", [0, -5, 61])
 def test_a_batch_that_makes_no_rate_is_a_configuration_error(batch: int) -> None:
     words = ["privacy.steps=null", "privacy.epochs=10", f"privacy.expected_batch_size={batch}"]
     with pytest.raises(ConfigError, match="between 1 and 60"):
-        make_plan(config.load(words).privacy, public_size=60)
+        make_plan(load(words).privacy, public_size=60)
 
 
 def test_groups_and_presets_compose() -> None:
-    settings = config.load(["privacy=none", "debug=steps", "optimizer=adam"])
+    settings = load(["privacy=none", "debug=steps", "optimizer=adam"])
     assert math.isinf(settings.privacy.target_epsilon)
     assert (settings.privacy.steps, settings.optimizer.name) == (3, "adam")
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
     rule = "+model.rules.body.0.0=one-by-one"
-    settings = config.load(["privacy.target_epsilon=3", "privacy.delta=1e-6", rule])
+    settings = load(["privacy.target_epsilon=3", "privacy.delta=1e-6", rule])
     assert settings.model.rules == {"body.0.0": "one-by-one"}
     file = tmp_path / "config.yaml"
-    file.write_text(config.to_yaml(settings))
-    assert config.from_yaml(file) == settings
+    file.write_text(to_yaml(settings))
+    assert from_yaml(file) == settings
     kept = file.read_text().replace("privacy:\n", "privacy:\n  unit: patient\n", 1)  # as earlier versions wrote it
     assert "  unit: patient\n" in kept
     file.write_text(kept)
-    assert config.from_yaml(file) == settings
+    assert from_yaml(file) == settings
 
 
 def test_a_database_s_password_reaches_no_run_folder() -> None:
     """config.yaml and the command in run.json are public; the report prints the command."""
     url = "postgresql://steward:s3cret@db.clinic/dptrain"
-    settings = config.load([f"ledger.url='{url}'", "ledger.witness='https://w/h?a=1&password=s3cret'"])
+    settings = load([f"ledger.url='{url}'", "ledger.witness='https://w/h?a=1&password=s3cret'"])
     for text in (
-        config.to_yaml(settings),
-        config.without_password(f"dptrain train 'ledger.url={url}?password=s3cret'"),
+        to_yaml(settings),
+        without_password(f"dptrain train 'ledger.url={url}?password=s3cret'"),
     ):
         assert "s3cret" not in text
         assert "postgresql://steward@db.clinic/dptrain" in text
-    assert config.without_password("data.root=/a:b@c run=x") == "data.root=/a:b@c run=x"
+    assert without_password("data.root=/a:b@c run=x") == "data.root=/a:b@c run=x"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_a_recipe_is_a_folder_and_needs_no_code(tmp_path: Path, monkeypatch: pyt
     folder.mkdir(parents=True)
     (folder / "spine.yaml").write_text("# @package _global_\nname: spine\nprivacy: {steps: 7}\n")
     monkeypatch.setenv("DPTRAIN_RECIPES", str(tmp_path))
-    settings = config.load(["recipe=spine"])
+    settings = load(["recipe=spine"])
     assert (settings.name, settings.privacy.steps) == ("spine", 7)
 
 
@@ -161,7 +163,7 @@ def test_no_way_leads_through_a_module_s_own_imports(target: str) -> None:
 )
 def test_a_wrong_override_is_told_what_is_allowed(word: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load([word])
+        load([word])
     assert re.search(said.replace("?", r"\?").replace("+", r"\+"), str(caught.value), re.S), str(caught.value)
 
 

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dptrain.config import load
-from dptrain.data import FetchFailed, download, find_demo_data, load_tensors, phantom, scan
-from dptrain.data.fetch import KERMANY_FILE, KERMANY_FOLDER, kermany_config, who
+from dptrain.data import load_tensors, scan
 from dptrain.errors import ConfigError, DataUnreadable
+from dptrain.samples import FetchFailed, download, find_demo_data, phantom
+from dptrain.samples.fetch import KERMANY_FILE, KERMANY_FOLDER, kermany_config, who
+from dptrain.settings import load
 from tests.data.shared import FakeGrant, FakeKeys, kermany
 
 
@@ -249,7 +250,7 @@ def test_the_demo_finds_given_shared_cached_or_made_up_data(tmp_path, monkeypatc
         assert "phantom" in said[-1]
         return phantom(*words)
 
-    monkeypatch.setattr("dptrain.data.sources.phantom", drawn_after_it_was_said)
+    monkeypatch.setattr("dptrain.samples.sources.phantom", drawn_after_it_was_said)
     made_up = find_demo_data(cache=tmp_path / "cache", fetch_public=False, say=said.append)
     assert made_up.kind == "phantom"
     assert "phantom" in made_up.description

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable
@@ -9,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dptrain.data.config import DataConfig
-from dptrain.data.fetch import KERMANY_FOLDER, download, kermany_config
-from dptrain.data.manifest import read_manifest
-from dptrain.data.phantoms import phantom
 from dptrain.errors import DataUnreadable, DptrainError
+from dptrain.samples.fetch import KERMANY_FOLDER, download, kermany_config
+from dptrain.samples.phantoms import phantom
+from dptrain.settings import DataConfig
+from dptrain.settings.data import folder_of
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ class DemoData:
     @property
     def public_size(self) -> int:
         """Training patients, counted in the manifest: these data are public, so is their number."""
-        manifest, columns = read_manifest(self.config), self.config.columns
-        assert columns.split is not None
-        pairs = zip(manifest.columns[columns.patient], manifest.columns[columns.split])
-        return len({patient for patient, split in pairs if self.config.split.values.get(split) == "train"})
+        columns, unwanted = self.config.columns, self.config.drop
+        with (folder_of(self.config) / self.config.manifest).open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if not any(row[name] for name in unwanted)]
+        split = self.config.split.values
+        return len({row[columns.patient] for row in rows if split.get(row[columns.split or ""]) == "train"})
 
 
 def find_demo_data(

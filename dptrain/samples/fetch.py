@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dptrain.data.config import ColumnsConfig, DataConfig
 from dptrain.errors import DataUnreadable, DptrainError
+from dptrain.files import file_sha256
 from dptrain.progress import progress
+from dptrain.settings import ColumnsConfig, DataConfig
 
 KERMANY_FOLDER = "kermany_paediatric_cxr_224"
 KERMANY_FILE = "ChestXRay2017.zip"
@@ -119,7 +120,7 @@ def fetch(file: Published, path: Path, *, tries: int = 5, timeout: float = 30.0,
 
     Raises FetchFailed: no connection, a full disk, or a checksum that differs (the part is then deleted).
     """
-    if path.is_file() and _sha256(path) == file.sha256:
+    if path.is_file() and file_sha256(path) == file.sha256:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -145,7 +146,7 @@ def fetch(file: Published, path: Path, *, tries: int = 5, timeout: float = 30.0,
                 remedy="Repeat the command: it goes on where it broke off. " + _BY_HAND,
             )
         time.sleep(pause * 2**attempt)
-    if _sha256(part) != file.sha256:
+    if file_sha256(part) != file.sha256:
         part.unlink()
         raise FetchFailed(
             f"{path.name} does not have the published SHA-256 {file.sha256}: it is damaged or not that file.",
@@ -179,11 +180,6 @@ def _fetch_on(file: Published, part: Path, timeout: float) -> None:
                 shown.advance(len(chunk))
         if total is not None and done < total:
             raise ConnectionError("the connection ended early")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(
@@ -338,7 +334,7 @@ def _mark_duplicates(rows: list[dict[str, str]], part: Path) -> None:
     """Note exact copies, give them their original's group, and split by SHA-256 of the group, 70/15/15."""
     first: dict[str, dict[str, str]] = {}
     for row in rows:
-        original = first.setdefault(_sha256(part / row["file"]), row)
+        original = first.setdefault(file_sha256(part / row["file"]), row)
         if original is not row:
             row["duplicate_of"], row["patient_group"] = original["file"], original["patient_group"]
     for row in rows:
