@@ -12,12 +12,14 @@ import functools
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from dptrain.ledger.chain import Entry
 from dptrain.ledger.state import State
+from dptrain.plan import Plan
 
-Reader = Callable[[Any], Any]
+T = TypeVar("T")
+Reader = Callable[[object], object]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Body:
         """Change the state as this entry does. Raises for what cannot stand at this place."""
         raise NotImplementedError
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """One line for people, from the public part and the plan of the entry's run."""
         raise NotImplementedError
 
@@ -93,7 +95,7 @@ def fields_of(body: type[Body]) -> dict[str, Field]:
     }
 
 
-def _reader(hint: Any) -> Reader:
+def _reader(hint: object) -> Reader:
     """What reads a JSON value as the annotated type. Raises TypeError for a value of another type."""
     kind, inner = get_origin(hint), get_args(hint)
     if hint is Any:
@@ -115,37 +117,35 @@ def _reader(hint: Any) -> Reader:
     raise TypeError(f"no entry holds a {hint}")
 
 
-def _as_it_is(value: Any) -> Any:
+def _as_it_is(value: object) -> object:
     return value
 
 
-def _exactly(kind: type, value: Any) -> Any:
+def _exactly(kind: type[T], value: object) -> T:
     if type(value) is not kind:
         raise TypeError(kind.__name__)
     return value
 
 
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise TypeError("number")
-    return float(value)
+def _number(value: object) -> float:
+    return float(_exactly(int, value)) if type(value) is int else _exactly(float, value)
 
 
-def _or_none(reader: Reader, value: Any) -> Any:
+def _or_none(reader: Reader, value: object) -> object:
     return None if value is None else reader(value)
 
 
-def _each(reader: Reader, value: Any) -> tuple[Any, ...]:
+def _each(reader: Reader, value: object) -> tuple[object, ...]:
     return tuple(map(reader, _exactly(list, value)))
 
 
-def _listed(reader: Reader, value: Any) -> list[Any]:
+def _listed(reader: Reader, value: object) -> list[object]:
     return [*_each(reader, value)]
 
 
-def _every(readers: tuple[Reader, ...], value: Any) -> tuple[Any, ...]:
+def _every(readers: tuple[Reader, ...], value: object) -> tuple[object, ...]:
     return tuple(reader(one) for reader, one in zip(readers, _exactly(list, value), strict=True))
 
 
-def _named(reader: Reader, value: Any) -> dict[str, Any]:
+def _named(reader: Reader, value: object) -> dict[str, object]:
     return {name: reader(one) for name, one in _exactly(dict, value).items()}

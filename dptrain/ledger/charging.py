@@ -20,7 +20,7 @@ from dptrain.ledger.facts import GateFacts, Receipt, WeightsSource
 from dptrain.ledger.grants import Grant, charged, default_lease
 from dptrain.ledger.kinds import Admit, Calibrate, Close, Commit, Finish, Reserve, Resume
 from dptrain.ledger.state import ADJACENCY, Budget, RunState, State, Version
-from dptrain.plan import PURPOSES, Mechanism, Plan
+from dptrain.plan import Mechanism, Plan
 
 
 def reserve(
@@ -30,7 +30,6 @@ def reserve(
     *,
     run: str,
     fingerprint: str,
-    purpose: str = "train",
     weights: WeightsSource | None = None,
     lease: int | None = None,
 ) -> Grant:
@@ -48,10 +47,6 @@ def reserve(
     runs and what to do.
     """
     check_name("run", run)
-    if purpose not in PURPOSES:
-        raise LedgerRefused(f"'{purpose}' is no purpose that a ledger knows: {', '.join(PURPOSES)}.")
-    if purpose != "train":
-        return admit(book, cohort, purpose=purpose, run=run, fingerprint=fingerprint)
     lease = default_lease(plan.steps) if lease is None else min(whole("lease", lease, least=1), plan.steps)
     charge = charge_of(plan.mechanisms)
     heads = book.heads()

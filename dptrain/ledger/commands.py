@@ -660,19 +660,20 @@ def _alone(epsilon: float | None, *, private: bool) -> str:
 
 def _history(values: Mapping[str, Any], out: Output) -> int:
     from dptrain.ledger.kinds import read
+    from dptrain.plan import Plan
 
     ledger, _ = _open(values)
     if values["cohort"] is not None:
         ledger.status(values["cohort"])  # refuses an unknown one
     found, seen = [], set()
     grants: dict[int, tuple[str | None, str | None]] = {}
-    plans: dict[str, Mapping[str, Any]] = {}
+    plans: dict[str | None, Plan] = {}
     runs: dict[str, str] = {}
     for entry in ledger.entries():
         body = entry.facts
         cohort, run = body.get("cohort") or (body.get("name") if entry.kind == "register" else None), body.get("run")
         if entry.kind == "reserve":
-            runs[body["run"]], plans[body["run"]] = body["cohort"], body["plan"]
+            runs[body["run"]], plans[body["run"]] = body["cohort"], Plan.from_dict(body["plan"])
         if entry.kind == "admit":
             grants[entry.seq] = (cohort, run)
         if entry.kind == "finish":
@@ -698,7 +699,7 @@ def _history(values: Mapping[str, Any], out: Output) -> int:
             entry.kind,
             cohort or "",
             run or "",
-            read(entry).tell(plans.get(run or "", {})),
+            read(entry).tell(plans.get(run)),
             "controller" if entry.countersignature is not None else "site",
             entry.hash.hex()[:12],
         )

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from dptrain import accounting
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate, rules
 from dptrain.ledger.book import Book
 from dptrain.ledger.chain import Entry
-from dptrain.ledger.charges import ORDERS_VERSIONS
 from dptrain.ledger.checks import check_name, check_sha, check_texts
 from dptrain.ledger.keys import Controller
 from dptrain.ledger.kinds import DeclareWeights, Lock, Permission, Release, SignedBudget, Unlock
 from dptrain.ledger.state import ADJACENCY, Budget, State
 from dptrain.plan import Mechanism, default_delta
+
+if TYPE_CHECKING:
+    from dptrain.accounting import Terms
 
 
 def budget(
@@ -55,28 +59,8 @@ def budget(
         raise ConfigError(f"minimum_charge={minimum_charge} must lie between 0 and epsilon={epsilon:g}.")
     forecast = tuple(forecast)
     with book.view() as (_, state):
-        body = _terms(state, cohort, epsilon, delta, kind, forecast, minimum_charge, reason, advice)
-    with book.write() as (connection, state):
-        book.add(connection, body, own_controller(state, controller))
-        return replace(state.budgets[state.seq if body.changes is None else body.changes])
-
-
-def _terms(
-    state: State,
-    cohort: str,
-    epsilon: float,
-    delta: float | None,
-    kind: str,
-    forecast: tuple[Mechanism, ...],
-    minimum_charge: float | None,
-    reason: str,
-    advice: str | None,
-) -> SignedBudget:
-    """What is to be signed. Raises as :func:`budget`."""
-    from dptrain.accounting import ORDERS_VERSION, open_terms, planned_terms
-
-    version = rules.cohort(state, cohort)
-    budgets = [state.budgets[number] for number in state.cohorts[cohort].budgets]
+        version = rules.cohort(state, cohort)
+        budgets = [state.budgets[number] for number in state.cohorts[cohort].budgets]
     before = next((budget for budget in budgets if budget.kind == kind == "open"), None)
     if delta is None:
         delta = before.delta if before else default_delta(version.public_size)
@@ -86,26 +70,10 @@ def _terms(
     if any(mechanism.noise_multiplier == 0 for mechanism in forecast):
         raise ConfigError("a forecast without noise has no finite epsilon.")
     if kind == "planned":
-        terms = planned_terms(epsilon, delta, forecast)
-        if not terms.prefixes[-1] <= epsilon:
-            raise LedgerRefused(
-                f"The declared mechanisms cost epsilon = {terms.prefixes[-1]:.4g} together (delta = {delta:g}, joint "
-                f"PLD), more than the epsilon = {epsilon:g} to be granted.",
-                remedy="Raise epsilon, or declare more noise or fewer steps.",
-            )
+        terms = _planned_terms(epsilon, delta, forecast)
     else:
-        if minimum_charge is None and before is not None:
-            minimum_charge = before.minimum_charge
-        order = None if before is None else before.order
-        terms = open_terms(epsilon, delta, forecast, order=order, minimum_charge=minimum_charge)
-        if terms.units <= 0:
-            raise LedgerRefused(
-                f"epsilon = {epsilon:g} at delta = {delta:g} leaves nothing to spend at RDP order {terms.order:g}.",
-                remedy="Grant a larger epsilon, or a planned budget.",
-            )
-    if ORDERS_VERSION not in ORDERS_VERSIONS:
-        raise LedgerRefused("the accounting's grid of orders is newer than this ledger knows.")
-    return SignedBudget(
+        terms = _open_terms(epsilon, delta, forecast, before, minimum_charge)
+    body = SignedBudget(
         cohort=cohort,
         unit=version.unit,
         adjacency=ADJACENCY,
@@ -114,7 +82,7 @@ def _terms(
         delta=float(delta),
         order=float(terms.order),
         order_index=terms.order_index,
-        orders_version=int(ORDERS_VERSION),
+        orders_version=int(accounting.ORDERS_VERSION),
         units=terms.units,
         minimum_charge=float(terms.minimum_charge),
         minimum_units=terms.minimum_units,
@@ -124,6 +92,37 @@ def _terms(
         advice=advice,
         changes=None if before is None else before.id,
     )
+    with book.write() as (connection, state):
+        book.add(connection, body, own_controller(state, controller))
+        return replace(state.budgets[state.seq if body.changes is None else body.changes])
+
+
+def _planned_terms(epsilon: float, delta: float, declared: Sequence[Mechanism]) -> Terms:
+    """Raises LedgerRefused where the declared mechanisms cost more than epsilon."""
+    terms = accounting.planned_terms(epsilon, delta, declared)
+    if not terms.prefixes[-1] <= epsilon:
+        raise LedgerRefused(
+            f"The declared mechanisms cost epsilon = {terms.prefixes[-1]:.4g} together (delta = {delta:g}, joint "
+            f"PLD), more than the epsilon = {epsilon:g} to be granted.",
+            remedy="Raise epsilon, or declare more noise or fewer steps.",
+        )
+    return terms
+
+
+def _open_terms(
+    epsilon: float, delta: float, forecast: Sequence[Mechanism], before: Budget | None, minimum_charge: float | None
+) -> Terms:
+    """Raises LedgerRefused where nothing could be spent. What changes a budget keeps its order."""
+    if minimum_charge is None and before is not None:
+        minimum_charge = before.minimum_charge
+    order = None if before is None else before.order
+    terms = accounting.open_terms(epsilon, delta, forecast, order=order, minimum_charge=minimum_charge)
+    if terms.units <= 0:
+        raise LedgerRefused(
+            f"epsilon = {epsilon:g} at delta = {delta:g} leaves nothing to spend at RDP order {terms.order:g}.",
+            remedy="Grant a larger epsilon, or a planned budget.",
+        )
+    return terms
 
 
 def declare_weights(book: Book, sha256: str, *, source: str, licence: str, controller: Controller) -> None:

@@ -8,7 +8,7 @@ not have been written by this program in that state, raises LedgerRefused: no gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, dataclass_transform
 
@@ -138,7 +138,7 @@ class Genesis(Body):
         state.recovery = self.recovery_public
         state.secret_check = self.secret_check
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """Whose it is."""
         return f"site {self.site[:8]}…"
 
@@ -173,7 +173,7 @@ class Rotate(Body):
         else:
             raise Unsound(f"Entry {entry.seq} of the ledger rotates something unknown.")
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """Which key."""
         return f"new {self.what} key"
 
@@ -249,7 +249,7 @@ class Register(Body):
         state.links = self.links
         _digests(state, self.patients_digest, self.records_digest)
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """Version, size, owner."""
         public = "; public" if self.public else ""
         return f"version {self.version}, N = {self.public_size} {self.unit}s, owner {self.owner}{public}"
@@ -276,7 +276,7 @@ class Withdraw(Body):
             state.classes[new] = PatientClass(new, old, versions, True, entry.seq)
         _digests(state, self.patients_digest, self.records_digest)
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """That somebody did, and nothing more."""
         return "a patient is left out from now on"
 
@@ -363,7 +363,7 @@ class SignedBudget(Body):
         cohort.budgets.append(budget.id)
         return budget
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """Its terms and why."""
         text = f"{self.kind} ε = {self.epsilon:g}, δ = {self.delta:.2g}, {self.unit}, add/remove"
         by = f"RDP of order {self.order:g}" if self.kind == "open" else "joint PLD"
@@ -382,7 +382,7 @@ class DeclareWeights(Body):
         """Runs may start from them."""
         state.weights[self.sha256] = Weights(self.sha256, self.source, self.licence, entry.seq)
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """Which, and from where."""
         return f"{self.sha256[:12]}… {self.source} ({self.licence})"
 
@@ -401,7 +401,7 @@ class Permission(Body):
         _need(self.cohort in state.cohorts, entry, "its cohort is unknown")
         state.permits[entry.seq] = Permit(entry.seq, self.purpose, self.cohort, self.run, self.reason)
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """Why."""
         return self.reason
 
@@ -417,7 +417,7 @@ class Lock(Body):
         """Nothing is granted on it."""
         state.cohorts[self.cohort].lock = self.reason
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """Why."""
         return self.reason
 
@@ -433,7 +433,7 @@ class Unlock(Body):
         """The budget alone decides again."""
         state.cohorts[self.cohort].lock = None
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """Why."""
         return self.reason
 
@@ -452,7 +452,7 @@ class Release(Body):
         """Nothing: it is a record."""
         _need(self.run in state.runs, entry, "its run is unknown")
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """What, to whom, what for."""
         purpose = f" for {self.purpose}" if self.purpose else ""
         return f"{', '.join(self.items)} to {self.recipient}{purpose}"
@@ -507,10 +507,10 @@ class Reserve(Body):
             lease=self.lease,
         )
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """Steps, noise, batch."""
-        own = self.plan
-        return f"{own['steps']} steps, noise {own['noise_multiplier']:.4g}, batch {own['expected_batch_size']}"
+        own = Plan.from_dict(self.plan)
+        return f"{own.steps} steps, noise {own.noise_multiplier:.4g}, batch {own.expected_batch_size}"
 
 
 @kind("commit")
@@ -527,7 +527,7 @@ class Commit(Body):
         _need(run.committed < self.through <= run.steps, entry, "it commits steps outside its grant")
         run.committed = self.through
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """How far."""
         return f"steps below {self.through} paid"
 
@@ -546,7 +546,7 @@ class Calibrate(Body):
         _need(run.committed > 0 and not run.calibrated, entry, "its calibration is not paid, or was begun before")
         run.calibrated = True
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """That it begins."""
         return "the calibration's one draw begins"
 
@@ -563,7 +563,7 @@ class Resume(Body):
         run = _open_run(state, entry, self.run, self.attempt - 1)
         run.attempt += 1
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """Which attempt."""
         return f"attempt {self.attempt}"
 
@@ -595,10 +595,11 @@ class Close(Body):
             run.model = self.model
             state.models[run.model] = run.id
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """How it ended and what it cost."""
-        terms = f"PLD, δ = {plan['delta']:.2g}, {plan['unit']}, add/remove"
-        text = "" if self.epsilon_pld is None else f", ε = {self.epsilon_pld:.4g} alone ({terms})"
+        text = "" if self.epsilon_pld is None else f", ε = {self.epsilon_pld:.4g} alone"
+        if text and plan is not None:
+            text += f" (PLD, δ = {plan.delta:.2g}, {plan.unit}, add/remove)"
         note = f" ({self.note})" if self.note else ""
         return f"{self.status}: {self.steps_run} steps ran, {self.committed} paid{text}{note}"
 
@@ -641,7 +642,7 @@ class Admit(Body):
             permit=self.permit,
         )
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """What for, and why it was given."""
         return f"{self.purpose} ({self.basis})"
 
@@ -663,6 +664,6 @@ class Finish(Body):
         if admission.complete and admission.basis == "declared" and run is not None:
             run.did = [*run.did, admission.purpose]
 
-    def tell(self, plan: Mapping[str, Any]) -> str:
+    def tell(self, plan: Plan | None) -> str:
         """Which, and how."""
         return f"grant {self.admission} {self.status}"

@@ -48,26 +48,18 @@ def register(
         DataUnreadable: the same pixels under two patients.
         LedgerRefused: unknown overlap, missing signature, or a ledger that cannot be trusted or written.
     """
-    for what, text in {"cohort": name, "unit": unit, "owner": owner}.items():
-        check_name(what, text)
-    public_size = whole("public_size", public_size, least=1)
-    if not patients:
-        raise ConfigError(f"cohort '{name}' has no patients.")
-    if public is not None:
-        check_texts("a public cohort", source=public.source, licence=public.licence)
-    check_texts("a cohort", **{f"caution {number}": text for number, text in enumerate(cautions, 1)})
     if public is not None and controller is None:
         raise LedgerRefused(
             "Only the controller may declare a cohort public.",
             remedy="Unlock the controller's key and run again.",
         )
-    members.check(patients)
+    _check(name, unit, owner, patients, public, cautions)
     said = Version(
         id=-1,
         cohort=name,
         number=-1,
         fingerprint=members.fingerprint(patients),
-        public_size=public_size,
+        public_size=whole("public_size", public_size, least=1),
         unit=unit,
         owner=owner,
         issuer=normal_issuer(issuer),
@@ -92,7 +84,7 @@ def register(
             unit=unit,
             adjacency=ADJACENCY,
             issuer=said.issuer,
-            public_size=public_size,
+            public_size=said.public_size,
             owner=owner,
             fingerprint=said.fingerprint,
             public=said.public,
@@ -102,6 +94,24 @@ def register(
         )
         book.add(connection, body, controller if public else None)
         return _cohort_version(state.versions[-1])
+
+
+def _check(
+    name: str,
+    unit: str,
+    owner: str,
+    patients: Mapping[bytes, Sequence[bytes]],
+    public: PublicDeclaration | None,
+    cautions: Sequence[str],
+) -> None:
+    for what, text in {"cohort": name, "unit": unit, "owner": owner}.items():
+        check_name(what, text)
+    if not patients:
+        raise ConfigError(f"cohort '{name}' has no patients.")
+    if public is not None:
+        check_texts("a public cohort", source=public.source, licence=public.licence)
+    check_texts("a cohort", **{f"caution {number}": text for number, text in enumerate(cautions, 1)})
+    members.check(patients)
 
 
 def _registered(state: State, said: Version, overlaps: Sequence[str], number: int | None) -> CohortVersion | None:

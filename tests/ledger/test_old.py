@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from benchmarks._ledger_site import COHORT, small_plan
 from dptrain.ledger import Keys, Ledger, kinds, store
+from dptrain.plan import Plan
 
 OLD = Path(__file__).parent / "ledger_42972b7.json"
 TABLES = (store.entries, store.head, store.snapshot, store.patients, store.records)
@@ -61,13 +62,13 @@ def test_it_is_read_and_verified_bit_for_bit(old: dict[str, Any], ledger: Ledger
 def test_every_kind_is_in_it_and_told_as_before(old: dict[str, Any], ledger: Ledger) -> None:
     entries = ledger.entries()
     assert {entry.kind for entry in entries} == {*old["kinds"]}
-    plans: dict[str, Any] = {}
+    plans: dict[str | None, Plan] = {}
     lines = []
     for entry in entries:
         facts = entry.facts
         if entry.kind == "reserve":
-            plans[facts["run"]] = facts["plan"]
-        lines.append(kinds.read(entry).tell(plans.get(facts.get("run"), {})))
+            plans[facts["run"]] = Plan.from_dict(facts["plan"])
+        lines.append(kinds.read(entry).tell(plans.get(facts.get("run"))))
     assert lines == old["told"]
 
 
