@@ -15,9 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "dptrain"
 HOUSE = [
     ["__init__"],
     ["errors", "lazy"],
-    ["randomness", "words", "cells", "vocabulary"],
-    ["files", "plan", "targets", "progress", "shipped"],
-    ["accounting"],
+    ["randomness", "cells", "vocabulary"],
+    ["files", "plan", "targets", "terminal", "shipped"],
+    ["leave"],
+    ["accounting", "records"],
     ["settings"],
     ["ledger", "samples"],
     ["data"],
@@ -71,13 +72,13 @@ def test_a_planted_import_from_above_is_seen(tmp_path: Path) -> None:
 
 # A count may fall and never rise: who lowers one lowers its ceiling too. `python -m tests.house_counts` prints them.
 CEILINGS = {
-    "functions above 60 lines": 21,
+    "functions above 60 lines": 20,
     "functions with more than 7 parameters": 20,
-    "accesses by a string key": 1512,
-    "Any": 502,
-    "Any outside engine/views": 353,
-    "imports inside functions": 197,
-    "imports of own modules inside functions": 104,
+    "accesses by a string key": 1449,
+    "Any": 491,
+    "Any outside engine/views": 342,
+    "imports inside functions": 185,
+    "imports of own modules inside functions": 96,
     "private names across modules": 37,
     "placeholder names assigned": 177,
 }

@@ -25,8 +25,8 @@ from dptrain.audit.attacks import (
 )
 from dptrain.audit.statistics import auc_p_values, null_spread, stratified_auc
 from dptrain.errors import ConfigError
+from dptrain.terminal.words import suggest
 from dptrain.vocabulary import Labels, task_spec
-from dptrain.words import suggest
 
 FOLDS = 4
 TEST = "randomisation tests: blind, and Student-t on held-out models"  # :func:`p_values`, whatever the attack

@@ -32,11 +32,11 @@ from dptrain.audit.scores import Array
 from dptrain.errors import ConfigError
 from dptrain.files import file_sha256, make_folder, utc_now, whole_or_nothing, write_json
 from dptrain.plan import Plan
-from dptrain.progress import progress
+from dptrain.records import RunFolder
 from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
 from dptrain.settings.explain import friendly_errors
+from dptrain.terminal.progress import progress
 from dptrain.training import losses, session
-from dptrain.training.runfolder import RunFolder
 from dptrain.vocabulary import Labels, task_spec
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def audit_run(path: str | Path, words: list[str], *, say: Say = print) -> Result
         LedgerRefused: a changed manifest, or a locked cohort without permission.
     """
     run = session.load_run(path)
-    if run.facts["status"] == "running":
+    if run.facts.status == "running":
         raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
     settings = override(run.settings, words)
     run.folder.note_access("audit")
-    identity = str(run.facts["id"])
+    identity = str(run.facts.id)
     held = finished(run.folder, asked(settings, run.plan, identity))
     if held is not None:
         return _again(held, say)

@@ -21,9 +21,9 @@ from dptrain.data import tables
 from dptrain.data.manifest import Manifest, load_manifest, raise_faults, wanted_columns
 from dptrain.data.records import Unreadable, channel_first, quiet_libraries, read_image
 from dptrain.errors import ConfigError
-from dptrain.progress import progress
 from dptrain.settings import DataConfig, SplitConfig
 from dptrain.settings.data import check, shape_of
+from dptrain.terminal.progress import progress
 from dptrain.vocabulary import Labels, Split, task_spec
 
 UNKNOWN = "unknown"

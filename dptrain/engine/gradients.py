@@ -20,7 +20,7 @@ from dptrain.engine.layout import Layout
 from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, slow_way, sum_dtype
 from dptrain.engine.views import Recorder, Seen, ordinary
 from dptrain.errors import CheckRefused
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 
 class Entangled(CheckRefused):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.errors import ConfigError
+from dptrain.terminal.words import suggest
 from dptrain.vocabulary import Labels, Split, Task, task_spec
-from dptrain.words import suggest
 
 FORMATS = ("csv", "decathlon", "dicom", "npz", "table")
 ANY = "*"

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dptrain import __version__
 from dptrain.files import whole_or_nothing, write_json
+from dptrain.records import RunFolder
 from dptrain.settings import Settings, from_yaml, to_yaml
 from dptrain.settings.data import shape_of
 from dptrain.training.calibration import margins
-from dptrain.training.runfolder import RunFolder
 from dptrain.vocabulary import Activation, Labels, task_spec
 
 WEIGHTS = "model.safetensors"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.cells import SMALL_CELL, nested, to_hide
-from dptrain.training.runfolder import METRICS_SCHEMA
+from dptrain.records.metrics import METRICS_SCHEMA
 from dptrain.vocabulary import Activation, Labels, Task, task_spec
 
 Array = NDArray[np.float64]

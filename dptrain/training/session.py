@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dptrain import data, models
+from dptrain import data, models, records
 from dptrain.data import Cohort, Tensors
 from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
@@ -23,13 +23,13 @@ from dptrain.files import file_sha256
 from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, open_ledger
 from dptrain.models.preflight import first_line, shaken
 from dptrain.plan import Plan
-from dptrain.progress import progress
+from dptrain.records import RunFolder
 from dptrain.settings import DataConfig, Settings, from_yaml
 from dptrain.settings.data import shape_of
+from dptrain.terminal.progress import progress
+from dptrain.terminal.words import suggest
 from dptrain.training import losses
 from dptrain.training.planning import make_plan
-from dptrain.training.runfolder import RunFolder
-from dptrain.words import suggest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,7 +89,7 @@ class Run:
     """A finished or interrupted run, read back from its folder."""
 
     folder: RunFolder
-    facts: dict[str, Any]
+    facts: records.Run
     settings: Settings
     plan: Plan
 
@@ -104,19 +104,19 @@ def device_of(name: str) -> torch.device:
 def load_run(folder: str | os.PathLike[str]) -> Run:
     """Read a run folder. Raises ConfigError where facts or configuration are missing or do not match."""
     place = RunFolder(folder)
-    facts = place.read_facts()
+    facts = place.read()
     if not place.config.is_file():
         raise ConfigError(
             f"{place.config} is missing: the run cannot be reproduced.",
             remedy="Bring back the file that the run wrote, or name another run.",
         )
-    if file_sha256(place.config) != facts["config_sha256"]:
+    if file_sha256(place.config) != facts.config_sha256:
         raise ConfigError(
             f"{place.config} is not the configuration that this run was made with: its hash is not "
-            f"{facts['config_sha256'][:12]}…, that of {place.facts.name}.",
+            f"{str(facts.config_sha256)[:12]}…, that of {place.facts.name}.",
             remedy="Bring back the file as the run wrote it, or name another run.",
         )
-    return Run(place, facts, from_yaml(place.config), Plan.from_dict(facts["plan"]))
+    return Run(place, facts, from_yaml(place.config), Plan.from_dict(facts.plan))
 
 
 def build_network(settings: Settings) -> Network:
@@ -196,9 +196,9 @@ def _starting_weights(network: nn.Module, path: Path) -> tuple[WeightsSource, st
     """Load a declared file, or the model of a run folder, into the network."""
     if path.is_dir():
         run = RunFolder(path)
-        facts = run.read_facts()
+        identity = str(run.read().id)
         sha = models.load_weights(network, run.weights)
-        return WeightsSource(sha256=sha, run=str(facts["id"])), f"model of run {facts['id']}"
+        return WeightsSource(sha256=sha, run=identity), f"model of run {identity}"
     sha = models.load_weights(network, path)
     return WeightsSource(sha256=sha), f"file {path.name}"
 

@@ -19,7 +19,7 @@ from dptrain.engine import ClippedSum, noise
 from dptrain.errors import ConfigError
 from dptrain.models.nets import cnn1d, linear_head, mlp, small_cnn
 from dptrain.settings import AuditConfig, OptimizerConfig
-from dptrain.training import loop
+from dptrain.training import step as private_step
 from dptrain.training.losses import loss_for_task
 from tests.audit.made import make_material, make_plan
 
@@ -182,12 +182,12 @@ def alone(
     The steps are those that the stack took: Adam divides by a gradient's own size, so that the last digit of a
     gradient near zero would decide a whole step.
     """
-    from dptrain.training.loop import build_optimizer, learning_rate
+    from dptrain.training.step import build_optimizer, learning_rate
 
     module = copy.deepcopy(material.module)
     named = dict(module.named_parameters())
     module.load_state_dict({**module.state_dict(), **start})
-    optimizer = build_optimizer(module, material.optimizer)
+    optimizer = build_optimizer(list(module.parameters()), material.optimizer)
     average = {name: p.detach().clone() for name, p in named.items()}
     for step, gradient in enumerate(gradients):
         for name, parameter in named.items():
@@ -321,7 +321,7 @@ def one_noise_for_the_stack(patch: pytest.MonkeyPatch) -> None:
 
 
 def engine_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
-    class Realised(loop.PatientOptimizer):
+    class Realised(private_step.PatientOptimizer):
         drawn = 0
 
         def accumulate(self, chunk: ClippedSum | None = None) -> None:
@@ -334,7 +334,7 @@ def engine_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
                 p.grad *= self.expected_batch_size / max(1, self.drawn)
             self.drawn = 0
 
-    patch.setattr(loop, "PatientOptimizer", Realised)
+    patch.setattr(private_step, "PatientOptimizer", Realised)
 
 
 def stack_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
