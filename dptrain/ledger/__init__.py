@@ -11,7 +11,6 @@ from dptrain.lazy import attach
 
 if TYPE_CHECKING:
     from dptrain.ledger.chain import SignedHead as SignedHead
-    from dptrain.ledger.commands import ScanResult as ScanResult
     from dptrain.ledger.face import Ledger as Ledger
     from dptrain.ledger.facts import CohortVersion as CohortVersion
     from dptrain.ledger.facts import GateFacts as GateFacts
@@ -35,7 +34,6 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "chain": ("SignedHead",),
-        "commands": ("ScanResult",),
         "keys": ("Controller", "Keys", "recovery"),
         "grants": ("Grant", "charged", "default_lease"),
         "face": ("Ledger",),

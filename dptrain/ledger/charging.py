@@ -21,6 +21,7 @@ from dptrain.ledger.grants import Grant, charged, default_lease
 from dptrain.ledger.kinds import Admit, Calibrate, Close, Commit, Finish, Reserve, Resume
 from dptrain.ledger.state import ADJACENCY, Budget, RunState, State, Version
 from dptrain.plan import Mechanism, Plan
+from dptrain.vocabulary import CLOSED, Basis, Purpose, RunStatus
 
 
 def reserve(
@@ -94,7 +95,7 @@ def resume(book: Book, run: str) -> Grant:
         died = state.runs.get(run)
         if died is None:
             raise LedgerRefused(f"The ledger knows no run '{run}'.")
-        if died.status != "open":
+        if died.status != RunStatus.OPEN:
             raise LedgerRefused(
                 f"The run '{run}' was closed ({died.status}) and cannot go on.", remedy="Reserve a new run."
             )
@@ -110,7 +111,7 @@ def _grant(book: Book, state: State, run: RunState, keys: set[bytes], gate_facts
         id=run.seq,
         version=state.version_of(run),
         run=run.id,
-        purpose="train",
+        purpose=Purpose.TRAIN,
         plan=Plan.from_dict(run.plan),
         excluded=frozenset(keys),
         committed=run.committed,
@@ -118,7 +119,7 @@ def _grant(book: Book, state: State, run: RunState, keys: set[bytes], gate_facts
         attempt=run.attempt,
         inherited=tuple(run.inherited),
         gate=gate_facts,
-        basis="public" if run.budget is None else "budget",
+        basis=Basis.PUBLIC if run.budget is None else Basis.BUDGET,
     )
 
 
@@ -129,7 +130,7 @@ def admit(book: Book, cohort: str, *, purpose: str, run: str, fingerprint: str) 
     else is a new request: refused on a locked cohort, unless the controller permitted it.
     """
     check_name("run", run)
-    if purpose not in ("evaluate", "audit"):
+    if purpose not in (Purpose.EVALUATE, Purpose.AUDIT):
         raise LedgerRefused(
             f"'{purpose}' is no purpose to be admitted for: evaluate or audit.",
             remedy="Training is reserved with a plan.",
@@ -256,7 +257,7 @@ class Till:
 
 
 def _check_end(how: str) -> None:
-    if how not in ("complete", "interrupted"):
+    if how not in CLOSED:
         raise ConfigError(f"a run ends 'complete' or 'interrupted', not '{how}'.")
 
 
@@ -265,7 +266,7 @@ def _own(state: State, grant: Grant) -> RunState:
     run = state.runs.get(grant.run)
     if run is None or run.seq != grant.id:
         raise LedgerRefused(f"The ledger holds no grant for the run '{grant.run}'.")
-    if run.status != "open":
+    if run.status != RunStatus.OPEN:
         raise LedgerRefused(f"The run '{grant.run}' was closed elsewhere.")
     if run.attempt != grant.attempt:
         raise LedgerRefused(f"The run '{grant.run}' was resumed elsewhere; this process must stop.")

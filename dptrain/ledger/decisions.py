@@ -17,6 +17,7 @@ from dptrain.ledger.keys import Controller
 from dptrain.ledger.kinds import DeclareWeights, Lock, Permission, Release, SignedBudget, Unlock
 from dptrain.ledger.state import ADJACENCY, Budget, State
 from dptrain.plan import Mechanism, default_delta
+from dptrain.vocabulary import BudgetKind, Purpose
 
 if TYPE_CHECKING:
     from dptrain.accounting import Terms
@@ -28,7 +29,7 @@ def budget(
     *,
     epsilon: float,
     delta: float | None = None,
-    kind: str = "open",
+    kind: str = BudgetKind.OPEN,
     forecast: Sequence[Mechanism],
     minimum_charge: float | None = None,
     reason: str,
@@ -51,17 +52,12 @@ def budget(
         LedgerRefused: delta too large for the cohort, not the controller's key, or mechanisms that do not
             fit into a planned budget.
     """
-    if kind not in ("open", "planned"):
-        raise ConfigError(f"a budget of the kind '{kind}' does not exist: open or planned.")
-    gate.check_epsilon(epsilon)
-    check_texts("a budget", reason=reason, advice=advice)
-    if minimum_charge is not None and not (math.isfinite(minimum_charge) and 0 <= minimum_charge <= epsilon):
-        raise ConfigError(f"minimum_charge={minimum_charge} must lie between 0 and epsilon={epsilon:g}.")
+    _check_wish(epsilon, kind, minimum_charge, reason, advice)
     forecast = tuple(forecast)
     with book.view() as (_, state):
         version = rules.cohort(state, cohort)
         budgets = [state.budgets[number] for number in state.cohorts[cohort].budgets]
-    before = next((budget for budget in budgets if budget.kind == kind == "open"), None)
+    before = next((budget for budget in budgets if budget.kind == kind == BudgetKind.OPEN), None)
     if delta is None:
         delta = before.delta if before else default_delta(version.public_size)
     gate.check_delta(delta, version.public_size, cohort, [b.delta for b in budgets if b is not before])
@@ -69,7 +65,7 @@ def budget(
         raise ConfigError("a budget needs a forecast of its use (rate, noise, steps).")
     if any(mechanism.noise_multiplier == 0 for mechanism in forecast):
         raise ConfigError("a forecast without noise has no finite epsilon.")
-    if kind == "planned":
+    if kind == BudgetKind.PLANNED:
         terms = _planned_terms(epsilon, delta, forecast)
     else:
         terms = _open_terms(epsilon, delta, forecast, before, minimum_charge)
@@ -95,6 +91,15 @@ def budget(
     with book.write() as (connection, state):
         book.add(connection, body, own_controller(state, controller))
         return replace(state.budgets[state.seq if body.changes is None else body.changes])
+
+
+def _check_wish(epsilon: float, kind: str, minimum_charge: float | None, reason: str, advice: str | None) -> None:
+    if kind not in list(BudgetKind):
+        raise ConfigError(f"a budget of the kind '{kind}' does not exist: open or planned.")
+    gate.check_epsilon(epsilon)
+    check_texts("a budget", reason=reason, advice=advice)
+    if minimum_charge is not None and not (math.isfinite(minimum_charge) and 0 <= minimum_charge <= epsilon):
+        raise ConfigError(f"minimum_charge={minimum_charge} must lie between 0 and epsilon={epsilon:g}.")
 
 
 def _planned_terms(epsilon: float, delta: float, declared: Sequence[Mechanism]) -> Terms:
@@ -138,7 +143,7 @@ def permit(
     book: Book, purpose: str, cohort: str, controller: Controller, *, reason: str, run: str | None = None
 ) -> int:
     """The controller's leave for one evaluation or audit of a locked cohort; returns its number."""
-    if purpose not in ("evaluate", "audit"):
+    if purpose not in (Purpose.EVALUATE, Purpose.AUDIT):
         raise ConfigError(f"'{purpose}' cannot be permitted: evaluate or audit can.")
     check_texts("a permission", reason=reason)
     if run is not None:

@@ -14,6 +14,7 @@ from dptrain.ledger.checks import whole
 from dptrain.ledger.facts import GateFacts, Receipt
 from dptrain.ledger.state import RunState, Version
 from dptrain.plan import Mechanism, Plan
+from dptrain.vocabulary import Basis, Purpose, RunStatus
 
 
 class Payer(Protocol):
@@ -76,7 +77,7 @@ class Grant:
         self.version = version.number
         self.fingerprint = version.fingerprint
         self.unit = version.unit
-        self.public = version.public is not None and basis != "budget"
+        self.public = version.public is not None and basis != Basis.BUDGET
         self.run = run
         self.purpose = purpose
         self.plan = plan
@@ -103,11 +104,11 @@ class Grant:
         """
         self.require()
         through = whole("through", through)
-        if self.purpose == "audit":
+        if self.purpose == Purpose.AUDIT:
             self.committed = max(self.committed, through)
             return
         self._only_here()
-        if self.purpose != "train" or self.plan is None:
+        if self.purpose != Purpose.TRAIN or self.plan is None:
             raise LedgerRefused(f"a grant to {self.purpose} pays for no training step.")
         if through > self.plan.steps:
             raise LedgerRefused(f"step {through} is beyond the {self.plan.steps} steps that were granted.")
@@ -121,7 +122,7 @@ class Grant:
         Raises LedgerRefused where it was begun before, is not in the plan or not paid, or the run was resumed
         elsewhere: then nothing must be drawn.
         """
-        self.require(purpose="train")
+        self.require(purpose=Purpose.TRAIN)
         self._only_here()
         self._payer.begin_calibration(self)
 
@@ -141,18 +142,18 @@ class Grant:
         if cohort is not None and cohort != self.cohort:
             raise LedgerRefused(f"The grant of run '{self.run}' is for cohort '{self.cohort}', not '{cohort}'.")
         if purpose is not None and purpose != self.purpose:
-            declared = self.purpose == "train" and self.plan is not None and purpose in self.plan.declares
+            declared = self.purpose == Purpose.TRAIN and self.plan is not None and purpose in self.plan.declares
             if not declared:
                 raise LedgerRefused(
                     f"The grant of run '{self.run}' is to {self.purpose}, not to {purpose}.",
                     remedy="Declare the purpose in the plan, or ask for its own grant.",
                 )
-        if step is not None and self.purpose == "train":
+        if step is not None and self.purpose == Purpose.TRAIN:
             step = whole("step", step)
             self._only_here()
             if step >= self.committed:
                 raise LedgerRefused(f"Step {step} of run '{self.run}' is not paid ({self.committed} steps are).")
-            if step < self._handed_out and self.basis != "public":
+            if step < self._handed_out and self.basis != Basis.PUBLIC:
                 raise LedgerRefused(
                     f"Step {step} of run '{self.run}' ran already: to run it again would release it twice for one "
                     "charge.",
@@ -161,7 +162,7 @@ class Grant:
             self._handed_out = step + 1
 
     def _only_here(self) -> None:
-        if self.purpose == "train" and self.process != os.getpid():
+        if self.purpose == Purpose.TRAIN and self.process != os.getpid():
             raise LedgerRefused(
                 f"The grant of run '{self.run}' belongs to another process: a copy of it would run the same steps "
                 "again for one charge.",
@@ -170,7 +171,7 @@ class Grant:
 
     def close(
         self,
-        status: str = "complete",
+        status: str = RunStatus.COMPLETE,
         steps_run: int | None = None,
         *,
         model: str | None = None,
@@ -193,7 +194,7 @@ class Grant:
         self._only_here()
         ran = self.committed if steps_run is None else whole("steps_run", steps_run)
         receipt = None
-        if self.purpose == "train":
+        if self.purpose == Purpose.TRAIN:
             receipt = self._payer.close(self, status, ran, model, did, note)
         else:
             self._payer.finish(self, status)
@@ -205,13 +206,13 @@ class Grant:
 
         A planned budget gives nothing back: there the run stays open, to be resumed.
         """
-        if self.closed or self.purpose != "train" or self.committed or self.process != os.getpid():
+        if self.closed or self.purpose != Purpose.TRAIN or self.committed or self.process != os.getpid():
             return False
         run = self._payer.standing(self)
         self.committed = max(self.committed, run.committed)  # an answer that was lost is paid all the same
         if run.planned or self.committed:
             return False
-        self.close("interrupted", 0)
+        self.close(RunStatus.INTERRUPTED, 0)
         return True
 
     def __enter__(self) -> Grant:
@@ -219,8 +220,8 @@ class Grant:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Close an evaluation's or audit's grant; a training's, which ends with its status, if it failed unpaid."""
-        if not self.closed and self.purpose != "train":
-            self.close("complete" if kind is None else "interrupted")
+        if not self.closed and self.purpose != Purpose.TRAIN:
+            self.close(RunStatus.COMPLETE if kind is None else RunStatus.INTERRUPTED)
         elif kind is not None:
             with suppress(LedgerRefused):  # the error on its way says more
                 self.give_back()

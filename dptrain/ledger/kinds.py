@@ -29,6 +29,7 @@ from dptrain.ledger.state import (
     Weights,
 )
 from dptrain.plan import Plan
+from dptrain.vocabulary import CLOSED, Basis, BudgetKind, RunStatus
 
 B = TypeVar("B", bound=Body)
 KINDS: dict[str, type[Body]] = {}
@@ -160,7 +161,7 @@ class Rotate(Body):
             state.secret_check = _present(self.secret_check)
             for version in state.versions:
                 version.fingerprint = f"under an earlier secret: {version.fingerprint}"
-            _need(all(run.status != "open" for run in state.runs.values()), entry, "runs were open")
+            _need(all(run.status != RunStatus.OPEN for run in state.runs.values()), entry, "runs were open")
             _digests(state, _present(self.patients_digest), _present(self.records_digest))
             return
         public = _present(self.public)
@@ -317,7 +318,7 @@ class SignedBudget(Body):
         _need(self.adjacency == ADJACENCY, entry, f"the adjacency '{self.adjacency}' is unknown")
         _need(self.unit == state.newest(cohort.name).unit, entry, "its unit is not the cohort's")
         _need(self.orders_version in ORDERS_VERSIONS, entry, "its grid of RDP orders is unknown")
-        _need(self.kind in ("open", "planned"), entry, f"the kind '{self.kind}' of budget is unknown")
+        _need(self.kind in list(BudgetKind), entry, f"the kind '{self.kind}' of budget is unknown")
         budget = self._changed(state, cohort, entry) if self.changes is not None else self._new(state, cohort, entry)
         budget.epsilon, budget.delta = self.epsilon, self.delta
         budget.units = self.units
@@ -336,13 +337,15 @@ class SignedBudget(Body):
 
     def _changed(self, state: State, cohort: CohortState, entry: Entry) -> Budget:
         budget = state.budgets[self.changes or 0]
-        fits = budget.cohort == cohort.name and budget.kind == self.kind == "open"
+        fits = budget.cohort == cohort.name and budget.kind == self.kind == BudgetKind.OPEN
         _need(fits, entry, "it changes no open budget")
         _need(budget.order == self.order, entry, "a raise must keep its order")
         return budget
 
     def _new(self, state: State, cohort: CohortState, entry: Entry) -> Budget:
-        alone = self.kind == "planned" or all(state.budgets[b].kind != "open" for b in cohort.budgets)
+        alone = self.kind == BudgetKind.PLANNED or all(
+            state.budgets[b].kind != BudgetKind.OPEN for b in cohort.budgets
+        )
         _need(alone, entry, "the cohort has an open budget already")
         budget = Budget(
             id=entry.seq,
@@ -366,7 +369,7 @@ class SignedBudget(Body):
     def tell(self, plan: Plan | None) -> str:
         """Its terms and why."""
         text = f"{self.kind} ε = {self.epsilon:g}, δ = {self.delta:.2g}, {self.unit}, add/remove"
-        by = f"RDP of order {self.order:g}" if self.kind == "open" else "joint PLD"
+        by = f"RDP of order {self.order:g}" if self.kind == BudgetKind.OPEN else "joint PLD"
         return f"{'changed to ' if self.changes else ''}{text}, by {by}: {self.reason}"
 
 
@@ -496,7 +499,7 @@ class Reserve(Body):
             cohort=version.cohort,
             version=version.id,
             budget=self.budget,
-            planned=budget is not None and budget.kind == "planned",
+            planned=budget is not None and budget.kind == BudgetKind.PLANNED,
             plan=self.plan,
             step=charge.step,
             rest=charge.rest,
@@ -585,7 +588,7 @@ class Close(Body):
     def apply(self, state: State, entry: Entry) -> None:
         """Only what was paid counts from now on (open budgets)."""
         run = _open_run(state, entry, self.run, self.attempt)
-        _need(self.status in ("complete", "interrupted"), entry, "its status is unknown")
+        _need(self.status in CLOSED, entry, "its status is unknown")
         _need(0 <= self.steps_run <= run.committed == self.committed, entry, "it ran unpaid steps")
         run.status, run.closed = self.status, entry.time
         run.steps_run = self.steps_run
@@ -606,7 +609,7 @@ class Close(Body):
 
 def _open_run(state: State, entry: Entry, name: str, attempt: int) -> RunState:
     run = state.runs[name]
-    _need(run.status == "open", entry, "its run is closed")
+    _need(run.status == RunStatus.OPEN, entry, "its run is closed")
     _need(attempt == run.attempt, entry, "its attempt does not follow, or its run was resumed elsewhere")
     return run
 
@@ -659,9 +662,9 @@ class Finish(Body):
         admission = state.admissions[self.admission]
         _need(admission.open, entry, "it is finished already")
         admission.open = False
-        admission.complete = self.status == "complete"
+        admission.complete = self.status == RunStatus.COMPLETE
         run = state.runs.get(admission.run)
-        if admission.complete and admission.basis == "declared" and run is not None:
+        if admission.complete and admission.basis == Basis.DECLARED and run is not None:
             run.did = [*run.did, admission.purpose]
 
     def tell(self, plan: Plan | None) -> str:

@@ -15,6 +15,7 @@ from dptrain.ledger.book import Book
 from dptrain.ledger.keys import Controller, Keys
 from dptrain.ledger.kinds import Rotate
 from dptrain.ledger.state import State
+from dptrain.vocabulary import RunStatus
 
 
 def rotate_site_key(book: Book, controller: Controller) -> Keys:
@@ -41,7 +42,7 @@ def rotate_secret(book: Book, controller: Controller) -> Keys:
     new, secret = book.keys.with_new_secret()
     with book.write() as (connection, state):
         _check_signer(state, controller)
-        if any(run.status == "open" for run in state.runs.values()):
+        if any(run.status == RunStatus.OPEN for run in state.runs.values()):
             raise LedgerRefused("Runs are open; the secret cannot be changed under them.", remedy="Close them.")
         members.rewrap(connection, secret)
         patients, records = members.digests(connection, new.digest_key)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from dptrain.ledger.chain import read_json, write_json
 from dptrain.ledger.charges import Charge
 from dptrain.plan import Mechanism
+from dptrain.vocabulary import RunStatus
 
 T = TypeVar("T")
 STATE_VERSION = 4
@@ -102,7 +103,7 @@ class RunState:
     committed: int = 0
     calibrated: bool = False
     attempt: int = 1
-    status: str = "open"
+    status: str = RunStatus.OPEN
     steps_run: int | None = None
     epsilon_pld: float | None = None
     model: str | None = None
@@ -117,7 +118,7 @@ class RunState:
     @property
     def steps_charged(self) -> int:
         """Steps that count: all of them until a close; afterwards, on open budgets, the committed leases."""
-        return self.steps if self.status == "open" or self.planned else self.committed
+        return self.steps if self.status == RunStatus.OPEN or self.planned else self.committed
 
     @cached_property
     def charge(self) -> Charge:

@@ -17,6 +17,7 @@ from dptrain.ledger.charges import Charge, charge_of
 from dptrain.ledger.keys import signed_by
 from dptrain.ledger.state import RunState, State
 from dptrain.plan import Mechanism, Plan
+from dptrain.vocabulary import BudgetKind
 
 UNREAD = "witness, not checked"
 
@@ -141,7 +142,7 @@ def check_budget(entry: Entry) -> None:
     order, index = float(facts["order"]), int(facts["order_index"])
     if not 0 <= index < len(ORDERS) or ORDERS[index] != order:
         raise LedgerRefused(f"entry {entry.seq} grants at order {order:g}, but counts charges at another order")
-    if facts["kind"] != "open":
+    if facts["kind"] != BudgetKind.OPEN:
         return
     try:
         true = budget_units(float(facts["epsilon"]), float(facts["delta"]), order)
@@ -160,7 +161,7 @@ def check_grant(state: State, run: RunState) -> None:
     fits = True
     if budget is not None:
         fits = plan.private and plan.public_size == version.public_size
-        if budget.kind == "open":
+        if budget.kind == BudgetKind.OPEN:
             fits = fits and gate.spent(state, budget) <= budget.units
         else:
             fits = fits and not gate.overdrawn(state, budget)
