@@ -73,8 +73,7 @@ def register(
         same = _registered(state, said, others, version)
         if same is not None:
             return same
-        cohort = state.cohorts.get(name)
-        number = len(cohort.versions) + 1 if cohort else 1
+        number = len(state.cohorts[name].versions) + 1 if name in state.cohorts else 1
         if version not in (None, number):
             raise LedgerRefused(f"The next version of '{name}' is {number}, not {version}.")
         moved = members.register(connection, state, book.keys, patients)
