@@ -36,8 +36,8 @@ from dptrain.models.losses import loss_for_task
 from dptrain.models.network import build_network, device_of
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
-from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
-from dptrain.settings.explain import friendly_errors
+from dptrain.settings import AuditConfig, Settings, to_yaml
+from dptrain.settings.kept import changed
 from dptrain.terminal.progress import progress
 from dptrain.training import inputs
 from dptrain.training.planning import open_status, plan_for
@@ -194,17 +194,13 @@ ALLOWED = ("audit.", "ledger.", "data.root=", "training.device=", "training.chun
 
 def override(settings: Settings, words: list[str]) -> Settings:
     """A run's settings with where things lie and how to audit changed; nothing that changes the training."""
-    from omegaconf import OmegaConf
-
     for word in words:
         if "=" not in word or not word.startswith(ALLOWED):
             raise ConfigError(
                 f"'{word}' cannot be set for the audit of a run: it would audit another training.",
                 remedy=f"Allowed are {', '.join(f'{name}…' for name in ALLOWED)}.",
             )
-    with friendly_errors():
-        merged = OmegaConf.merge(OmegaConf.structured(settings), OmegaConf.from_dotlist(words))
-    return settings_of(merged)
+    return changed(settings, words)
 
 
 def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say: Say) -> Result:
