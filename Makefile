@@ -39,6 +39,7 @@ test-ledger: $(STAMP) ## crash, race and fault counts of the ledger (under 60 mi
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests benchmarks
 
 bench-accounting: $(STAMP) ## overhead of the gate against joint PLD
 	$(BIN)/python -m benchmarks.accounting
