@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "dptrain"
 HOUSE = [
     ["__init__"],
     ["errors", "lazy"],
-    ["randomness", "words", "cells"],
+    ["identity", "randomness", "source", "words", "cells"],
     ["files", "plan", "targets", "progress", "shipped"],
     ["accounting"],
     ["settings"],

@@ -6,6 +6,7 @@ Light on purpose: no torch, no MONAI. :func:`check` refuses settings that contra
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ FORMATS = ("csv", "decathlon", "dicom", "npz", "table")
 TASKS = ("binary", "multiclass", "multilabel", "segmentation")
 SPLITS = ("train", "calibration", "validation", "test")
 ANY = "*"
+BACKGROUND = "background"
 
 
 @dataclass
@@ -102,9 +104,10 @@ class DicomConfig:
     """A folder of DICOM files. labels: a CSV with the label columns; labels_on: the header field that joins it.
 
     The header gives the columns PatientID, IssuerOfPatientID, PatientSex, PatientAge (years), ViewPosition,
-    Modality, StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID, AccessionNumber, and `file`.
-    series: true makes one volume of each series (slices in order of their position), else each file is a
-    record.
+    StudyDate, Modality (also called patient_id, issuer, sex, age, view, study_date, modality), StudyInstanceUID,
+    SeriesInstanceUID, SOPInstanceUID, AccessionNumber, and `file`.
+    series: true makes one volume of each series of one patient and study (slices in order of their position), else
+    each file is a record.
     """
 
     labels: str | None = None
@@ -128,7 +131,8 @@ class DataConfig:
         task, classes: binary and multiclass: class names in order; multilabel: one name a label column;
             segmentation: the names of the structures 1…C (0 is background).
         label_values: text in the label column -> class name; empty: the texts are the class names.
-            For multilabel: text -> "0" or "1".
+            For multilabel: text -> "0" or "1". For segmentation: number in the label image -> name of a structure
+            (or `background`); several numbers may mean one structure.
         keep, drop: column -> text; only rows that have it, or no row that has it ("*": any text at all).
         image_shape: [C, …] after the deterministic transforms; for tables left empty.
         transforms: deterministic MONAI dictionary transforms (`_target_: monai.transforms.…d`), run once.
@@ -136,6 +140,11 @@ class DataConfig:
         same_pixels: refuse, or merge the patients who share them into one unit (transitively: the unit is the
             group of all who are linked).
         sections: of a Decathlon JSON; empty for all.
+        near_ids: refuse ids that are one number or differ in case, blanks or forms of letters alone (5 and 0005, AB
+            and ab), and ids that name nobody (NA, None, ANONYMOUS); `different` declares that they are people of
+            their own.
+        outside: refuse files outside of the cohort's folder (`..`, absolute names, links), or `allowed`.
+        delimiter, encoding: of CSV files; empty to find out. decimal: the decimal point of numbers in tables.
         source, licence, cautions: carried into the ledger and the report.
     """
 
@@ -158,6 +167,11 @@ class DataConfig:
     transforms: list[Any] = field(default_factory=list)
     augment: list[Any] = field(default_factory=list)
     same_pixels: str = "refuse"
+    near_ids: str = "refuse"
+    outside: str = "refuse"
+    delimiter: str = ""
+    encoding: str = ""
+    decimal: str = "."
     sections: list[str] = field(default_factory=list)
     table: TableConfig = field(default_factory=TableConfig)
     npz: NpzConfig = field(default_factory=NpzConfig)
@@ -192,6 +206,10 @@ def check(config: DataConfig) -> None:
         ("data.format", config.format, FORMATS),
         ("data.task", config.task, TASKS),
         ("data.same_pixels", config.same_pixels, ("refuse", "merge")),
+        ("data.near_ids", config.near_ids, ("refuse", "different")),
+        ("data.outside", config.outside, ("refuse", "allowed")),
+        ("data.delimiter", config.delimiter, ("", ",", ";", "\t", "|")),
+        ("data.decimal", config.decimal, (".", ",")),
     ):
         if value not in allowed:
             raise ConfigError(f"{name}={value} is unknown.", remedy=suggest(str(value), list(allowed)))
@@ -231,14 +249,26 @@ def _check_labels(config: DataConfig) -> None:
     else:
         if len(labels) != 1:
             raise ConfigError(f"data.task={config.task} takes one label column, not {len(labels)}.")
-        allowed = classes
+        allowed = [BACKGROUND, *classes] if config.task == "segmentation" else classes
     if config.task == "binary" and len(classes) != 2:
         raise ConfigError(f"data.task=binary takes two classes, not {len(classes)}.")
     if config.task == "multiclass" and len(classes) < 2:
         raise ConfigError("data.task=multiclass takes two classes or more.")
     for text, name in config.label_values.items():
+        if config.task == "segmentation" and not _is_number(text):
+            raise ConfigError(
+                f"data.label_values.{text}={name}: a label image holds numbers.",
+                remedy=f"Name the number, e.g. data.label_values={{'255': {name}}}.",
+            )
         if name not in allowed:
             raise ConfigError(f"data.label_values.{text}={name} is no class.", remedy=suggest(name, allowed))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _check_split(split: SplitConfig) -> None:
