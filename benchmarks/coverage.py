@@ -154,7 +154,7 @@ def engine(entry: Entry, dtype: torch.dtype) -> Iterator[tuple[float, float]]:
         return torch.cat([sums.get(n, torch.zeros_like(sizes[n])).reshape(-1).to(dtype) for n in names])
 
     # The ways of forming a gradient are chosen by counting here, by measuring (the default) further down.
-    grads = PatientGradients(net, max_grad_norm=float("inf"), measure=False, verify=False)
+    grads = PatientGradients(net, max_grad_norm=float("inf"), measure=False)
     for p in range(PATIENTS):
         weight = (patient == p).to(dtype)
         chunk = grads.clipped_sum(losses(net, image, everybody) * weight, patient, PATIENTS)
@@ -193,7 +193,7 @@ def against_float64(entry: Entry) -> tuple[float, float]:
     net = prepared(entry, lambda net: make_private(net)[0])
     image, patient = images(entry), torch.tensor(PATIENT)
     plain = [alone(net, image.float(), rows_of(p)).double() for p in range(PATIENTS)]
-    grads = PatientGradients(net, max_grad_norm=float("inf"), measure=False, verify=False)
+    grads = PatientGradients(net, max_grad_norm=float("inf"), measure=False)
     names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
     found = []
     for p in range(PATIENTS):

@@ -25,7 +25,7 @@ from benchmarks import _results
 from benchmarks._ledger_site import COHORT, PASSPHRASE, Postgres, epsilon_for, have_postgres
 from dptrain.ledger import Keys, Ledger, fingerprint
 from dptrain.plan import Plan
-from dptrain.words import Word, parse_words
+from dptrain.terminal.words import Word, parse_words
 
 PLAN = Plan(
     public_size=20_000,

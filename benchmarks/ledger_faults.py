@@ -52,7 +52,7 @@ from benchmarks._ledger_site import (
 from dptrain.errors import LedgerRefused
 from dptrain.ledger import Keys, Ledger, chain
 from dptrain.ledger.charges import charge_of
-from dptrain.words import Word, parse_words
+from dptrain.terminal.words import Word, parse_words
 
 MANY_RUNS = 60_000.0  # a budget that a batch of kills never exhausts
 EVENT = struct.Struct("<c20si")

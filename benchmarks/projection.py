@@ -26,8 +26,8 @@ from torch import Tensor
 from dptrain import data
 from dptrain.data.inference import load_image
 from dptrain.models.pretrained import PROJECTIONS, pretrained_efficientnet_lite
-from dptrain.progress import progress
 from dptrain.settings import load
+from dptrain.terminal.progress import progress
 
 
 def principal(features: Tensor, width: int) -> tuple[Tensor, Tensor]:

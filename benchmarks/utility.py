@@ -54,6 +54,7 @@ from dptrain.training.loop import fit
 from dptrain.training.planning import make_plan
 from dptrain.training.run import conformal_report, dice_scores
 from dptrain.training.session import Network, Prepared, build_network, check, load_inputs
+from dptrain.training.step import PrivateStep
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
 SEEDS = (0, 1, 2)
@@ -323,15 +324,10 @@ def run(trial: Trial, site: Site, cache: Path | None) -> list[dict[str, Any]]:
         train = records(site, "train", grant, network, cache)
         begun = time.perf_counter()
         loader = PatientLoader(train.tensors(), plan, grant, chunk=settings.training.chunk)
-        result = fit(
-            network.trainable,
-            loader,
-            plan,
-            grant,
-            loss=train.loss,
-            optimizer=settings.optimizer,
-            ema=settings.training.ema,
+        step = PrivateStep(
+            network.trainable, plan, loss=train.loss, optimizer=settings.optimizer, ema=settings.training.ema
         )
+        result = fit(step, loader, grant)
         seconds = time.perf_counter() - begun
         calibration = None
         if plan.calibration_noise_multiplier is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from dptrain.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, DptrainError, quiet
 from dptrain.shipped import resolved, shipped
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 # command -> (module, function, one line for --help). Modules are imported only when their command runs.
 COMMANDS: dict[str, tuple[str, str, str]] = {

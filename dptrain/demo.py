@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, ConfigError, DptrainError
-from dptrain.words import Word, parse_words, yes_or_no
+from dptrain.terminal.words import Word, parse_words, yes_or_no
 
 HELP = """\
 usage: dptrain demo [data.root=FOLDER] [run=runs/demo] [epsilon=8] [audit=yes]
@@ -87,7 +87,7 @@ def demo_main(argv: list[str]) -> int:
 
 def _fresh(run: Path) -> Path:
     """An empty site folder beside the run; an earlier demo's folders are removed, nothing else is."""
-    from dptrain.training.runfolder import make_folder
+    from dptrain.files import make_folder
 
     site = run.with_name(f"{run.name}-site")
     for folder in (run, site, run.with_name(f"{run.name}-again")):

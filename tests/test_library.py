@@ -54,7 +54,7 @@ def test_a_model_that_does_not_fit_costs_nothing(tmp_path: Path, model: nn.Modul
     from dptrain.data import PatientLoader, cohort_from_dataset
     from dptrain.plan import Mechanism, Plan
     from dptrain.settings import OptimizerConfig
-    from dptrain.training import fit, loss_for_task
+    from dptrain.training import PrivateStep, fit, loss_for_task
 
     keys = Keys.create(tmp_path / "keys", "correct horse battery")
     ledger = Ledger.create(tmp_path / "ledger.sqlite", keys)
@@ -71,6 +71,6 @@ def test_a_model_that_does_not_fit_costs_nothing(tmp_path: Path, model: nn.Modul
     grant = ledger.reserve(plan, "lungs", run="first", fingerprint=cohort.fingerprint)
     loader = PatientLoader(cohort, plan, grant, chunk=64)
     with pytest.raises(CheckRefused, match=what):
-        fit(model, loader, plan, grant, loss=loss_for_task("binary"), optimizer=OptimizerConfig(lr=0.1))
+        fit(PrivateStep(model, plan, loss=loss_for_task("binary"), optimizer=OptimizerConfig(lr=0.1)), loader, grant)
     status = ledger.status("lungs")
     assert (status.spent_epsilon, status.runs[0].status) == (0, "interrupted")

@@ -12,6 +12,7 @@ import torch
 
 from dptrain.audit.bounds import FEW_TRAININGS
 from dptrain.audit.reference import Material
+from dptrain.vocabulary import Labels, task_spec
 
 FILLED = 8.0  # a canary's gradient in clips
 TRIED = 8  # canaries whose gradients set the length
@@ -101,9 +102,10 @@ def _filling(material: Material, direction: torch.Tensor, labels: torch.Tensor, 
 
 def _wrong(labels: torch.Tensor, material: Material, generator: torch.Generator) -> torch.Tensor:
     """Labels that are not the true ones."""
-    if material.task == "binary":
+    spec = task_spec(material.task)
+    if spec.one_logit:
         return 1 - labels
-    if material.task == "multilabel":
+    if spec.labels is Labels.FINDINGS:
         return torch.where(torch.isnan(labels), labels, 1 - labels)
     classes = max(2, int(material.labels.max()) + 1)
     return (labels + torch.randint(1, classes, labels.shape, generator=generator)) % classes

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,8 @@ from dptrain.audit.attacks import (
 )
 from dptrain.audit.statistics import auc_p_values, null_spread, stratified_auc
 from dptrain.errors import ConfigError
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
+from dptrain.vocabulary import Labels, task_spec
 
 FOLDS = 4
 TEST = "randomisation tests: blind, and Student-t on held-out models"  # :func:`p_values`, whatever the attack
@@ -93,8 +93,8 @@ def pooled_evidence(
     patients = member.shape[1]
     if attack == "student_t":
         return _joint_t(reference, member, target, patient, prior)
-    known: dict[str, Any] = {"log_probability": True} if attack == "rmia" and task == "segmentation" else {}
-    per_record = ATTACKS[attack](reference, member[:, patient], target, **known)
+    scale = {"log_probability": task_spec(task).labels is Labels.MASK} if attack == "rmia" else {}
+    per_record = ATTACKS[attack](reference, member[:, patient], target, **scale)
     pooled = np.full((target.shape[0], patients), np.nan)
     for who, records in by_size(patient, patients):
         values = per_record[:, records]

@@ -30,10 +30,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from dptrain.audit.scores import Array, confidence, from_loss
+from dptrain.data import PatientLoader, Tensors
 from dptrain.errors import ConfigError, quiet
 from dptrain.models.preflight import first_line
 from dptrain.plan import Plan
 from dptrain.settings import OptimizerConfig
+from dptrain.training.loop import fit
+from dptrain.training.step import PrivateStep, Update
+from dptrain.vocabulary import Activation, Labels, task_spec
 
 Tick = Callable[[int], None]
 STACK_BYTES = 256 << 20
@@ -190,37 +194,23 @@ class _Stack(nn.Module):
 
     def __init__(self, material: Material, starts: Sequence[dict[str, Tensor]], device: torch.device) -> None:
         super().__init__()
-        from dptrain.training.loop import build_optimizer
-
         self.names = [name for name, p in material.module.named_parameters() if p.requires_grad]
         self.weights = nn.ParameterList(
             [nn.Parameter(torch.stack([s[name] for s in starts]).to(device, torch.float32)) for name in self.names]
         )
-        self.optimizer = build_optimizer(self, material.optimizer)
-        self.config, self.ema, self.step, self.steps = material.optimizer, material.ema, 0, material.plan.steps
-        self.average = [w.detach().clone() for w in self.weights] if material.ema else None
+        steps, ema = material.plan.steps, material.ema
+        self._step = Update(list(self.weights), material.optimizer, steps=steps, ema=ema)
 
     def by_name(self) -> dict[str, Tensor]:
         return dict(zip(self.names, self.weights, strict=True))
 
     def update(self, gradients: Sequence[Tensor]) -> None:
-        """One step of the optimiser and of the average, as :func:`dptrain.training.loop.fit` takes them."""
-        from dptrain.training.loop import average_decay, learning_rate
-
-        for weight, gradient in zip(self.weights, gradients, strict=True):
-            weight.grad = gradient
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step, self.steps)
-        self.optimizer.step()
-        self.step += 1
-        if self.average is not None:
-            decay = average_decay(self.ema, self.step)
-            with torch.no_grad():
-                for kept, weight in zip(self.average, self.weights, strict=True):
-                    kept.lerp_(weight, 1 - decay)
+        """One step of the optimiser and of the average, as a run takes it."""
+        self._step.apply(gradients)
 
     def final(self) -> dict[str, Tensor]:
-        values = self.average if self.average is not None else [w.detach() for w in self.weights]
+        average = self._step.average
+        values = [w.detach() for w in self.weights] if average is None else average
         return dict(zip(self.names, values, strict=True))
 
 
@@ -277,9 +267,10 @@ def _single(layers: list[tuple[str, nn.Module]]) -> tuple[str, nn.Module] | None
 
 def _residual(logits: Tensor, labels: Tensor, task: str) -> Tensor:
     """Gradient of the per-record loss by the logits, [R, M, C]."""
-    if task == "binary":
+    spec = task_spec(task)
+    if spec.one_logit:
         return torch.sigmoid(logits) - labels.reshape(-1, 1, 1).float()
-    if task == "multiclass":
+    if spec.activation is Activation.SOFTMAX:
         return logits.softmax(2) - nn.functional.one_hot(labels.long().reshape(-1), logits.shape[2])[:, None]
     return (torch.sigmoid(logits) - labels[:, None].float()) / logits.shape[2]
 
@@ -526,9 +517,10 @@ def _train_stacked(material: Material, stack: _Stack, draws: Draws, device: torc
 class _Roster:
     """The patients of a material, as the loader asks for them."""
 
+    fingerprint = "reference material"  # copies in memory, of no cohort that a grant of the ledger names
+
     def __init__(self, material: Material) -> None:
         self.patients = [_Place(str(i).encode()) for i in range(material.patients)]
-        self.fingerprint = ""
 
     def split(self, name: str) -> list[int]:
         del name
@@ -543,24 +535,38 @@ class _Place:
         return self.key in keys
 
 
-class _ReferenceGrant:
+@dataclass(frozen=True)
+class _ReferenceLeave:
     """Lets the engine train a model that charges nothing and is never kept: an audit's own purpose.
 
     It is only made inside an admitted audit (:mod:`dptrain.audit.run`); non-members are its excluded.
     """
 
-    fingerprint = None
-    lease = 1 << 30
+    plan: Plan
+    excluded: frozenset[bytes]
+    run: str = "reference"
+    purpose: str = "audit"
+    cohort: str = "reference"
+    fingerprint: str = _Roster.fingerprint
+    lease: int = 1 << 30
 
-    def __init__(self, plan: Plan, member: np.ndarray) -> None:
-        self.plan, self.committed = plan, plan.steps
-        self.excluded = frozenset(str(i).encode() for i in np.flatnonzero(~member))
+    @property
+    def committed(self) -> int:
+        return self.plan.steps
 
-    def require(self, step: int | None = None) -> None:
+    @property
+    def process(self) -> int:
+        return os.getpid()
+
+    def require(self, step: int | None = None, *, purpose: str | None = None, cohort: str | None = None) -> None:
         """Always granted."""
 
     def commit(self, through: int) -> None:
         """Nothing to pay."""
+
+    def give_back(self) -> bool:
+        """Nothing was reserved."""
+        return False
 
 
 def train_with_engine(
@@ -570,9 +576,6 @@ def train_with_engine(
     device: str | torch.device = "cpu",
 ) -> Array:
     """Train one model [P bool] with the run's own loop, loader, clipping and noise; its scores [R]."""
-    from dptrain.data import PatientLoader, Tensors
-    from dptrain.training.loop import fit
-
     module = copy.deepcopy(material.module)
     module.load_state_dict(material.start() if start is None else start)
     rows = torch.from_numpy(np.flatnonzero(material.trained))
@@ -582,23 +585,20 @@ def train_with_engine(
         material.patient[rows],
         _Roster(material),  # type: ignore[arg-type]
     )
-    grant: Any = _ReferenceGrant(material.plan, member)
+    leave = _ReferenceLeave(material.plan, frozenset(str(i).encode() for i in np.flatnonzero(~member)))
     chunk = max(256, material.plan.max_records_per_patient * material.plan.views)
-    loader = PatientLoader(source, material.plan, grant, augment=material.augment, chunk=chunk)
-    result = fit(
+    loader = PatientLoader(source, material.plan, leave, augment=material.augment, chunk=chunk)
+    step = PrivateStep(
         module,
-        loader,
         material.plan,
-        grant,
         loss=material.loss,
         optimizer=material.optimizer,
         ema=material.ema,
         device=device,
         rules=material.rules,
         names=material.names,
-        checked=True,
     )
-    model = result.model.eval()
+    model = fit(step, loader, leave, checked=True).model
     parts = []
     with torch.no_grad():
         for begin in range(0, len(material.inputs), 512):
@@ -664,7 +664,7 @@ def train_in_processes(
 
 def score_outputs(outputs: Tensor, labels: Tensor, task: str, loss: Any) -> Array:
     """Scores [M, R] of outputs [M, R, …]: logit-scaled confidence, or the negative loss for segmentation."""
-    if task == "segmentation":
+    if task_spec(task).labels is Labels.MASK:
         return from_loss(torch.stack([loss(output, labels) for output in outputs]).double().cpu().numpy())
     return confidence(outputs.double().cpu().numpy(), labels.cpu().numpy(), task)
 

@@ -32,11 +32,12 @@ from dptrain.audit.scores import Array
 from dptrain.errors import ConfigError
 from dptrain.files import file_sha256, make_folder, utc_now, whole_or_nothing, write_json
 from dptrain.plan import Plan
-from dptrain.progress import progress
+from dptrain.records import RunFolder
 from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
 from dptrain.settings.explain import friendly_errors
+from dptrain.terminal.progress import progress
 from dptrain.training import losses, session
-from dptrain.training.runfolder import RunFolder
+from dptrain.vocabulary import Labels, task_spec
 
 if TYPE_CHECKING:
     from dptrain.data import Cohort
@@ -85,11 +86,11 @@ def audit_run(path: str | Path, words: list[str], *, say: Say = print) -> Result
         LedgerRefused: a changed manifest, or a locked cohort without permission.
     """
     run = session.load_run(path)
-    if run.facts["status"] == "running":
+    if run.facts.status == "running":
         raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
     settings = override(run.settings, words)
     run.folder.note_access("audit")
-    identity = str(run.facts["id"])
+    identity = str(run.facts.id)
     held = finished(run.folder, asked(settings, run.plan, identity))
     if held is not None:
         return _again(held, say)
@@ -371,13 +372,14 @@ def _people(cohort: Cohort, places: list[int], record: np.ndarray, owner: np.nda
     for row in range(len(owner) - 1, -1, -1):
         first[owner[row]] = row
     label = np.full(count, "all", dtype=object)
-    if cohort.config.task in ("binary", "multiclass"):
+    kind = task_spec(cohort.config.task).labels
+    if kind is Labels.CLASS:
         classes = cohort.labels[record].reshape(-1)
         low, high = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
         np.minimum.at(low, owner, classes)
         np.maximum.at(high, owner, classes)
         label = np.array(["mixed" if a != b else str(names[a]) for a, b in zip(low, high, strict=True)], dtype=object)
-    elif cohort.config.task == "multilabel":
+    elif kind is Labels.FINDINGS:
         positive = np.zeros(count, dtype=bool)
         np.logical_or.at(positive, owner, (np.nan_to_num(cohort.labels[record]) > 0.5).any(axis=1))
         label = np.where(positive, "any finding", "no finding").astype(object)

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
 from dptrain.errors import ConfigError
+from dptrain.vocabulary import Labels, task_spec
 
 Array = NDArray[np.float64]
-TASKS = ("binary", "multiclass", "multilabel", "segmentation")
 
 
 def confidence(logits: ArrayLike, labels: ArrayLike, task: str) -> Array:
@@ -32,24 +32,25 @@ def confidence(logits: ArrayLike, labels: ArrayLike, task: str) -> Array:
     """
     values = np.asarray(logits, dtype=np.float64)
     truth = np.asarray(labels)
-    if task == "binary" and not (values.ndim >= 2 and values.shape[-1] == 2 and values.shape[-2] == truth.size):
+    spec = task_spec(task)
+    if spec.one_logit and not (values.ndim >= 2 and values.shape[-1] == 2 and values.shape[-2] == truth.size):
         truth = truth.reshape(-1)
         if values.shape[-1] == 1 and values.ndim >= 2 and values.shape[-2] == truth.size:
             values = values[..., 0]
         # two classes with one logit z: p_1 = 1/(1+e^-z), so φ is z for label 1 and -z for label 0
         return np.where(truth > 0.5, values, -values)
-    if task in ("binary", "multiclass"):
+    if spec.labels is Labels.CLASS:
         chosen = truth.reshape(-1).astype(np.int64)
         rows = np.arange(chosen.size)
         own = values[..., rows, chosen].copy()
         others = values.copy()
         others[..., rows, chosen] = -np.inf
         return own - logsumexp(others, axis=-1)
-    if task == "multilabel":
+    if spec.labels is Labels.FINDINGS:
         known = ~np.isnan(truth.astype(np.float64))
         signed = np.where(known, np.where(truth > 0.5, values, -values), 0.0)
         return signed.sum(axis=-1) / np.maximum(known.sum(axis=-1), 1)
-    raise ConfigError(f"there is no confidence for task '{task}': known are {', '.join(TASKS[:3])}.")
+    raise ConfigError(f"there is no confidence for task '{task}': take from_loss.")
 
 
 def from_loss(losses: ArrayLike) -> Array:

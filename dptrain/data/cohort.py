@@ -25,10 +25,11 @@ from dptrain.data.splits import check_splits, splits_of
 from dptrain.data.units import Keys, Patient, owners_of, units_of
 from dptrain.errors import ConfigError
 from dptrain.identity import patient_text
-from dptrain.progress import progress
 from dptrain.settings import DataConfig
-from dptrain.settings.data import SPLITS, check
+from dptrain.settings.data import check
 from dptrain.source import Fault, Source
+from dptrain.terminal.progress import progress
+from dptrain.vocabulary import Labels, Split, task_spec
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -88,8 +89,8 @@ class Cohort:
 
     def split(self, name: str, *, excluded: Collection[bytes] = ()) -> list[int]:
         """Positions of the patients of a split, without those whose key is in `excluded`."""
-        if name not in SPLITS:
-            raise ConfigError(f"'{name}' is no split.", remedy=f"Splits: {', '.join(SPLITS)}.")
+        if name not in list(Split):
+            raise ConfigError(f"'{name}' is no split.", remedy=f"Splits: {', '.join(Split)}.")
         return [i for i, p in enumerate(self.patients) if p.split == name and not p.excluded(excluded)]
 
     def records_of(self, patients: Sequence[int]) -> list[int]:
@@ -237,6 +238,7 @@ def cohort_from_dataset(
     Raises:
         DataUnreadable: every fault at once, each with its item's number.
     """
+    kind = task_spec(task).labels
     named = list(classes) if classes else ["negative", "positive"]
     first = np.asarray(dataset[0][image])
     config = DataConfig(
@@ -248,7 +250,7 @@ def cohort_from_dataset(
         image_shape=list(first.shape),
         augment=list(augment),
     )
-    config.columns.label = list(named) if task == "multilabel" else ["label"]
+    config.columns.label = list(named) if kind is Labels.FINDINGS else ["label"]
     config.columns.groups = list(groups)
     config.columns.split = "split" if split is not None else None
     check(config)
@@ -260,10 +262,10 @@ def cohort_from_dataset(
         texts["split"].append("" if split is None else str(item.get(split, "")))
         for group in groups:
             texts[group].append(str(item.get(group, "") or ""))
-        if task == "multilabel":
+        if kind is Labels.FINDINGS:
             for column, value in zip(config.columns.label, np.asarray(item[label]).reshape(-1)):
                 texts[column].append(str(_whole(value)))
-        elif task != "segmentation":
+        elif kind is Labels.CLASS:
             value = _whole(item[label])
             named_class = value is not None and 0 <= value < len(named)
             texts["label"].append(named[value or 0] if named_class else "outside the classes")

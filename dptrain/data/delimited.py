@@ -119,7 +119,7 @@ def read_table(
     columns: dict[str, list[str]] = {}
     for i, name in enumerate(header):
         if name in columns:
-            faults.add("a column occurs twice in the header", name if name in wanted else "")
+            faults.add(f"column '{name}' occurs twice" if name in wanted else "a column occurs twice in the header")
             continue
         columns[name] = [value.strip() for value in texts[i]]
     return Manifest(columns, names, path.parent)

@@ -85,7 +85,7 @@ def _dataset(path: Path) -> Any:
         raise Unreadable("has a photometric interpretation that is not read")
     if dataset.get("PresentationLUTShape") == "INVERSE" and photometric != "MONOCHROME1":
         raise Unreadable("is to be shown inverted (PresentationLUTShape)", remedy="Export it as MONOCHROME1.")
-    if any(tag >> 24 == 0x60 and tag & 0xFFFF == 0x0102 and int(dataset[tag].value or 0) for tag in dataset.keys()):
+    if any(tag >> 24 == 0x60 and tag & 0xFFFF == 0x0102 and int(dataset[tag].value or 0) for tag in dataset._dict):
         raise Unreadable("holds a drawing in unused bits of its pixels (an embedded overlay)")
     return dataset
 

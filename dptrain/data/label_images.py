@@ -1,7 +1,7 @@
 """Label images through transforms: whole numbers 0…C that were there before, or a fault that names the transform.
 
-Interpolation invents labels: between 0 and 2 it makes 1, which is another structure. So labels are looked at after the
-deterministic transforms of every record, and after the random ones of a made-up record before anything is charged.
+Interpolation invents labels: between 0 and 2 it makes 1, which is another structure. So labels are looked at after
+the deterministic transforms of every record, and after the random ones of a made-up record before anything is paid.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dptrain.data.transforms import TransformFailed
 from dptrain.settings import DataConfig
 from dptrain.settings.data import shape_of
 from dptrain.source import Fault
+from dptrain.vocabulary import Labels, task_spec
 
 RELABEL = ("MapLabelValued", "LabelToMaskd", "AsDiscreted", "ForegroundMaskd")  # new values are what they are for
 SAMPLED = ("Resized", "Zoomd", "RandZoomd")  # by torch.nn.functional.interpolate, which takes no bilinear volumes
@@ -29,7 +30,7 @@ def whole_label(label: Any, classes: int) -> Any:
     whole = tensor.long()
     if not bool((whole == tensor).all()):  # NaN is equal to nothing
         raise TransformFailed("made labels that are no whole numbers")
-    if tensor.numel() and not (0 <= int(whole.min()) and int(whole.max()) <= classes):
+    if tensor.numel() and not (int(whole.min()) >= 0 and int(whole.max()) <= classes):
         raise TransformFailed("made labels that no class has")
     return whole
 
@@ -91,7 +92,7 @@ def try_pipeline(config: DataConfig) -> list[tuple[str, Fault]]:
     The record holds background and the last structure alone, so that anything interpolated shows. Transforms that
     cannot run on a record of that size are passed over: their own record will show it.
     """
-    if config.task != "segmentation":
+    if task_spec(config.task).labels is not Labels.MASK:
         return []
     faults = []
     shape = shape_of(config)

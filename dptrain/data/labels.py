@@ -14,15 +14,17 @@ from dptrain.data.faults import Faults
 from dptrain.data.manifest import Manifest
 from dptrain.settings import DataConfig
 from dptrain.settings.data import BACKGROUND
+from dptrain.vocabulary import Labels, task_spec
 
 UNKNOWN = "unknown"
 
 
 def labels_of(config: DataConfig, manifest: Manifest, faults: Faults) -> np.ndarray:
     """int64 [R] (binary, multiclass), float32 [R, C] (multilabel), empty [R, 0] (segmentation)."""
-    if config.task == "segmentation":
+    kind = task_spec(config.task).labels
+    if kind is Labels.MASK:
         return np.zeros((len(manifest), 0), dtype=np.int64)
-    multilabel = config.task == "multilabel"
+    multilabel = kind is Labels.FINDINGS
     classes = ["0", "1"] if multilabel else list(config.classes)
     number = {text: classes.index(name) for text, name in config.label_values.items()}
     number = number or {name: i for i, name in enumerate(classes)}
@@ -34,7 +36,7 @@ def labels_of(config: DataConfig, manifest: Manifest, faults: Faults) -> np.ndar
             if text in number:
                 column[i] = number[text]
             elif not text:
-                faults.add(f"no label in column '{name}'", manifest.rows[i], remedy="Leave such rows out (data.drop).")
+                faults.add(f"no label in column '{name}'", manifest.rows[i], remedy="Leave it out with data.drop.")
             else:
                 faults.add(
                     f"unknown label in column '{name}': allowed are {', '.join(number)}",
@@ -73,7 +75,7 @@ def _binned(config: DataConfig, name: str, texts: Sequence[str], missing: set[st
 
 def image_values(config: DataConfig) -> dict[float, int] | None:
     """Value in a label image -> class number, where `data.label_values` names them; 0 is background by default."""
-    if config.task != "segmentation" or not config.label_values:
+    if task_spec(config.task).labels is not Labels.MASK or not config.label_values:
         return None
     number = {BACKGROUND: 0} | {name: i for i, name in enumerate(config.classes, start=1)}
     return {0.0: 0} | {float(text): number[name] for text, name in config.label_values.items()}

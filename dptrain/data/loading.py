@@ -21,35 +21,20 @@ import numpy as np
 
 from dptrain.data.cohort import Cohort, mapped, threads_for
 from dptrain.data.records import quiet_libraries
-from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
+from dptrain.errors import CheckRefused, ConfigError, DataUnreadable
+from dptrain.leave import Leave, require_leave
 from dptrain.plan import Plan
 from dptrain.randomness import CryptoRandom
 from dptrain.settings.data import shape_of
+from dptrain.vocabulary import Labels, Split, task_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dptrain.ledger import Grant
-
 CACHE_BYTES = 4 << 30
 
 
-def guard(cohort: Cohort, grant: Grant) -> None:
-    """Refuse where no open grant for this cohort is at hand. Raises LedgerRefused."""
-    if grant is None or not callable(getattr(grant, "require", None)):
-        raise LedgerRefused(
-            "No grant: pixels are read only under a grant of the ledger.",
-            remedy="Reserve one: ledger.reserve(plan, cohort, ...).",
-        )
-    grant.require()
-    granted = getattr(grant, "fingerprint", None)
-    if granted is not None and granted != cohort.fingerprint:
-        raise LedgerRefused(
-            "The grant is for other data than these.", remedy="Register this version of the cohort, then reserve."
-        )
-
-
-def load_records(cohort: Cohort, indices: Sequence[int], grant: Grant) -> Tensor:
+def load_records(cohort: Cohort, indices: Sequence[int], grant: Leave) -> Tensor:
     """Records by position, after the deterministic transforms: float32 [n, C, …].
 
     Records of patients whom the grant excludes are not read and come back as zeros.
@@ -58,11 +43,11 @@ def load_records(cohort: Cohort, indices: Sequence[int], grant: Grant) -> Tensor
     return load_tensors(cohort, indices, grant)[0]
 
 
-def load_tensors(cohort: Cohort, indices: Sequence[int], grant: Grant) -> tuple[Tensor, Tensor]:
+def load_tensors(cohort: Cohort, indices: Sequence[int], grant: Leave) -> tuple[Tensor, Tensor]:
     """As :func:`load_records`, with the labels: [n], [n, C], or for segmentation int64 [n, 1, …]."""
     import torch
 
-    guard(cohort, grant)
+    require_leave(grant, cohort.fingerprint)
     excluded = frozenset(grant.excluded)
     hidden = [bool(excluded) and cohort.patients[cohort.records[i].patient].excluded(excluded) for i in indices]
     images = cohort.source.batch(indices)
@@ -86,8 +71,9 @@ def _blank(cohort: Cohort) -> dict[str, Any]:
 
     shape = list(cohort.config.image_shape)
     item = {"image": torch.zeros(shape)}
-    if cohort.config.task == "segmentation":
-        item["label"] = torch.zeros([1, *shape[1:]], dtype=torch.int64)
+    spec = task_spec(cohort.config.task)
+    if spec.labels is Labels.MASK:
+        item["label"] = torch.zeros(spec.label_shape(len(cohort.config.classes), shape), dtype=torch.int64)
     return item
 
 
@@ -126,7 +112,7 @@ class Tensors:
     cohort: Cohort
 
 
-def tensors_of(cohort: Cohort, split: str, grant: Grant) -> Tensors:
+def tensors_of(cohort: Cohort, split: str, grant: Leave) -> Tensors:
     """All records of a split in memory. Raises LedgerRefused without an open grant."""
     import torch
 
@@ -231,7 +217,7 @@ class PatientLoader:
         cache_bytes: memory for records that are read from files.
 
     Raises:
-        LedgerRefused: no open grant for this cohort.
+        LedgerRefused: no open leave (:class:`dptrain.leave.Leave`) for this cohort.
         CheckRefused: another sampler, or another plan than the one that was granted.
         ConfigError: a chunk that a patient does not fit into.
     """
@@ -240,9 +226,9 @@ class PatientLoader:
         self,
         source: Cohort | Tensors,
         plan: Plan,
-        grant: Grant,
+        grant: Leave,
         *,
-        split: str = "train",
+        split: str = Split.TRAIN,
         augment: Sequence[Any] | None = None,
         chunk: int = 64,
         start: int = 0,
@@ -252,9 +238,8 @@ class PatientLoader:
         from dptrain.data import transforms
 
         self.cohort = source if isinstance(source, Cohort) else source.cohort
-        guard(self.cohort, grant)
-        granted = getattr(grant, "plan", None)
-        if granted is not None and getattr(grant, "purpose", "train") == "train" and granted.digest != plan.digest:
+        require_leave(grant, self.cohort.fingerprint)
+        if grant.purpose == "train" and (grant.plan is None or grant.plan.digest != plan.digest):
             raise CheckRefused("the plan that draws is not the plan that was granted.", remedy="Reserve again.")
         self.tensors = None if isinstance(source, Cohort) else source
         self.plan, self.grant, self.chunk = plan, grant, chunk
@@ -327,7 +312,7 @@ class PatientLoader:
         if not self.augment:
             return shape
         view = {"image": torch.rand(shape)}
-        if self.cohort.config.task == "segmentation":
+        if task_spec(self.cohort.config.task).labels is Labels.MASK:
             view["label"] = torch.zeros((1, *shape[1:]), dtype=torch.long)
         return tuple(transforms.apply(self.augment, view)[0]["image"].shape)
 

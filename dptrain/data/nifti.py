@@ -20,7 +20,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     shape = volume.shape  # type: ignore[attr-defined]
     if len(shape) > 4:
         raise Unreadable(
-            "has more than four axes", detail=str(list(shape)), remedy="Write x, y, z and at most one axis of channels."
+            "has more than four axes", detail=str(list(shape)), remedy="Write x, y, z and at most one axis more."
         )
     check_size(path.stat().st_size, math.prod(shape) * header.get_data_dtype().itemsize)  # type: ignore[attr-defined]
     unit = header.get_xyzt_units()[0]  # type: ignore[attr-defined]

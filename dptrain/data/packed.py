@@ -22,7 +22,7 @@ def check_size(packed: int, unpacked: int) -> None:
 
 
 def gunzip(path: Path) -> bytes:
-    """The content of a gzip file, its members joined. Raises OSError, EOFError, zlib.error, or Unreadable for a bomb."""
+    """The content of a gzip file, its members joined. Raises OSError, EOFError, zlib.error; Unreadable for a bomb."""
     raw = path.read_bytes()
     pieces: list[bytes] = []
     size = 0

@@ -37,7 +37,7 @@ def read_picture(path: Path, *, dims: int, label: bool = False) -> np.ndarray:
             raise Unreadable(
                 "holds several pages, of which one would be read",
                 detail=f"{pages} pages",
-                remedy="Write each page into a file of its own, or give a shape [C, pages, rows, columns] for a TIFF.",
+                remedy="Write each page into a file of its own, or a TIFF for a shape [C, pages, rows, columns].",
             )
         slices = []
         for number in range(pages):

@@ -21,6 +21,7 @@ from dptrain.errors import ConfigError
 from dptrain.settings import DataConfig
 from dptrain.settings.data import shape_of
 from dptrain.source import Fault, Source, Unreadable
+from dptrain.vocabulary import Labels, task_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +81,7 @@ class ImageSource:
         self.label_images: Sequence[str] | None = None
         self.classes = len(config.classes)
         self.label_values = image_values(config)
-        if config.task == "segmentation":
+        if task_spec(config.task).labels is Labels.MASK:
             self.label_images = manifest.columns[config.columns.label[0]]
 
     def _file(self, name: str) -> Path:
@@ -153,7 +154,7 @@ class ImageSource:
         if got == want:
             return []
         channels = len(got) == len(want) and got[0] != want[0] and got[1:] == want[1:]
-        what = "channels" if channels else "shape"
+        what = "number of channels" if channels else "shape"
         return [Fault(f"the image has another {what} after the transforms than {list(want)}", str(list(got)))]
 
     def _checked_pair(self, i: int, pixels: np.ndarray, affine: np.ndarray | None) -> list[Fault]:
@@ -195,7 +196,7 @@ class ImageSource:
         return faults
 
     def _pair(self, i: int, pixels: np.ndarray, affine: np.ndarray | None) -> dict[str, Any]:
-        """Image and label as tensors, each with its own affine. Raises Unreadable where they cannot belong together."""
+        """Image and label as tensors, each with its own affine. Raises Unreadable where they cannot be a pair."""
         label, own = self.raw_label(i)
         if affine is None or own is None:
             if label.shape[1:] != pixels.shape[1:]:
@@ -265,7 +266,7 @@ class DatasetSource:
         self.dataset, self.image, self.label = dataset, image, label
         self.shape = shape_of(config)
         self.classes = len(config.classes)
-        self.segmentation = config.task == "segmentation"
+        self.segmentation = task_spec(config.task).labels is Labels.MASK
 
     def check(self, i: int) -> tuple[np.ndarray | None, list[Fault]]:
         item = self.dataset[i]

@@ -9,7 +9,7 @@ from dptrain.data.faults import Faults
 from dptrain.data.manifest import Manifest
 from dptrain.data.units import Keys
 from dptrain.settings import DataConfig, SplitConfig
-from dptrain.settings.data import SPLITS
+from dptrain.vocabulary import Split
 
 
 def splits_of(
@@ -28,13 +28,13 @@ def splits_of(
     splits = {}
     for key, members in rows.items():
         named = [(values[texts[i]], i) for i in members if texts[i] in values]
-        split = named[0][0] if named else SPLITS[0]
+        split = named[0][0] if named else Split.TRAIN
         for other, i in named:
             if other != split:
                 cause = f"its patient is in split '{split}' by another row and in '{other}' by this one"
                 faults.add(cause, manifest.rows[i])
-        if split == "train" and keyed_share(key, f"{config.split.salt}/calibration") < config.split.calibration:
-            split = "calibration"
+        if split == Split.TRAIN and keyed_share(key, f"{config.split.salt}/calibration") < config.split.calibration:
+            split = Split.CALIBRATION
         splits[key] = split
     return splits
 
@@ -72,23 +72,23 @@ def keyed_split(key: bytes, split: SplitConfig) -> str:
     """The split of a patient; it never moves when other patients join or leave."""
     share = keyed_share(key, split.salt)
     if share < split.test:
-        return "test"
+        return Split.TEST
     if share < split.test + split.validation:
-        return "validation"
+        return Split.VALIDATION
     if keyed_share(key, f"{split.salt}/calibration") < split.calibration:
-        return "calibration"
-    return "train"
+        return Split.CALIBRATION
+    return Split.TRAIN
 
 
 def check_splits(config: DataConfig, used: set[str], faults: Faults) -> None:
     """Faults for splits that the settings want and nobody is in."""
-    wanted = {"train"}
+    wanted: set[str] = {Split.TRAIN}
     if config.columns.split is None:
-        wanted |= {name for name in ("validation", "test") if getattr(config.split, name) > 0}
+        wanted |= {name for name in (Split.VALIDATION, Split.TEST) if getattr(config.split, name) > 0}
     else:
-        wanted |= {"test"}
+        wanted |= {Split.TEST}
     if config.split.calibration > 0:
-        wanted.add("calibration")
-    for name in SPLITS:
+        wanted.add(Split.CALIBRATION)
+    for name in Split:
         if name in wanted - used:
             faults.add(f"the split '{name}' has no patients")

@@ -40,7 +40,8 @@ def encode(manifest: Manifest, table: TableConfig, decimal: str = ".", faults: F
         texts = manifest.columns[column]
         numbers = numbers_of(texts, missing, decimal)
         _no_numbers(manifest, column, numbers, missing, decimal, faults)
-        faults.pass_over(f"cells of '{column}' without a value: they become 0", sum(text in missing for text in texts))
+        empty = sum(text in missing for text in texts)
+        faults.pass_over(f"cells of '{column}' without a value: they become 0", empty)
         scaled = (np.clip(numbers, low, high) - low) / (high - low) * 2 - 1
         features[:, at] = np.nan_to_num(scaled, nan=0.0)
         at += 1

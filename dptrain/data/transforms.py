@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.errors import CheckRefused, ConfigError
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 PREFIX = "monai.transforms."
 KEYS = ("image", "label")

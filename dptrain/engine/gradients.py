@@ -20,7 +20,7 @@ from dptrain.engine.layout import Layout
 from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, slow_way, sum_dtype
 from dptrain.engine.views import Recorder, Seen, ordinary
 from dptrain.errors import CheckRefused
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 
 class Entangled(CheckRefused):
@@ -93,13 +93,14 @@ class PatientGradients:
             network that they speak of.
         measure: choose between equally exact ways of forming convolution gradients by timing them once a
             shape; off: by counting multiplications.
-        verify: compare the patients' gradients, in one weighted sum, with plain autograd's in the first chunk that
-            holds records of two patients or more, and again when a parameter is met that had no part in that (one
-            more backward pass and the memory of a kept graph, once).
+        verify: for made-up data alone, since what it finds is a refusal: compare the patients' gradients, in one
+            weighted sum, with plain autograd's in the first chunk that holds records of two patients or more, and
+            again when a parameter is met that had no part in that (one more backward pass and the memory of a kept
+            graph, once).
 
     Raises:
-        CheckRefused: a parameter without a rule, a layer that mixes records, a first chunk whose gradients do
-            not come from the patients' own rows.
+        CheckRefused: a parameter without a rule, a layer that mixes records; where it verifies, a first chunk whose
+            gradients do not come from the patients' own rows.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class PatientGradients:
         rules: Mapping[str, str] | None = None,
         names: Mapping[str, str] | None = None,
         measure: bool = True,
-        verify: bool = True,
+        verify: bool = False,
     ) -> None:
         if not max_grad_norm > 0:
             raise CheckRefused(f"max_grad_norm={max_grad_norm} must be above 0.")

@@ -6,13 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, EXIT_USAGE, ConfigError, LedgerRefused
 from dptrain.files import file_sha256
-from dptrain.words import Word, parse_words, suggest, yes_or_no
+from dptrain.terminal import secrets
+from dptrain.terminal.output import Output, number
+from dptrain.terminal.words import Word, parse_words, suggest, yes_or_no
 
 if TYPE_CHECKING:
     from dptrain.ledger.keys import Controller, Keys
@@ -269,74 +271,14 @@ def _is_setting(word: str) -> bool:
     return name in SETTINGS or ("." in name and not name.startswith("ledger."))
 
 
-class Output:
-    """Where results go: one JSON object, or sentences and tables."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self.as_json = as_json
-
-    def say(self, text: str) -> None:
-        """A line for people only."""
-        if not self.as_json:
-            print(text)
-
-    def give(self, values: Any) -> None:
-        """A result for programs only."""
-        if self.as_json:
-            print(json.dumps(values, indent=1, default=_plain, allow_nan=False))
-
-    def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]
-    ) -> None:
-        """A table for people only."""
-        if self.as_json:
-            return
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for number, column in enumerate(columns):
-            table.add_column(column, justify="right" if number in right else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        wide = None if sys.stdout.isatty() else 140
-        Console(width=wide, highlight=False).print(table)
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, bytes):
-        return value.hex()
-    raise TypeError(type(value).__name__)
-
-
 def _open(values: Mapping[str, Any]) -> tuple[Ledger, Keys]:
     from dptrain.ledger.places import open_ledger
 
     return open_ledger(values["ledger.url"], values["ledger.keys"], values["ledger.witness"])
 
 
-def _passphrase(*, new: bool = False) -> str:
-    given = os.environ.get("DPTRAIN_PASSPHRASE")
-    if given is not None:
-        return given
-    if not sys.stdin.isatty():
-        raise LedgerRefused(
-            "The controller's passphrase is needed.", remedy="Set DPTRAIN_PASSPHRASE, or run this at a terminal."
-        )
-    from getpass import getpass
-
-    first = getpass("Controller's passphrase: ")
-    if new and getpass("Once more: ") != first:
-        raise ConfigError("the two passphrases differ.")
-    return first
-
-
 def _controller(keys: Keys) -> Controller:
-    return keys.controller(_passphrase())
+    return keys.controller(secrets.passphrase())
 
 
 def _init(values: Mapping[str, Any], out: Output) -> int:
@@ -346,7 +288,7 @@ def _init(values: Mapping[str, Any], out: Output) -> int:
 
     folder, place = Path(keys_place(values["ledger.keys"], values["ledger.url"])), ledger_place(values["ledger.url"])
     made = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    keys = Keys.create(folder, _passphrase(new=True)) if made else Keys.load(folder)
+    keys = Keys.create(folder, secrets.passphrase(new=True)) if made else Keys.load(folder)
     try:
         ledger = Ledger.create(place, keys)
     except BaseException:
@@ -378,7 +320,7 @@ def _keygen(values: Mapping[str, Any], out: Output) -> int:
     from dptrain.ledger.keys import Keys
     from dptrain.ledger.places import keys_place
 
-    keys = Keys.create(keys_place(values["ledger.keys"], values["ledger.url"]), _passphrase(new=True))
+    keys = Keys.create(keys_place(values["ledger.keys"], values["ledger.url"]), secrets.passphrase(new=True))
     _say_keys(keys, out)
     facts = {"keys": str(keys.folder), "site": keys.site, "controller": keys.controller_public}
     out.give({**facts, "recovery_code": keys.recovery_code})
@@ -558,10 +500,10 @@ def _show(values: Mapping[str, Any], out: Output, *, steward: bool) -> int:
             status.owner,
             f"{status.public_size} {status.unit}s",
             status.kind or "none",
-            _number(status.budget_epsilon),
+            number(status.budget_epsilon),
             "" if status.budget_delta is None else f"{status.budget_delta:.2g}",
-            _number(status.spent_epsilon) if status.kind not in (None, "public") else "",
-            _number(status.remaining_epsilon),
+            number(status.spent_epsilon) if status.kind not in (None, "public") else "",
+            number(status.remaining_epsilon),
             str(len(status.runs)),
             _state(status),
         )
@@ -589,10 +531,6 @@ def _state(status: CohortStatus) -> str:
     return "public" if status.public else "open"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
 def _bar(part: float, width: int = 24) -> str:
     filled = min(width, max(0, round(part * width)))
     return "█" * filled + "░" * (width - filled)
@@ -610,11 +548,11 @@ def _show_one(status: CohortStatus, out: Output) -> None:
         out.say(f"  granted    {promise(status, budget.epsilon, budget=budget)}, {budget.kind}, {budget.date[:10]}")
         out.say(f"             reason: {budget.reason}" + (f"; advice: {budget.advice}" if budget.advice else ""))
         part = budget.spent_epsilon / budget.epsilon
-        out.say(f"  spent      epsilon = {_number(budget.spent_epsilon)}  {_bar(part)} {part:.1%} of epsilon")
+        out.say(f"  spent      epsilon = {number(budget.spent_epsilon)}  {_bar(part)} {part:.1%} of epsilon")
         out.say(
-            f"  left       epsilon = {_number(budget.remaining_epsilon)}"
+            f"  left       epsilon = {number(budget.remaining_epsilon)}"
             + (
-                f" (locks below {_number(budget.minimum_charge)})"
+                f" (locks below {number(budget.minimum_charge)})"
                 if budget.kind == "open"
                 else f": {len(budget.unused)} of {len(budget.planned)} declared mechanisms"
             )
@@ -646,7 +584,7 @@ def _show_one(status: CohortStatus, out: Output) -> None:
                 _alone(run.epsilon_pld, private=run.private),
                 f"{run.delta:.2g}",
                 "" if run.share is None else f"{run.share:.1%}",
-                _number(run.epsilon_gate_after),
+                number(run.epsilon_gate_after),
                 run.status,
             )
             for run in shown
@@ -667,7 +605,7 @@ def _show_one(status: CohortStatus, out: Output) -> None:
 def _alone(epsilon: float | None, *, private: bool) -> str:
     if not private:
         return "∞"
-    return "at close" if epsilon is None else _number(epsilon)
+    return "at close" if epsilon is None else number(epsilon)
 
 
 def _history(values: Mapping[str, Any], out: Output) -> int:
@@ -878,9 +816,7 @@ def _withdraw(values: Mapping[str, Any], out: Output) -> int:
         )
     if patient is None:
         if sys.stdin.isatty():
-            from getpass import getpass
-
-            patient = getpass("Patient id (not shown): ")
+            patient = secrets.hidden("Patient id (not shown)")
         else:
             patient = sys.stdin.readline().strip()
     key = keys.patient_key(issuer, patient)
@@ -933,13 +869,13 @@ def _rotate(values: Mapping[str, Any], out: Output) -> int:
         raise ConfigError(f"'{what}' cannot be rotated: site, controller, secret or recovery can.")
     ledger, keys = _open_for_rotation(values)
     if values["recovery"]:
-        signer = recovery(_recovery_code())
+        signer = recovery(secrets.recovery_code())
     else:
         signer = _controller(keys)
     if what == "site":
         ledger.rotate_site_key(signer)
     elif what == "controller":
-        ledger.rotate_controller_key(signer, _new_passphrase())
+        ledger.rotate_controller_key(signer, secrets.new_passphrase())
     elif what == "recovery":
         made = ledger.rotate_recovery_code(signer)
         out.say(f"New recovery code, shown this once: {made.recovery_code}")
@@ -962,31 +898,6 @@ def _open_for_rotation(values: Mapping[str, Any]) -> tuple[Ledger, Keys]:
         return _open(values)
     keys = Keys.load(keys_place(values["ledger.keys"], values["ledger.url"]), site_key_lost=True)
     return Ledger(ledger_place(values["ledger.url"]), keys, witness=None, wait=WAIT_SECONDS), keys
-
-
-def _recovery_code() -> str:
-    given = os.environ.get("DPTRAIN_RECOVERY")
-    if given is not None:
-        return given
-    if not sys.stdin.isatty():
-        raise LedgerRefused("The recovery code is needed.", remedy="Set DPTRAIN_RECOVERY, or run this at a terminal.")
-    from getpass import getpass
-
-    return getpass("Recovery code: ")
-
-
-def _new_passphrase() -> str:
-    given = os.environ.get("DPTRAIN_NEW_PASSPHRASE")
-    if given is not None:
-        return given
-    if not sys.stdin.isatty():
-        raise LedgerRefused("The new passphrase is needed.", remedy="Set DPTRAIN_NEW_PASSPHRASE.")
-    from getpass import getpass
-
-    first = getpass("New passphrase: ")
-    if getpass("Once more: ") != first:
-        raise ConfigError("the two passphrases differ.")
-    return first
 
 
 def _backup(values: Mapping[str, Any], out: Output) -> int:

@@ -95,6 +95,7 @@ class Grant:
         inherited: earlier runs whose charge this run's starting weights bring along.
         gate: the public gate as it stood when the grant was given.
         basis: why it was given (`budget`, `public`, `declared`, `open`, `permit`).
+        process: pid of the process that may run its steps and pay for more.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class Grant:
         self.gate = gate
         self.basis = basis
         self.closed = False
-        self._process = os.getpid()
+        self.process = os.getpid()
         self._handed_out = committed  # steps below it ran, or were skipped
 
     def __repr__(self) -> str:
@@ -205,7 +206,7 @@ class Grant:
             self._handed_out = step + 1
 
     def _only_here(self) -> None:
-        if self.purpose == "train" and self._process != os.getpid():
+        if self.purpose == "train" and self.process != os.getpid():
             raise LedgerRefused(
                 f"The grant of run '{self.run}' belongs to another process: a copy of it would run the same steps "
                 "again for one charge.",
@@ -245,7 +246,7 @@ class Grant:
 
         A planned budget gives nothing back: there the run stays open, to be resumed.
         """
-        if self.closed or self.purpose != "train" or self.committed or self._process != os.getpid():
+        if self.closed or self.purpose != "train" or self.committed or self.process != os.getpid():
             return False
         run = self._ledger.run(self.run)
         self.committed = max(self.committed, run.committed)  # an answer that was lost is paid all the same

@@ -262,7 +262,7 @@ class Keys:
             raise ConfigError("a patient id holds bytes that are no text.", remedy="Save it as UTF-8.") from None
 
     def record_hash(self, array: np.ndarray[Any, Any]) -> bytes:
-        """32 bytes that stand for a record's pixels: HMAC over shape and values, in the narrowest type that holds them.
+        """32 bytes that stand for a record's pixels: HMAC over shape and values, in the narrowest type for them.
 
         The same values give the same hash, whatever file and number type held them. Copies and lossless re-encodings
         are recognised; resized, cropped or lossily compressed ones are not.
@@ -402,7 +402,7 @@ def _narrowest(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.ascontiguousarray(array, dtype=np.uint8)
     if kind == "f":
         low, high = float(array.min()), float(array.max())
-        whole = -(2.0**53) <= low and high <= 2.0**53 and bool((array == np.rint(array)).all())
+        whole = low >= -(2.0**53) and high <= 2.0**53 and bool((array == np.rint(array)).all())
         if not whole:
             wide = array.astype(np.float64) if array.dtype.itemsize < 8 else array
             with np.errstate(over="ignore"):

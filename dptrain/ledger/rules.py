@@ -16,7 +16,7 @@ from dptrain.plan import Plan
 def cohort(state: State, name: str) -> Version:
     """The newest version of a cohort. Raises LedgerRefused with the nearest names for an unknown one."""
     if name not in state.cohorts:
-        from dptrain.words import suggest
+        from dptrain.terminal.words import suggest
 
         known = f" {suggest(name, list(state.cohorts))}" if state.cohorts else ""
         raise LedgerRefused(

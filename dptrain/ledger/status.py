@@ -9,6 +9,7 @@ from dptrain.ledger import gate
 from dptrain.ledger.chain import SignedHead
 from dptrain.ledger.state import Budget, RunState, State
 from dptrain.plan import Mechanism, Plan
+from dptrain.terminal.output import number
 
 
 @dataclass(frozen=True)
@@ -238,11 +239,6 @@ def promise(status: CohortStatus, epsilon: float, *, budget: BudgetStatus | None
     delta = budget.delta if budget else status.budget_delta
     accountant = budget.accountant if budget else status.accountant
     return f"epsilon = {number(epsilon)} (unit: {status.unit}, add/remove, delta = {delta:.3g}, by {accountant})"
-
-
-def number(value: float) -> str:
-    """Four figures, never in the reader's favour by more than the last of them."""
-    return f"{value:.4g}"
 
 
 def story(status: CohortStatus, *, runs: int = 8) -> str:

@@ -21,13 +21,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dptrain.data import loading
 from dptrain.data.transforms import mixes
-from dptrain.errors import CheckRefused, ConfigError
+from dptrain.errors import CheckRefused
 from dptrain.models.draws import FixedDraws
 from dptrain.models.private import FrozenBatchNorm
 from dptrain.models.split import Frozen
+from dptrain.vocabulary import task_spec
 
 Status = Literal["ok", "changed", "refused"]
-LabelKind = Literal["binary", "multiclass", "multilabel", "segmentation"]
 
 
 @dataclass(frozen=True)
@@ -192,21 +192,14 @@ class _NotPerRecord(Exception):
 
 
 def made_up(
-    input_shape: Sequence[int], kind: LabelKind, records: int, classes: int, seed: int
+    input_shape: Sequence[int], task: str, records: int, classes: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Random images [records, *input_shape] in 0…1 and labels of this kind, in float64."""
+    """Random images [records, *input_shape] in 0…1, in float64, and labels of the task."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand((records, *input_shape), generator=generator, dtype=torch.float64)
-    if kind == "binary":
-        label = torch.randint(0, 2, (records,), generator=generator)
-    elif kind == "multiclass":
-        label = torch.randint(0, max(classes, 2), (records,), generator=generator)
-    elif kind == "multilabel":
-        label = torch.randint(0, 2, (records, max(classes, 1)), generator=generator)
-    elif kind == "segmentation":
-        label = torch.randint(0, max(classes, 2), (records, 1, *input_shape[1:]), generator=generator)
-    else:
-        raise ConfigError(f"label kind {kind} is unknown: binary, multiclass, multilabel or segmentation.")
+    spec, several = task_spec(task), max(classes, 1)
+    shape = (records, *spec.label_shape(several, input_shape))
+    label = torch.randint(0, spec.label_values(several), shape, generator=generator)
     return image, label
 
 
@@ -279,7 +272,7 @@ def check_separable(
     model: nn.Module,
     loss: Any,
     input_shape: Sequence[int],
-    label_kind: LabelKind,
+    task: str,
     *,
     classes: int = 2,
     seed: int = 0,
@@ -300,8 +293,8 @@ def check_separable(
     """
     what = "separability"
     where = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(0)).device
-    image, label = made_up(input_shape, label_kind, 6, classes, seed)
-    other = made_up(input_shape, label_kind, 6, classes, seed + 1)[0] * 4 - 1.5
+    image, label = made_up(input_shape, task, 6, classes, seed)
+    other = made_up(input_shape, task, 6, classes, seed + 1)[0] * 4 - 1.5
     other_label = label.flip(0) if label.dim() == 1 else label.flip(-1)
     mine = [0, 1]
     # Rows: 0, 1 one patient; 2, 3 two others; 4 joins; 5 belongs to a quite different batch.
@@ -345,7 +338,7 @@ def check_separable(
         return [Finding(what, "refused", *error.args)]
     except Exception as error:
         why = f"the network or its loss does not run on made-up data: {type(error).__name__}: {first_line(error)}"
-        remedy = f"Check data.image_shape={list(input_shape)}, channels, classes and task={label_kind}."
+        remedy = f"Check data.image_shape={list(input_shape)}, channels, classes and task={task}."
         return [Finding(what, "refused", why, remedy)]
     return findings
 
@@ -400,7 +393,7 @@ def preflight(
     model: nn.Module,
     loss: Any,
     input_shape: Sequence[int],
-    label_kind: LabelKind,
+    task: str,
     *,
     classes: int = 2,
     sampler: Any = None,
@@ -412,7 +405,7 @@ def preflight(
         model: the network as it will be trained (after :func:`make_private` and :func:`split_frozen`).
         loss: (output, label) -> [N].
         input_shape: of one record, channels included.
-        label_kind: the task.
+        task: what the network is asked.
         classes: number of classes or labels.
         sampler: a sampler somebody wants to use, or its name.
         transforms: transforms as objects, `_target_` mappings or names, in lists or a Compose.
@@ -423,7 +416,7 @@ def preflight(
         *check_sampler(sampler),
         *check_transforms(transforms),
     ]
-    return static + check_separable(model, loss, input_shape, label_kind, classes=classes)
+    return static + check_separable(model, loss, input_shape, task, classes=classes)
 
 
 def refuse(findings: Sequence[Finding]) -> None:

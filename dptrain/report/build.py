@@ -16,9 +16,9 @@ from typing import Any
 from dptrain import __version__
 from dptrain.errors import ConfigError
 from dptrain.files import make_folder, whole_or_nothing
+from dptrain.records import RunFolder
 from dptrain.report import facts as facts_module
 from dptrain.report.facts import Facts
-from dptrain.training.runfolder import RunFolder
 
 MANIFEST_SCHEMA = "dptrain.report/1"
 MANIFEST = "manifest.json"

@@ -14,6 +14,7 @@ import yaml
 from dptrain.report.facts import Facts
 from dptrain.report.frameworks import values
 from dptrain.report.language import Language
+from dptrain.vocabulary import TASKS
 
 
 def markdown(text: str) -> str:
@@ -128,6 +129,11 @@ def _slug(text: str) -> str:
     return "-".join(part for part in kept.split("-") if part)[:80] or "run"
 
 
+def _tag(task: str) -> str:
+    """The hub's name for a task that may be a later one."""
+    return next((spec.tag for name, spec in TASKS.items() if name == task), "image-classification")
+
+
 def model_card(facts: Facts) -> str:
     """A model card with the front matter of the Hugging Face hub; results only where they are released."""
     run, cohort, privacy, released = facts["run"], facts["cohort"], facts["privacy"], facts["released"] or {}
@@ -141,7 +147,7 @@ def model_card(facts: Facts) -> str:
         "license": "other",
         "license_name": "to-be-named-by-the-controller",
         "library_name": "monai",
-        "pipeline_tag": "image-segmentation" if run["task"] == "segmentation" else "image-classification",
+        "pipeline_tag": _tag(run["task"]),
         "tags": ["medical", "monai", "differential-privacy", "dp-sgd", "dptrain"],
     }
     overall = (utility or {}).get("overall") or {}

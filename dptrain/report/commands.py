@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import EXIT_DATA_UNREADABLE, EXIT_DONE, EXIT_USAGE, ConfigError, LedgerRefused
 from dptrain.report.language import LANGUAGES
-from dptrain.words import Word, parse_words
+from dptrain.terminal.words import Word, parse_words
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus, Ledger
@@ -64,7 +64,7 @@ def with_run(words: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     """The words, with what they leave out taken from the run's `config.yaml` where that can be read."""
     import yaml
 
-    from dptrain.training.runfolder import RunFolder
+    from dptrain.records.folder import RunFolder
 
     try:
         config = yaml.safe_load(RunFolder(folder).config.read_text(encoding="utf-8"))

@@ -24,7 +24,9 @@ from dptrain import __version__
 from dptrain.cells import SMALL_CELL
 from dptrain.errors import ConfigError
 from dptrain.files import file_sha256, utc_now
-from dptrain.training.runfolder import METRICS_SCHEMA, RUN_SCHEMA, RunFolder
+from dptrain.records import RunFolder
+from dptrain.records.metrics import METRICS_SCHEMA
+from dptrain.records.run import RUN_SCHEMA
 
 FACTS_SCHEMA = "dptrain.facts/1"
 AUDIT_SCHEMA = "dptrain.audit/1"

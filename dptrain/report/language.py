@@ -13,7 +13,7 @@ from importlib.resources import files
 import yaml
 
 from dptrain.errors import ConfigError
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 LANGUAGES = ("en", "de")
 NARROW = "\u202f"  # no-break, between a number and its sign and in German between thousands

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import EXIT_DONE, EXIT_USAGE, ConfigError, GuaranteeBroken, LedgerRefused
 from dptrain.files import utc_now, write_json
+from dptrain.records import RunFolder
+from dptrain.records.run import Released
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, build
 from dptrain.report.commands import LANG, LEDGER_WORDS, standing, with_run
 from dptrain.report.facts import ITEMS
-from dptrain.training.runfolder import RunFolder
-from dptrain.words import Word, parse_words, suggest
+from dptrain.terminal import secrets
+from dptrain.terminal.words import Word, parse_words, suggest
 
 if TYPE_CHECKING:
     from dptrain.ledger import Controller, Ledger
@@ -77,15 +76,7 @@ def release_main(argv: list[str]) -> int:
     words = parse_words(argv, WORDS)
     words = with_run(words, words["run"])
     ledger, keys = open_ledger(*(words[name] for name in LEDGER_WORDS))
-    passphrase = os.environ.get("DPTRAIN_PASSPHRASE")
-    if passphrase is None:
-        if not sys.stdin.isatty():
-            raise LedgerRefused(
-                "A release is signed with the controller's key, and no passphrase is given.",
-                remedy="Set DPTRAIN_PASSPHRASE, or run this at a terminal.",
-            )
-        passphrase = getpass.getpass("controller's passphrase: ")
-    target = release(words, ledger, keys.controller(passphrase))
+    target = release(words, ledger, keys.controller(secrets.passphrase()))
     print(f"decision recorded; public edition: {target}")
     print(f"  PDF   {target / 'report.pdf'}\n  HTML  {target / 'report.html'}\n  card  {target / 'MODEL_CARD.md'}")
     return EXIT_DONE
@@ -99,7 +90,7 @@ def release(words: dict[str, Any], ledger: Ledger, controller: Controller) -> An
         GuaranteeBroken: the audit says so, and `audit` is not among the items.
     """
     place = RunFolder(words["run"])
-    run = place.read_facts()
+    run = place.read()
     facts = facts_module.read(place.path)
     _refuse(facts, words)
     status = standing(ledger, place.path)
@@ -108,29 +99,30 @@ def release(words: dict[str, Any], ledger: Ledger, controller: Controller) -> An
             f"The ledger does not know run '{facts['run']['id']}'; there is nothing to sign.",
             remedy="Name the ledger in which the run was granted: ledger.url=…",
         )
-    decision = {
-        "items": list(words["items"]),
-        "recipient": words["recipient"],
-        "purpose": words["purpose"],
-        "advice": words["advice"],
-        "controller": status.owner,
-        "date": utc_now(),
-    }
+    date = utc_now()
     entry = ledger.record_release(
-        str(run["id"]),
-        items=decision["items"],
+        str(run.id),
+        items=list(words["items"]),
         recipient=words["recipient"],
         purpose=words["purpose"],
         advice=words["advice"],
         controller=controller,
     )
-    run["released"] = {**decision, "entry": f"{entry.seq} ({entry.hash.hex()})"}
-    place.write_facts(run)
+    decision = Released(
+        items=words["items"],
+        recipient=words["recipient"],
+        purpose=words["purpose"],
+        advice=words["advice"],
+        controller=status.owner,
+        date=date,
+        entry=f"{entry.seq} ({entry.hash.hex()})",
+    )
+    place.amend(released=decision)
     target = build(place.path, words["lang"], "public", ledger=status)
     _bundle(place)
     if (place.restricted_report / MANIFEST).exists():
         build(place.path, words["lang"], ledger=status)
-    place.note_access(f"released: {', '.join(decision['items'])}")
+    place.note_access(f"released: {', '.join(words['items'])}")
     return target
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import ConfigError, DptrainError
 from dptrain.plan import Mechanism
+from dptrain.records import RunFolder
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, makers
 from dptrain.report.facts import Facts
-from dptrain.training.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from dptrain.ledger import Ledger

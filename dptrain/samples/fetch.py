@@ -24,8 +24,8 @@ from typing import Any
 
 from dptrain.errors import DataUnreadable, DptrainError
 from dptrain.files import file_sha256
-from dptrain.progress import progress
 from dptrain.settings import ColumnsConfig, DataConfig
+from dptrain.terminal.progress import progress
 
 KERMANY_FOLDER = "kermany_paediatric_cxr_224"
 KERMANY_FILE = "ChestXRay2017.zip"

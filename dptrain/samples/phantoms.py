@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from dptrain.errors import ConfigError
-from dptrain.progress import progress
 from dptrain.settings import ColumnsConfig, DataConfig
+from dptrain.terminal.progress import progress
 
 VERSION = 1
 FIELDS = (

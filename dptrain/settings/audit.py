@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dptrain.cells import SMALL_CELL
 from dptrain.errors import ConfigError
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 ATTACK_NAMES = ("student_t", "lira_online", "lira_offline", "rmia", "loss")
 GAMES = ("population", "release")

@@ -17,7 +17,7 @@ from dptrain.settings.explain import friendly_errors
 from dptrain.settings.places import recipe_folders
 from dptrain.settings.run import Settings
 from dptrain.shipped import shipped
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 CONFIG_NAME = "train"
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.errors import ConfigError
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
+from dptrain.vocabulary import Labels, Split, Task, task_spec
 
 FORMATS = ("csv", "decathlon", "dicom", "npz", "table")
-TASKS = ("binary", "multiclass", "multilabel", "segmentation")
-SPLITS = ("train", "calibration", "validation", "test")
 ANY = "*"
 BACKGROUND = "background"
 
@@ -204,7 +203,7 @@ def check(config: DataConfig) -> None:
     """Refuse settings that contradict each other. Raises ConfigError with what is allowed."""
     for name, value, allowed in (
         ("data.format", config.format, FORMATS),
-        ("data.task", config.task, TASKS),
+        ("data.task", config.task, tuple(Task)),
         ("data.same_pixels", config.same_pixels, ("refuse", "merge")),
         ("data.near_ids", config.near_ids, ("refuse", "different")),
         ("data.outside", config.outside, ("refuse", "allowed")),
@@ -239,7 +238,8 @@ def _check_labels(config: DataConfig) -> None:
     labels, classes = config.columns.label, config.classes
     if not labels or not classes or len(set(classes)) != len(classes):
         raise ConfigError("data.columns.label and data.classes need at least one name each, all different.")
-    if config.task == "multilabel":
+    spec = task_spec(config.task)
+    if spec.labels is Labels.FINDINGS:
         if len(labels) != len(classes):
             raise ConfigError(
                 f"data.task=multilabel has {len(classes)} classes but {len(labels)} label columns.",
@@ -249,13 +249,13 @@ def _check_labels(config: DataConfig) -> None:
     else:
         if len(labels) != 1:
             raise ConfigError(f"data.task={config.task} takes one label column, not {len(labels)}.")
-        allowed = [BACKGROUND, *classes] if config.task == "segmentation" else classes
-    if config.task == "binary" and len(classes) != 2:
-        raise ConfigError(f"data.task=binary takes two classes, not {len(classes)}.")
-    if config.task == "multiclass" and len(classes) < 2:
-        raise ConfigError("data.task=multiclass takes two classes or more.")
+        allowed = [BACKGROUND, *classes] if spec.labels is Labels.MASK else classes
+    if spec.one_logit and len(classes) != 2:
+        raise ConfigError(f"data.task={config.task} takes two classes, not {len(classes)}.")
+    if spec.labels is Labels.CLASS and len(classes) < 2:
+        raise ConfigError(f"data.task={config.task} takes two classes or more.")
     for text, name in config.label_values.items():
-        if config.task == "segmentation" and not _is_number(text):
+        if spec.labels is Labels.MASK and not _is_number(text):
             raise ConfigError(
                 f"data.label_values.{text}={name}: a label image holds numbers.",
                 remedy=f"Name the number, e.g. data.label_values={{'255': {name}}}.",
@@ -273,8 +273,8 @@ def _is_number(text: str) -> bool:
 
 def _check_split(split: SplitConfig) -> None:
     for text, name in split.values.items():
-        if name not in SPLITS:
-            raise ConfigError(f"data.split.values.{text}={name} is unknown.", remedy=suggest(name, SPLITS))
+        if name not in list(Split):
+            raise ConfigError(f"data.split.values.{text}={name} is unknown.", remedy=suggest(name, list(Split)))
     shares = (split.train, split.validation, split.test)
     if any(not 0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-9 or split.train == 0:
         raise ConfigError(

@@ -9,7 +9,7 @@ from dptrain.errors import ConfigError
 from dptrain.settings.places import recipe_folders
 from dptrain.settings.run import Settings
 from dptrain.shipped import shipped
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 
 class friendly_errors:  # noqa: N801 - a context manager, used like a function

@@ -10,7 +10,7 @@ from typing import Any
 from dptrain.errors import ConfigError
 from dptrain.settings.audit import AuditConfig
 from dptrain.settings.data import DataConfig
-from dptrain.words import suggest
+from dptrain.terminal.words import suggest
 
 
 def _choice(name: str, value: str, allowed: Sequence[str]) -> None:

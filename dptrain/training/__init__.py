@@ -9,6 +9,7 @@ from dptrain.lazy import attach
 if TYPE_CHECKING:
     from dptrain.training.bundle import load_bundle as load_bundle
     from dptrain.training.bundle import predict as predict
+    from dptrain.training.loop import Checkpoints as Checkpoints
     from dptrain.training.loop import FitResult as FitResult
     from dptrain.training.loop import fit as fit
     from dptrain.training.losses import loss_for_task as loss_for_task
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
     from dptrain.training.session import Run as Run
     from dptrain.training.session import load_run as load_run
     from dptrain.training.session import prepare as prepare
+    from dptrain.training.step import PrivateStep as PrivateStep
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "bundle": ("load_bundle", "predict"),
-        "loop": ("FitResult", "fit"),
+        "loop": ("Checkpoints", "FitResult", "fit"),
         "losses": ("loss_for_task",),
         "planning": ("calibrate", "make_plan"),
         "run": ("evaluate_run", "train"),
         "session": ("Prepared", "Run", "load_run", "prepare"),
+        "step": ("PrivateStep",),
     },
 )

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from dptrain import __version__
 from dptrain.files import whole_or_nothing, write_json
+from dptrain.records import RunFolder
 from dptrain.settings import Settings, from_yaml, to_yaml
 from dptrain.settings.data import shape_of
 from dptrain.training.calibration import margins
-from dptrain.training.runfolder import RunFolder
+from dptrain.vocabulary import Activation, Labels, task_spec
 
 WEIGHTS = "model.safetensors"
 NETWORK = "configs/network.yaml"
@@ -79,7 +80,7 @@ def write_bundle(
                         "type": "probabilities",
                         "format": "classes",
                         "num_channels": len(settings.data.classes),
-                        "spatial_shape": space if settings.data.task == "segmentation" else [],
+                        "spatial_shape": space if task_spec(settings.data.task).labels is Labels.MASK else [],
                         "dtype": "float32",
                         "value_range": [0, 1],
                         "is_patch_data": False,
@@ -162,7 +163,8 @@ def predict(bundle: Bundle, image: str | Path | Tensor) -> dict[str, Any]:
     with torch.inference_mode():
         logits = bundle.network(tensor[None].float()).double().cpu()
     task, classes = settings.data.task, list(settings.data.classes)
-    if task == "segmentation":
+    spec = task_spec(task)
+    if spec.labels is Labels.MASK:
         probability = logits.softmax(1)[0]
         label = probability.argmax(0)
         return {
@@ -173,12 +175,12 @@ def predict(bundle: Bundle, image: str | Path | Tensor) -> dict[str, Any]:
     temperature = calibration["temperature"] if calibration else 1.0
     scaled = logits / temperature
     phi = margins(scaled.numpy(), task)
-    if task == "multiclass":
+    if spec.activation is Activation.SOFTMAX:
         probability = scaled.softmax(1)[0]
     else:
         probability = scaled.sigmoid().reshape(-1)
     result: dict[str, Any]
-    if task == "binary":
+    if spec.one_logit:
         result = {"probability": {classes[0]: 1 - float(probability[0]), classes[1]: float(probability[0])}}
     else:
         result = {"probability": {name: float(value) for name, value in zip(classes, probability)}}
@@ -187,7 +189,7 @@ def predict(bundle: Bundle, image: str | Path | Tensor) -> dict[str, Any]:
         result["certainty"] = "No calibration was paid for: read the probabilities as scores, not as frequencies."
         return result
     share = 1 - calibration["miscoverage"]
-    if task == "multilabel":
+    if spec.labels is Labels.FINDINGS:
         sets = [[w for w, m in zip(("absent", "present"), pair) if m >= calibration["threshold"]] for pair in phi[0]]
         result["possible"] = dict(zip(classes, sets))
         result["certainty"] = f"Each finding's list holds the truth in about {share:.0%} of findings like these."

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from dptrain.engine import NoiseSource
+from dptrain.vocabulary import Activation, Labels, task_spec
 
 EDGES = np.linspace(-8, 8, 33)
 CENTRES = np.concatenate([[-9.0], (EDGES[1:] + EDGES[:-1]) / 2, [9.0]])
@@ -50,10 +51,11 @@ class Calibration:
 
 def margins(logits: NDArray[np.float64], task: str) -> NDArray[np.float64]:
     """φ of every class: [R] -> [R, 2] (binary), [R, C] -> [R, C] (multiclass) or [R, C, 2] (multilabel)."""
-    if task == "binary":
+    spec = task_spec(task)
+    if spec.one_logit:
         flat = logits.reshape(len(logits))
         return np.stack([-flat, flat], axis=1)
-    if task == "multilabel":
+    if spec.labels is Labels.FINDINGS:
         return np.stack([-logits, logits], axis=-1)
     first_two = np.partition(logits, -2, axis=1)
     second, first = first_two[:, -2:-1], first_two[:, -1:]
@@ -64,7 +66,7 @@ def margins(logits: NDArray[np.float64], task: str) -> NDArray[np.float64]:
 def true_margins(logits: NDArray[np.float64], label: NDArray[Any], task: str) -> NDArray[np.float64]:
     """φ of the true class: [R, 1], or [R, C] for multilabel."""
     phi = margins(logits, task)
-    if task == "multilabel":
+    if task_spec(task).labels is Labels.FINDINGS:
         return np.take_along_axis(phi, label.astype(int)[..., None], axis=2)[..., 0]
     return np.take_along_axis(phi, label.reshape(-1, 1).astype(int), axis=1)
 
@@ -76,7 +78,7 @@ def true_bins(logits: NDArray[np.float64], label: NDArray[Any], task: str) -> ND
     """
     phi = np.nan_to_num(true_margins(logits, label, task), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     which = np.searchsorted(EDGES, phi, side="right")
-    if task == "multiclass":
+    if task_spec(task).activation is Activation.SOFTMAX:
         preferred = logits > np.take_along_axis(logits, label.reshape(-1, 1).astype(int), axis=1)
         which = np.where(preferred.sum(axis=1, keepdims=True) >= 2, len(CENTRES) + which, which)
     return which
@@ -88,7 +90,8 @@ def patient_histogram(which: NDArray[np.int64], patient: NDArray[np.int64], task
     which: [R, K] bins; patient: [R].
     """
     names, position = np.unique(patient, return_inverse=True)
-    rows = np.zeros((len(names), len(CENTRES) + (MISSED if task == "multiclass" else 0)))
+    missed = MISSED if task_spec(task).activation is Activation.SOFTMAX else 0
+    rows = np.zeros((len(names), len(CENTRES) + missed))
     np.add.at(rows, (np.repeat(position, which.shape[1]), which.ravel()), 1.0)
     return rows / np.maximum(rows.sum(axis=1, keepdims=True), 1.0)
 

@@ -20,10 +20,12 @@ from dptrain.errors import (
     LedgerRefused,
 )
 from dptrain.plan import Plan
+from dptrain.records import Run, RunFolder
+from dptrain.records.run import Charge, Inherited, Privacy
 from dptrain.settings import from_yaml, load, settings_of
 from dptrain.settings.explain import GROUPS
-from dptrain.training.runfolder import RunFolder
-from dptrain.words import Word, parse_words, suggest
+from dptrain.terminal.output import decimals
+from dptrain.terminal.words import Word, parse_words, suggest
 
 if TYPE_CHECKING:
     from dptrain.training.run import Outcome
@@ -151,7 +153,7 @@ def _print_plan(result: dict[str, Any]) -> None:
     ceiling.add_row("advantage over guessing", f"{promised['advantage']:.3f}")
     ceiling.add_row("reconstruction from a 1 % prior guess", f"{100 * promised['reconstruction']['0.01']:.1f} %")
     for k, value in promised["group_epsilon"].items():
-        ceiling.add_row(f"epsilon of {k} {plan['unit']}s together", _number(value))
+        ceiling.add_row(f"epsilon of {k} {plan['unit']}s together", decimals(value))
     console.print(ceiling)
     over = Table(title="epsilon by PLD", title_justify="left")
     over.add_column("step", justify="right")
@@ -163,14 +165,10 @@ def _print_plan(result: dict[str, Any]) -> None:
         over.add_row(str(points[-1][0]), f"{points[-1][1]:.3f}")
     console.print(over)
     if plan["calibration_noise_multiplier"]:
-        whole = _number(promised["epsilon"])
+        whole = decimals(promised["epsilon"])
         console.print(
             f"With the calibration (temperature, conformal sets), which is released once, epsilon is {whole}."
         )
-
-
-def _number(value: float | None) -> str:
-    return "infinite" if value is None else f"{value:.3f}"
 
 
 def check_main(argv: list[str]) -> int:
@@ -274,8 +272,8 @@ def _end_sweep(rows: list[dict[str, Any]]) -> int:
         trial = " ".join(word for word in row["trial"].split() if word not in common) or row["trial"]
         one = facts.get(row["run"])
         numbers = ("", "")
-        if one is not None and "privacy" in one:
-            numbers = (_number(one["privacy"]["epsilon"]), _number(one["gate"]["spent_after"]))
+        if one is not None and one.privacy is not None and one.gate is not None:
+            numbers = (decimals(one.privacy.epsilon), decimals(one.gate.spent_after))
         place = "" if row["run"] is None else os.path.relpath(row["run"])
         ended = place if row["code"] == EXIT_DONE else row["message"].splitlines()[0]
         if row["code"] != EXIT_DONE and one is not None:
@@ -292,57 +290,58 @@ def _end_sweep(rows: list[dict[str, Any]]) -> int:
         together = None
     if together is not None:
         print(
-            f"charged trials: {together['trials']}; together they cost epsilon "
-            f"{_number(together['epsilon_total'])} (joint PLD)"
+            f"charged trials: {together.trials}; together they cost epsilon "
+            f"{decimals(together.epsilon_total)} (joint PLD)"
         )
         for place, one in facts.items():
-            if one["sweep"] is None or one["sweep"].get("id") == rows[0]["sweep"]:
-                RunFolder(place).write_facts({**one, "sweep": {"id": rows[0]["sweep"], **together}})
+            if one.sweep is None or one.sweep.id == rows[0]["sweep"]:
+                RunFolder(place).amend(sweep=dataclasses.replace(together, id=rows[0]["sweep"]))
     codes = [row["code"] for row in rows]
     return LedgerRefused.exit_code if LedgerRefused.exit_code in codes else max(codes, default=EXIT_DONE)
 
 
-def _charged(row: dict[str, Any]) -> dict[str, Any] | None:
+def _charged(row: dict[str, Any]) -> Run | None:
     """The facts of a trial that was charged, ended or not; another run's folder is none of its own."""
     if row["run"] is None or not RunFolder(row["run"]).facts.exists():
         return None
-    facts = RunFolder(row["run"]).read_facts()
-    own = (facts["sweep"] or {}).get("id") == row["sweep"]
-    return facts if own or row["resumed"] else None
+    run = RunFolder(row["run"]).read()
+    own = (None if run.sweep is None else run.sweep.id) == row["sweep"]
+    return run if own or row["resumed"] else None
 
 
-def _with_charge(facts: dict[str, Any], config: Path) -> dict[str, Any]:
+def _with_charge(run: Run, config: Path) -> Run:
     """Facts with what the run costs; one that has not ended is charged its whole plan, and what it starts from."""
-    if "privacy" in facts:
-        return facts
+    if run.privacy is not None:
+        return run
     from dptrain.ledger import open_ledger
     from dptrain.training.facts import inherited
 
-    settings, plan = from_yaml(config), Plan.from_dict(facts["plan"])
-    before = []
+    settings, plan = from_yaml(config), Plan.from_dict(run.plan)
+    before: tuple[Inherited, ...] = ()
     if settings.model.weights is not None:
         ledger, _ = open_ledger(settings.ledger.url, settings.ledger.keys, settings.ledger.witness)
-        before = [inherited(ledger.run(name)) for name in ledger.run(facts["id"]).inherited]
-    mechanisms = [dataclasses.asdict(mechanism) for mechanism in plan.mechanisms]
-    return {**facts, "privacy": {"delta": plan.delta, "mechanisms": mechanisms, "inherited": before}}
+        before = tuple(inherited(ledger.run(name)) for name in ledger.run(str(run.id)).inherited)
+    mechanisms = tuple(map(Charge.of_mechanism, plan.mechanisms))
+    return dataclasses.replace(run, privacy=Privacy(delta=plan.delta, mechanisms=mechanisms, inherited=before))
 
 
 def _print_outcome(outcome: Outcome) -> None:
-    facts = outcome.facts
-    privacy, gate = facts["privacy"], facts["gate"]
-    unit = privacy["unit"]
-    if privacy["infinite"]:
+    privacy, gate, cohort = outcome.facts.privacy, outcome.facts.gate, outcome.facts.cohort
+    assert privacy is not None  # it ended
+    assert gate is not None
+    unit = privacy.unit
+    if privacy.infinite:
         print(f"\nNo privacy: epsilon is infinite ({unit} unit, public cohort).")
     else:
         print(
-            f"\nepsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:.3g} for one {unit} added or removed "
-            f"({privacy['accountant']}; {privacy['steps_charged']} steps charged, {privacy['steps_run']} run)"
+            f"\nepsilon {privacy.epsilon:.3f} at delta {privacy.delta:.3g} for one {unit} added or removed "
+            f"({privacy.accountant}; {privacy.steps_charged} steps charged, {privacy.steps_run} run)"
         )
-    if not facts["cohort"]["public"]:
+    if not cohort.public:
         print(
-            f"{facts['cohort']['name']}: {_number(gate['spent_after'])} of epsilon "
-            f"{_number(gate['budget_epsilon'])} spent ({gate['accountant']}), {_number(gate['remaining'])} left"
-            + (": locked" if gate["locked"] else "")
+            f"{cohort.name}: {decimals(gate.spent_after)} of epsilon "
+            f"{decimals(gate.budget_epsilon)} spent ({gate.accountant}), {decimals(gate.remaining)} left"
+            + (": locked" if gate.locked else "")
         )
     if outcome.interrupted:
         print("interrupted: the model so far is kept and the charge is closed")

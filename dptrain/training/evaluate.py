@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.cells import SMALL_CELL, nested, to_hide
-from dptrain.training.runfolder import METRICS_SCHEMA
+from dptrain.records.metrics import METRICS_SCHEMA
+from dptrain.vocabulary import Activation, Labels, Task, task_spec
 
 Array = NDArray[np.float64]
 REPLICATES = 500
@@ -139,15 +140,16 @@ def classification(
     least 10 records on either side (others are withheld by the caller's suppression).
     """
     weight = bootstrap_weights(patient)
-    if task == "binary":
+    spec = task_spec(task)
+    if spec.one_logit:
         columns = {classes[-1] if classes else "positive": (probability.reshape(-1), (label > 0).astype(float))}
-    elif task == "multiclass":
+    elif spec.labels is Labels.CLASS:
         columns = {name: (probability[:, c], (label == c).astype(float)) for c, name in enumerate(classes)}
     else:
         columns = {name: (probability[:, c], label[:, c].astype(float)) for c, name in enumerate(classes)}
     rows: dict[str, dict[str, Array]] = {}
     for name, (score, truth) in columns.items():
-        if min(truth.sum(), (1 - truth).sum()) < (1 if task == "binary" else MINIMUM_OF_A_CLASS):
+        if min(truth.sum(), (1 - truth).sum()) < (1 if spec.one_logit else MINIMUM_OF_A_CLASS):
             continue
         rows[name] = {metric: function(score, truth, weight) for metric, function in METRICS.items()}
         rows[name]["calibration_error"] = calibration_error(score, truth, weight, probability_bins(score, patient))
@@ -155,7 +157,7 @@ def classification(
         return {}, {}
     names = [*METRICS, "calibration_error"]
     overall = {metric: interval(np.mean([row[metric] for row in rows.values()], axis=0)) for metric in names}
-    if task == "binary":
+    if spec.one_logit:
         return overall, {}
     return overall, {name: {m: interval(v) for m, v in row.items()} for name, row in rows.items()}
 
@@ -215,13 +217,14 @@ def evaluate_classification(
         lambda inside: one_sided(label[inside], task),
         lambda inside: classification(probability[inside], label[inside], patient[inside], classes, task)[0],
     )
-    if task == "multilabel":
+    spec = task_spec(task)
+    if spec.labels is Labels.FINDINGS:
         for column_index, name in enumerate(classes):
             if name not in by_class:
                 have = int(label[:, column_index].sum())
                 why = f"{have} positive records: fewer than {MINIMUM_OF_A_CLASS}"
                 suppressed.append({"group": "class", "value": name, "why": why})
-    truth = _one_hot(label, len(classes)) if task == "multiclass" else label
+    truth = _one_hot(label, len(classes)) if spec.activation is Activation.SOFTMAX else label
     return _document(
         task,
         split,
@@ -269,7 +272,7 @@ def _by_group(
 
 def one_sided(label: NDArray[Any], task: str) -> str | None:
     """Why a group is withheld that has too few records of a class to score, or None."""
-    if task == "binary" and min((label > 0).sum(), (label <= 0).sum()) < MINIMUM_OF_A_CLASS:
+    if task_spec(task).one_logit and min((label > 0).sum(), (label <= 0).sum()) < MINIMUM_OF_A_CLASS:
         return f"fewer than {MINIMUM_OF_A_CLASS} records of one class"
     return None
 
@@ -303,7 +306,7 @@ def evaluate_segmentation(
         lambda inside: table(dice[inside], patient[inside])[0],
     )
     return _document(
-        "segmentation",
+        Task.SEGMENTATION,
         split,
         patient,
         overall=overall,

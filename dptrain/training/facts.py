@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -10,12 +9,28 @@ from typing import TYPE_CHECKING, Any
 from dptrain import __version__, accounting
 from dptrain.files import file_sha256
 from dptrain.ledger.grants import charged
-from dptrain.plan import Mechanism, Plan
+from dptrain.plan import Plan
+from dptrain.records import RunFolder
+from dptrain.records.parts import Curve
+from dptrain.records.run import (
+    Charge,
+    Check,
+    Cohort,
+    Gate,
+    Head,
+    Inherited,
+    LedgerPlace,
+    Model,
+    Privacy,
+    Resume,
+    Run,
+    Sweep,
+    Use,
+)
 from dptrain.settings import Settings
 from dptrain.settings.compose import without_password
 from dptrain.sweep import sweep_id
 from dptrain.training.planning import finite, promise
-from dptrain.training.runfolder import RUN_SCHEMA, RunFolder
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus, GateFacts, Grant, SignedHead
@@ -34,36 +49,39 @@ def program(device: str) -> dict[str, str]:
 
 
 def privacy(
-    plan: Plan, target_epsilon: float, *, run: int, paid: int, inherited: list[dict[str, Any]], units: int = 1
-) -> dict[str, Any]:
+    plan: Plan, target_epsilon: float, *, run: int, paid: int, inherited: list[Inherited], units: int = 1
+) -> Privacy:
     """The privacy section: what was promised, stated with unit, adjacency, delta and accountant."""
     mechanisms = charged(plan, paid)
-    before = tuple(Mechanism(**values) for item in inherited for values in item["mechanisms"])
-    whole = (*before, *mechanisms)
-    said = promise(whole, plan.delta, units) if whole else {"epsilon": 0.0, "infinite": False, "accountant": "PLD"}
+    released = (*(charge.mechanism() for earlier in inherited for charge in earlier.mechanisms), *mechanisms)
+    said: dict[str, Any] = {"epsilon": 0.0, "infinite": False, "accountant": "PLD"}
+    if released:
+        said = promise(released, plan.delta, units)
+    curve = said.pop("tradeoff", None)
     over = accounting.epsilon_over_steps(mechanisms, plan.delta) if mechanisms and plan.private else []
-    return {
-        "unit": plan.unit,
-        "adjacency": "add_remove",
-        "target_epsilon": finite(target_epsilon),
-        "delta": plan.delta,
-        "n_delta": plan.delta * plan.public_size,
+    return Privacy(
+        unit=plan.unit,
+        adjacency="add_remove",
+        target_epsilon=finite(target_epsilon),
+        delta=plan.delta,
+        n_delta=plan.delta * plan.public_size,
         **said,
-        "sample_rate": plan.sample_rate,
-        "expected_batch_size": plan.expected_batch_size,
-        "normaliser": plan.expected_batch_size,
-        "steps_planned": plan.steps,
-        "steps_run": run,
-        "steps_charged": paid,
-        "noise_multiplier": plan.noise_multiplier,
-        "max_grad_norm": finite(plan.max_grad_norm),
-        "max_records_per_patient": plan.max_records_per_patient,
-        "views": plan.views,
-        "generator": plan.generator,
-        "mechanisms": [dataclasses.asdict(mechanism) for mechanism in mechanisms],
-        "inherited": inherited,
-        "epsilon_over_steps": [[int(step), float(epsilon)] for step, epsilon in over],
-    }
+        tradeoff=None if curve is None else Curve(**curve),
+        sample_rate=plan.sample_rate,
+        expected_batch_size=plan.expected_batch_size,
+        normaliser=plan.expected_batch_size,
+        steps_planned=plan.steps,
+        steps_run=run,
+        steps_charged=paid,
+        noise_multiplier=plan.noise_multiplier,
+        max_grad_norm=finite(plan.max_grad_norm),
+        max_records_per_patient=plan.max_records_per_patient,
+        views=plan.views,
+        generator=plan.generator,
+        mechanisms=tuple(map(Charge.of_mechanism, mechanisms)),
+        inherited=tuple(inherited),
+        epsilon_over_steps=tuple((int(step), float(epsilon)) for step, epsilon in over),
+    )
 
 
 NOT_COVERED = (
@@ -79,31 +97,31 @@ NOT_COVERED = (
 )
 
 
-def not_covered(plan: Plan, weights_kind: str, weights_note: str) -> list[dict[str, str]]:
+def not_covered(plan: Plan, weights_kind: str, weights_note: str) -> tuple[Use, ...]:
     """Everything that touched private data beside the training steps, with what became of it (docs/guarantee.md)."""
-    rows = [{"what": what, "status": status, "note": note} for what, status, note in NOT_COVERED]
+    rows = [Use(what=what, status=status, note=note) for what, status, note in NOT_COVERED]
     if plan.calibration_noise_multiplier is not None:
         rows.append(
-            {
-                "what": "temperature and conformal sets",
-                "status": "charged",
-                "note": "Fitted to one noisy histogram that is part of the charge.",
-            }
+            Use(
+                what="temperature and conformal sets",
+                status="charged",
+                note="Fitted to one noisy histogram that is part of the charge.",
+            )
         )
     status = "charged" if weights_kind == "ledger" else "public"
-    rows.append({"what": "starting weights", "status": status, "note": weights_note})
-    return rows
+    rows.append(Use(what="starting weights", status=status, note=weights_note))
+    return tuple(rows)
 
 
-def checks(plan: Plan, *, witness: bool) -> list[dict[str, Any]]:
+def checks(plan: Plan, *, witness: bool) -> tuple[Check, ...]:
     """Assumptions: a tick for each that the program holds by construction or refused to go on without (a run that
     fails one of these has no facts), an open box for each that a person must check."""
 
-    def row(identity: str, name: str, done: bool | None, by: str, note: str = "") -> dict[str, Any]:
+    def row(identity: str, name: str, done: bool | None, by: str, note: str = "") -> Check:
         status = "not_checked" if done is None else "passed" if done else "failed"
-        return {"id": identity, "name": name, "status": status, "by": by, "note": note}
+        return Check(id=identity, name=name, status=status, by=by, note=note)
 
-    return [
+    return (
         row("one_plan", "Sampler, clipping, noise and charge came from one plan", True, "program"),
         row("charged_first", "Every step was paid before it ran", True, "program"),
         row(
@@ -131,35 +149,35 @@ def checks(plan: Plan, *, witness: bool) -> list[dict[str, Any]]:
             "person",
         ),
         row("access", "Only the controller reads the folder `restricted`", None, "person"),
-    ]
+    )
 
 
-def gate(facts: GateFacts, status: CohortStatus, *, spent_before: float | None) -> dict[str, Any]:
+def gate(facts: GateFacts, status: CohortStatus, *, spent_before: float | None) -> Gate:
     """What the budget was before this run was granted, is and has left (epsilon at the gate)."""
-    return {
-        "kind": facts.kind,
-        "accountant": facts.accountant or "none (public cohort)",
-        "order": facts.order,
-        "budget_epsilon": finite_or_none(facts.budget_epsilon),
-        "budget_delta": facts.budget_delta,
-        "spent_before": finite_or_none(spent_before),
-        "spent_after": finite_or_none(facts.spent_after),
-        "remaining": finite_or_none(facts.remaining),
-        "minimum_charge": finite_or_none(facts.minimum_charge),
-        "locked": facts.locked,
-        "owner": status.owner,
-    }
+    return Gate(
+        kind=facts.kind,
+        accountant=facts.accountant or "none (public cohort)",
+        order=facts.order,
+        budget_epsilon=finite_or_none(facts.budget_epsilon),
+        budget_delta=facts.budget_delta,
+        spent_before=finite_or_none(spent_before),
+        spent_after=finite_or_none(facts.spent_after),
+        remaining=finite_or_none(facts.remaining),
+        minimum_charge=finite_or_none(facts.minimum_charge),
+        locked=facts.locked,
+        owner=status.owner,
+    )
 
 
-def inherited(run: RunState) -> dict[str, Any]:
+def inherited(run: RunState) -> Inherited:
     """An earlier run whose model this one starts from: its charge is this one's as well."""
     plan = Plan.from_dict(run.plan)
     mechanisms, delta = charged(plan, run.steps_charged), plan.delta
-    return {
-        "run": run.id,
-        "epsilon": finite(accounting.pld_epsilon(mechanisms, delta)),
-        "mechanisms": [dataclasses.asdict(mechanism) for mechanism in mechanisms],
-    }
+    return Inherited(
+        run=run.id,
+        epsilon=finite(accounting.pld_epsilon(mechanisms, delta)),
+        mechanisms=tuple(map(Charge.of_mechanism, mechanisms)),
+    )
 
 
 def finite_or_none(value: float | None) -> float | None:
@@ -167,63 +185,58 @@ def finite_or_none(value: float | None) -> float | None:
     return None if value is None else finite(value)
 
 
-def ledger(grant: Grant, head: SignedHead, witness: bool) -> dict[str, Any]:
+def ledger(grant: Grant, head: SignedHead, witness: bool) -> LedgerPlace:
     """The grant and the signed head of the chain after it."""
-    return {
-        "grant": str(grant.id),
-        "site": head.site,
-        "head": head.to_dict(),
-        "witness": witness,
-        "rollback_detectable": witness,
-    }
+    return LedgerPlace(
+        grant=str(grant.id),
+        site=head.site,
+        head=Head(**head.to_dict()),
+        witness=witness,
+        rollback_detectable=witness,
+    )
 
 
 def base(
     identity: str, created: str, settings: Settings, plan: Plan, status: CohortStatus, command: str, device: str
-) -> dict[str, Any]:
+) -> Run:
     """What is known before the first step."""
     sweep = sweep_id()
-    return {
-        "schema": RUN_SCHEMA,
-        "id": identity,
-        "created": created,
-        "finished": None,
-        "status": "running",
-        "program": program(device),
-        "recipe": settings.name,
-        "command": without_password(command),
-        "task": settings.data.task,
-        "classes": list(settings.data.classes),
-        "plan": plan.to_dict(),
-        "cohort": {
-            "name": status.name,
-            "version": status.version,
-            "unit": status.unit,
-            "unit_column": settings.data.columns.patient,
-            "units_per_person": settings.data.units_per_person,
-            "public": status.public,
-            "public_size": status.public_size,
-            "owner": status.owner,
-            "source": status.source or settings.data.source,
-            "licence": status.licence or settings.data.licence,
-            "cautions": list(status.cautions),
-        },
-        "sweep": None if sweep is None else {"id": sweep, "trials": None, "epsilon_total": None},
-        "released": None,
-        "resume": {"crashes": 0, "steps_lost": 0},
-    }
+    return Run(
+        id=identity,
+        created=created,
+        status="running",
+        program=program(device),
+        recipe=settings.name,
+        command=without_password(command),
+        task=settings.data.task,
+        classes=tuple(settings.data.classes),
+        plan=plan.to_dict(),
+        cohort=Cohort(
+            name=status.name,
+            version=status.version,
+            unit=status.unit,
+            unit_column=settings.data.columns.patient,
+            units_per_person=settings.data.units_per_person,
+            public=status.public,
+            public_size=status.public_size,
+            owner=status.owner,
+            source=status.source or settings.data.source,
+            licence=status.licence or settings.data.licence,
+            cautions=tuple(status.cautions),
+        ),
+        sweep=None if sweep is None else Sweep(id=sweep),
+        resume=Resume(crashes=0, steps_lost=0),
+    )
 
 
-def model_facts(
-    folder: RunFolder, network: Any, trainable: Any, settings: Settings, changes: list[Any]
-) -> dict[str, Any]:
+def model_facts(folder: RunFolder, network: Any, trainable: Any, settings: Settings, changes: list[Any]) -> Model:
     """Size and hash of the model that was kept."""
-    return {
-        "file": str(folder.weights.relative_to(folder.path)),
-        "sha256": file_sha256(folder.weights),
-        "network": str(settings.model.network.get("_target_", "")),
-        "train": settings.model.train,
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "trainable_parameters": sum(p.numel() for p in trainable.parameters() if p.requires_grad),
-        "changes": [str(change) for change in changes],
-    }
+    return Model(
+        file=str(folder.weights.relative_to(folder.path)),
+        sha256=file_sha256(folder.weights),
+        network=str(settings.model.network.get("_target_", "")),
+        train=settings.model.train,
+        parameters=sum(p.numel() for p in network.parameters()),
+        trainable_parameters=sum(p.numel() for p in trainable.parameters() if p.requires_grad),
+        changes=tuple(str(change) for change in changes),
+    )

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dptrain.errors import CheckRefused, ConfigError
+from dptrain.errors import CheckRefused
+from dptrain.vocabulary import task_spec
 
 
 class BinaryLoss(nn.Module):
@@ -65,16 +66,9 @@ def _shape(output: Tensor) -> str:
     return "[" + ", ".join(["N", *map(str, output.shape[1:])]) + "]"
 
 
-_LOSSES: dict[str, type[nn.Module]] = {
-    "binary": BinaryLoss,
-    "multiclass": MulticlassLoss,
-    "multilabel": MultilabelLoss,
-    "segmentation": SegmentationLoss,
-}
+_LOSSES = {loss.__name__: loss for loss in (BinaryLoss, MulticlassLoss, MultilabelLoss, SegmentationLoss)}
 
 
 def loss_for_task(task: str) -> nn.Module:
-    """The per-record loss of a task. Raises ConfigError for a task that has none."""
-    if task not in _LOSSES:
-        raise ConfigError(f"task={task} is unknown.", remedy=f"Tasks: {', '.join(_LOSSES)}.")
-    return _LOSSES[task]()
+    """The per-record loss of a task. Raises ConfigError for a task that is not known."""
+    return _LOSSES[task_spec(task).loss]()

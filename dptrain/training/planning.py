@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from dptrain import accounting
 from dptrain.errors import ConfigError
 from dptrain.plan import Generator, Mechanism, Plan, default_delta
+from dptrain.records import Run
+from dptrain.records.run import Sweep
 from dptrain.settings import PrivacyConfig
 
 if TYPE_CHECKING:
@@ -182,17 +184,18 @@ def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient",
     }
 
 
-def sweep_cost(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The joint cost of a sweep's trials, for their run facts; None where there are none.
+def sweep_cost(runs: list[Run]) -> Sweep | None:
+    """The joint cost of a sweep's trials, for their records; None where there are none.
 
     A run that several trials start from counts once, and so does a trial that others start from.
     """
     if not runs:
         return None
-    paid = {item["run"]: item["mechanisms"] for run in runs for item in run["privacy"]["inherited"]}
-    paid |= {run["id"]: run["privacy"]["mechanisms"] for run in runs}
-    mechanisms = tuple(Mechanism(**values) for charge in paid.values() for values in charge)
+    ended = [(run.id, run.privacy) for run in runs if run.privacy is not None]
+    paid = {earlier.run: earlier.mechanisms for _, privacy in ended for earlier in privacy.inherited}
+    paid |= {str(identity): privacy.mechanisms for identity, privacy in ended}
+    mechanisms = tuple(charge.mechanism() for charges in paid.values() for charge in charges)
     if not mechanisms or any(mechanism.noise_multiplier == 0 for mechanism in mechanisms):
-        return {"trials": len(runs), "epsilon_total": None}
-    delta = min(run["privacy"]["delta"] for run in runs)
-    return {"trials": len(runs), "epsilon_total": accounting.pld_epsilon(mechanisms, delta)}
+        return Sweep(trials=len(runs))
+    delta = min(privacy.delta or 0.0 for _, privacy in ended)
+    return Sweep(trials=len(runs), epsilon_total=accounting.pld_epsilon(mechanisms, delta))

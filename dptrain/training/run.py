@@ -8,7 +8,7 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dptrain import accounting, data, models
+from dptrain import accounting, data, models, records
 from dptrain.data import Cohort, PatientLoader
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.files import file_sha256, utc_now, whole_or_nothing, write_json
 from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Plan
-from dptrain.progress import progress
+from dptrain.records import RunFolder
+from dptrain.records.run import Resume, Weights
 from dptrain.settings import Settings, to_yaml
+from dptrain.terminal.progress import progress
 from dptrain.training import facts as make
 from dptrain.training import losses
 from dptrain.training.bundle import write_bundle
 from dptrain.training.calibration import Calibration, fit_calibration, margins, true_margins
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
-from dptrain.training.loop import FitResult, State, StepLog, fit
-from dptrain.training.runfolder import RunFolder
+from dptrain.training.loop import Checkpoints, FitResult, fit
 from dptrain.training.session import (
     Network,
     Run,
@@ -45,6 +46,8 @@ from dptrain.training.session import (
     plan_for,
     prepare,
 )
+from dptrain.training.step import PrivateStep, State, StepLog, build_optimizer
+from dptrain.vocabulary import Activation, Labels, task_spec
 
 Say = Callable[[str], None]
 
@@ -54,7 +57,7 @@ class Outcome:
     """What `train` did: the run folder, its public facts, and whether it was stopped early."""
 
     folder: RunFolder
-    facts: dict[str, Any]
+    facts: records.Run
     interrupted: bool
 
 
@@ -74,9 +77,9 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         for name in ("url", "keys", "witness"):
             if getattr(ledger_settings, name) is not None:
                 setattr(settings.ledger, name, getattr(ledger_settings, name))
-        if resumed.facts["status"] not in ("running", "crashed"):
+        if resumed.facts.status not in ("running", "crashed"):
             raise ConfigError(
-                f"{resumed.folder.path} is {resumed.facts['status']}: there is nothing to resume.",
+                f"{resumed.folder.path} is {resumed.facts.status}: there is nothing to resume.",
                 remedy="A run that ended cleanly has closed its charge; start a new one.",
             )
     with _watched(say) as watch:
@@ -100,7 +103,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
             f"{plan.max_records_per_patient} times {plan.views} views makes {largest}.",
             remedy="Raise training.chunk, or lower privacy.max_records_per_patient or privacy.views.",
         )
-    identity = uuid.uuid4().hex[:16] if resumed is None else str(resumed.facts["id"])
+    identity = uuid.uuid4().hex[:16] if resumed is None else str(resumed.facts.id)
     if resumed is None:
         ledger.require_open(status.name)  # refused before an image is read
     say(f"reading and hashing {settings.data.name}")
@@ -132,25 +135,27 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
             raise
         watch.grant, watch.folder = grant, folder
         facts = make.base(identity, utc_now(), settings, plan, status, command, str(device))
-        facts["gate"] = make.gate(grant.gate, status, spent_before=grant.gate.spent_before)
+        spent_before: float | None = grant.gate.spent_before
+        facts = replace(facts, gate=make.gate(grant.gate, status, spent_before=spent_before))
         start = None
     else:
         folder, facts = resumed.folder, resumed.facts
         grant = ledger.resume(identity)
         _same_weights(ledger.run(identity).weights, network)
         start = _resume_state(folder, grant, plan, network, settings, say)
-        facts["resume"] = {"crashes": start.crashes, "steps_lost": start.steps_lost}
-        facts["status"] = "running"
+        spent_before = None if facts.gate is None else facts.gate.spent_before
+        resume = Resume(crashes=start.crashes, steps_lost=start.steps_lost)
+        facts = replace(facts, resume=resume, status="running")
         watch.grant, watch.folder = grant, folder
-    facts["config_sha256"] = file_sha256(folder.config)
-    folder.write_facts(facts)
+    facts = replace(facts, config_sha256=file_sha256(folder.config))
+    folder.write(facts)
     folder.note_access("train")
     say(_plan_line(plan, status.kind))
 
     loader = _loader(settings, cohort, grant, plan, network, device, start)
     result = _fit(settings, network, loader, plan, grant, folder, device, start, watch)
     calibration = None
-    calibrates = plan.calibration_noise_multiplier is not None and settings.data.task != "segmentation"
+    calibrates = plan.calibration_noise_multiplier is not None and task_spec(settings.data.task).calibrates
     if calibrates and not result.interrupted:
         begun = ledger.run(identity).calibrated
         calibration = _calibrate_once(folder, settings, cohort, grant, plan, network, device, begun, say)
@@ -166,12 +171,13 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
     receipt = grant.close(
         "interrupted" if result.interrupted else "complete",
         steps_run=result.state.step,
-        model=model["sha256"],
+        model=model.sha256,
         did=("evaluate",) if metrics is not None else (),
     )
     assert receipt is not None  # a training's grant always gives one
     folder.checkpoint.unlink(missing_ok=True)
-    facts.update(
+    facts = replace(
+        facts,
         finished=utc_now(),
         status="interrupted" if result.interrupted else "complete",
         privacy=make.privacy(
@@ -182,19 +188,19 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
             inherited=[make.inherited(earlier) for earlier in before],
             units=settings.data.units_per_person,
         ),
-        gate=make.gate(receipt.gate, status, spent_before=facts["gate"]["spent_before"]),
+        gate=make.gate(receipt.gate, status, spent_before=spent_before),
         ledger=make.ledger(grant, receipt.head, status.witness),
-        weights={
-            "source": network.weights_kind,
-            "sha256": network.weights.sha256 if network.weights else None,
-            "note": network.weights_note,
-        },
+        weights=Weights(
+            source=network.weights_kind,
+            sha256=network.weights.sha256 if network.weights else None,
+            note=network.weights_note,
+        ),
         model=model,
         calibration=calibration.to_dict() if calibration else None,
         not_covered=make.not_covered(plan, network.weights_kind, network.weights_note),
         checks=make.checks(plan, witness=status.witness),
     )
-    folder.write_facts(facts)
+    folder.write(facts)
     return Outcome(folder, facts, result.interrupted)
 
 
@@ -229,15 +235,11 @@ def _resume_state(
     if folder.checkpoint.exists():
         state = State.load(folder.checkpoint)
     else:
-        from dptrain.training.loop import build_optimizer
-
         model = network.trainable
-        average = None
-        if settings.training.ema:
-            average = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-        state = State(
-            0, model.state_dict(), build_optimizer(model, settings.optimizer).state_dict(), average, plan.digest
-        )
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        average = {name: p.detach().clone() for name, p in trained.items()} if settings.training.ema else None
+        optimizer = build_optimizer(list(trained.values()), settings.optimizer)
+        state = State(0, model.state_dict(), optimizer.state_dict(), average, plan.digest)
     lost = grant.committed - state.step
     state.step = grant.committed
     state.crashes += 1
@@ -291,7 +293,7 @@ def _fit(
         if start is not None:
             bar.advance(start.step)
 
-        def on_step(entry: StepLog) -> None:
+        def on_step(entry: StepLog) -> bool:
             bar.advance(1)
             for name, value in entry.public.items():
                 # the time of a step tells how many patients it drew: the public log carries none
@@ -299,14 +301,13 @@ def _fit(
             for name, value in entry.restricted.items():
                 restricted.add_scalar(f"training/{name}", value, entry.step)
             log.write(json.dumps({"step": entry.step, **entry.restricted, **entry.public}) + "\n")
+            return watch.asked
 
         watch.stepping = True
         try:
-            result = fit(
+            step = PrivateStep(
                 model,
-                loader,
                 plan,
-                grant,
                 loss=losses.loss_for_task(settings.data.task),
                 optimizer=settings.optimizer,
                 ema=settings.training.ema,
@@ -314,18 +315,21 @@ def _fit(
                 precision=settings.training.precision,
                 rules=network.rules,
                 names=network.names(model),
+            )
+            result = fit(
+                step,
+                loader,
+                grant,
                 start=start,
                 on_step=on_step,
-                checkpoint=folder.checkpoint,
-                checkpoint_steps=settings.training.checkpoint_steps,
-                stop=lambda: watch.asked,
+                checkpoints=Checkpoints(folder.checkpoint, settings.training.checkpoint_steps),
                 checked=True,
             )
         finally:
             watch.stepping = False
             if plan.private:
-                for step, epsilon in accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta):
-                    public.add_scalar("privacy/epsilon", epsilon, step, walltime=float(step))
+                for at, epsilon in accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta):
+                    public.add_scalar("privacy/epsilon", epsilon, at, walltime=float(at))
             public.close()
             restricted.close()
     return result
@@ -465,7 +469,7 @@ def _calibrate(
     record, patient = _of_split(cohort, "calibration", grant.excluded)
     logits, label = _logits(cohort, record, grant, network, device, fixed=True)
     if len(record) == 0:
-        shape = (0,) if settings.data.task == "binary" else (0, len(settings.data.classes))
+        shape = (0,) if task_spec(settings.data.task).one_logit else (0, len(settings.data.classes))
         logits, label = torch.zeros(shape), torch.zeros(shape)
     return fit_calibration(
         logits.double().numpy(),
@@ -494,14 +498,15 @@ def score(
     groups = {column: [values[r] for r in record] for column, values in cohort.groups.items()}
     names = np.array([cohort.patients[p].key.hex()[:12] for p in patient])
     task, classes = settings.data.task, list(settings.data.classes)
-    if task == "segmentation":
+    spec = task_spec(task)
+    if spec.labels is Labels.MASK:
         dice = dice_scores(logits, label)
         metrics = evaluate_segmentation(dice, patient, groups, classes=classes, split=split)
         return metrics, {"patient": names, "record": record, "dice": dice}
     temperature = calibration.temperature if calibration else 1.0
     scaled = logits.double() / temperature
-    probability = (scaled.softmax(1) if task == "multiclass" else scaled.sigmoid()).numpy()
-    if task == "binary":
+    probability = (scaled.softmax(1) if spec.activation is Activation.SOFTMAX else scaled.sigmoid()).numpy()
+    if spec.one_logit:
         probability = probability.reshape(-1)
     truth = label.numpy()
     metrics = evaluate_classification(probability, truth, patient, groups, task=task, classes=classes, split=split)
@@ -565,16 +570,16 @@ def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str
     for name, value in (ledger or {}).items():
         if value is not None:
             setattr(settings.ledger, name, value)
-    if run.facts["status"] == "running":
+    if run.facts.status == "running":
         raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
     store, keys, status = open_status(settings)
     _only_public(split, status.public)
     cohort = data.scan(settings.data, keys)
-    with store.admit(status.name, purpose="evaluate", run=run.facts["id"], fingerprint=cohort.fingerprint) as grant:
+    with store.admit(status.name, purpose="evaluate", run=str(run.facts.id), fingerprint=cohort.fingerprint) as grant:
         _only_public(split, grant.public)  # the data may be of an earlier version
         network = build_network(settings)
         load_trained(network, run.folder)
-        calibration = Calibration(**run.facts["calibration"]) if run.facts.get("calibration") else None
+        calibration = Calibration(**run.facts.calibration) if run.facts.calibration else None
         device = device_of(settings.training.device)
         metrics, predictions = score(settings, cohort, grant, network, device, calibration, split)
     target = run.folder.metrics if split == "test" else run.folder.metrics.with_name(f"metrics-{split}.json")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dptrain import data, models
+from dptrain import data, models, records
 from dptrain.data import Cohort, Tensors
 from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
@@ -23,13 +23,13 @@ from dptrain.files import file_sha256
 from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, open_ledger
 from dptrain.models.preflight import first_line, shaken
 from dptrain.plan import Plan
-from dptrain.progress import progress
+from dptrain.records import RunFolder
 from dptrain.settings import DataConfig, Settings, from_yaml
 from dptrain.settings.data import shape_of
+from dptrain.terminal.progress import progress
+from dptrain.terminal.words import suggest
 from dptrain.training import losses
 from dptrain.training.planning import make_plan
-from dptrain.training.runfolder import RunFolder
-from dptrain.words import suggest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,7 +89,7 @@ class Run:
     """A finished or interrupted run, read back from its folder."""
 
     folder: RunFolder
-    facts: dict[str, Any]
+    facts: records.Run
     settings: Settings
     plan: Plan
 
@@ -104,19 +104,19 @@ def device_of(name: str) -> torch.device:
 def load_run(folder: str | os.PathLike[str]) -> Run:
     """Read a run folder. Raises ConfigError where facts or configuration are missing or do not match."""
     place = RunFolder(folder)
-    facts = place.read_facts()
+    facts = place.read()
     if not place.config.is_file():
         raise ConfigError(
             f"{place.config} is missing: the run cannot be reproduced.",
             remedy="Bring back the file that the run wrote, or name another run.",
         )
-    if file_sha256(place.config) != facts["config_sha256"]:
+    if file_sha256(place.config) != facts.config_sha256:
         raise ConfigError(
             f"{place.config} is not the configuration that this run was made with: its hash is not "
-            f"{facts['config_sha256'][:12]}…, that of {place.facts.name}.",
+            f"{str(facts.config_sha256)[:12]}…, that of {place.facts.name}.",
             remedy="Bring back the file as the run wrote it, or name another run.",
         )
-    return Run(place, facts, from_yaml(place.config), Plan.from_dict(facts["plan"]))
+    return Run(place, facts, from_yaml(place.config), Plan.from_dict(facts.plan))
 
 
 def build_network(settings: Settings) -> Network:
@@ -196,9 +196,9 @@ def _starting_weights(network: nn.Module, path: Path) -> tuple[WeightsSource, st
     """Load a declared file, or the model of a run folder, into the network."""
     if path.is_dir():
         run = RunFolder(path)
-        facts = run.read_facts()
+        identity = str(run.read().id)
         sha = models.load_weights(network, run.weights)
-        return WeightsSource(sha256=sha, run=str(facts["id"])), f"model of run {facts['id']}"
+        return WeightsSource(sha256=sha, run=identity), f"model of run {identity}"
     sha = models.load_weights(network, path)
     return WeightsSource(sha256=sha), f"file {path.name}"
 
@@ -228,7 +228,7 @@ def check(settings: Settings, network: Network | None = None) -> list[models.Fin
         network.whole,
         loss,
         shape_of(settings.data),
-        settings.data.task,  # type: ignore[arg-type]
+        settings.data.task,
         classes=len(settings.data.classes),
         transforms=transforms,
     )
@@ -263,7 +263,7 @@ def _tried(settings: Settings, network: Network, loss: nn.Module) -> list[models
     """What the engine says to a step of made-up patients, through the frozen part as in training."""
     image, label = models.made_up(
         shape_of(settings.data),
-        settings.data.task,  # type: ignore[arg-type]
+        settings.data.task,
         4,
         len(settings.data.classes),
         0,
@@ -289,6 +289,9 @@ def check_rules(
 ) -> list[models.Finding]:
     """Take one clipped sum of made-up patients with the engine itself, and see what it refuses or warns of.
 
+    In float64, where no rounding makes an honest network look like one that mixes patients; in float32 for networks
+    or losses that know no float64.
+
     Args:
         model: the part that is trained; a copy is tried.
         loss: (output, label) -> [N].
@@ -298,18 +301,28 @@ def check_rules(
     """
     what = "gradient rules"
     patient = torch.tensor([0, 1, 1, 2])
-    try:
+
+    def attempt(dtype: torch.dtype) -> list[str]:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            twin = shaken(model)
-            engine = PatientGradients(twin, max_grad_norm=1.0, rules=rules, names=names, measure=False)
-            engine.clipped_sum(loss(twin(image), label), patient, 4)
+            twin = shaken(model).to(dtype)
+            engine = PatientGradients(twin, max_grad_norm=1.0, rules=rules, names=names, measure=False, verify=True)
+            output = twin(image.to(dtype) if image.is_floating_point() else image)
+            engine.clipped_sum(loss(output, label), patient, 4)
+        return [str(one.message) for one in said if "one patient at a time" in str(one.message)]
+
+    try:
+        try:
+            slow = attempt(torch.float64)
+        except CheckRefused:
+            raise
+        except (RuntimeError, TypeError):
+            slow = attempt(torch.float32)
     except CheckRefused as error:
         return [models.Finding(what, "refused", error.message, error.remedy or "")]
     except Exception as error:
         why = f"a step of made-up patients fails: {type(error).__name__}: {first_line(error)}"
         return [models.Finding(what, "refused", why, "Check the network, data.image_shape and the task.")]
-    slow = [str(one.message) for one in said if "one patient at a time" in str(one.message)]
     return [models.Finding(what, "ok", text) for text in slow]
 
 

@@ -21,7 +21,7 @@ from dptrain.audit.run import canary_bound, promise_of
 from dptrain.audit.statistics import clopper_pearson
 from dptrain.errors import EXIT_GUARANTEE_BROKEN
 from dptrain.settings import AuditConfig, OptimizerConfig
-from dptrain.training import loop
+from dptrain.training import step
 from dptrain.training.run import train
 from tests.audit.made import make_material, make_plan
 from tests.training.conftest import Site, make_site
@@ -42,17 +42,17 @@ AUDIT = ["audit.models=8", "audit.canaries=400", "audit.new_scan=0", "audit.proc
 
 def less_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of the promised noise."""
-    correct = loop.PatientOptimizer
+    correct = step.PatientOptimizer
 
     def broken(optimizer: Any, *, noise_multiplier: float, **rest: Any) -> Any:
         return correct(optimizer, noise_multiplier=noise_multiplier / 4, **rest)
 
-    monkeypatch.setattr(loop, "PatientOptimizer", broken)
+    monkeypatch.setattr(step, "PatientOptimizer", broken)
 
 
 def no_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is clipped, while the sums say that they are (the optimiser refuses sums that do not)."""
-    correct = loop.PatientGradients
+    correct = step.PatientGradients
 
     def broken(model: nn.Module, *, max_grad_norm: float, **rest: Any) -> Any:
         gradients = correct(model, max_grad_norm=1e6 * max_grad_norm, **rest)
@@ -64,12 +64,12 @@ def no_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
         gradients.clipped_sum = lying
         return gradients
 
-    monkeypatch.setattr(loop, "PatientGradients", broken)
+    monkeypatch.setattr(step, "PatientGradients", broken)
 
 
 def clipped_by_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each record is clipped as if it were a patient, and the promise is sold by patient."""
-    correct = loop.PatientGradients
+    correct = step.PatientGradients
 
     def broken(model: nn.Module, **rest: Any) -> Any:
         gradients = correct(model, **rest)
@@ -81,7 +81,7 @@ def clipped_by_record(monkeypatch: pytest.MonkeyPatch) -> None:
         gradients.clipped_sum = by_record
         return gradients
 
-    monkeypatch.setattr(loop, "PatientGradients", broken)
+    monkeypatch.setattr(step, "PatientGradients", broken)
 
 
 FAULTS = {"noise scaled down": less_noise, "no clipping": no_clipping, "clipped by record": clipped_by_record}

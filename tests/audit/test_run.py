@@ -21,9 +21,9 @@ from dptrain.audit import run as audit_module
 from dptrain.audit.results import People, summarise
 from dptrain.audit.run import Work, audit_run, audit_settings, confirm, keep_back, override
 from dptrain.errors import EXIT_GUARANTEE_BROKEN, ConfigError, LedgerRefused
+from dptrain.records import RunFolder
 from dptrain.settings import AuditConfig, settings_of
 from dptrain.training.run import train
-from dptrain.training.runfolder import RunFolder
 from tests.audit.made import make_material
 from tests.audit.simulate import gaussian_scores
 from tests.training.conftest import Site, make_site, write_images

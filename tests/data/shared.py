@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,31 @@ class FakeKeys:
         return hmac.digest(SECRET, head + np.ascontiguousarray(array).tobytes(), hashlib.sha256)
 
 
+class AnyData(str):
+    """A fingerprint that equals all others, so that a fake grant is for whatever data a test makes."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
 class FakeGrant:
     """A grant that is open for `committed` steps."""
 
+    run, cohort, fingerprint = "fake", "fake", AnyData()
+
     def __init__(self, plan: Any = None, *, committed: int = 10**9, excluded: frozenset[bytes] = frozenset()) -> None:
         self.plan, self.committed, self.excluded, self.open = plan, committed, excluded, True
+        self.purpose = "audit" if plan is None else "train"
+        self.process = os.getpid()
         self.asked: list[int | None] = []
 
-    def require(self, step: int | None = None) -> None:
+    def require(self, step: int | None = None, *, purpose: str | None = None, cohort: str | None = None) -> None:
+        del purpose, cohort
         self.asked.append(step)
         if not self.open or (step is not None and step >= self.committed):
             raise LedgerRefused("The grant does not cover this.")

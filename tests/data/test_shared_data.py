@@ -45,6 +45,7 @@ def test_kermany_finds_the_copies_that_are_not_flagged(shared_data, tmp_path):
     config.columns.patient, config.same_pixels = "patient_id", "merge"
     config.columns.split = None
     config.split.train, config.split.validation, config.split.test = 1.0, 0.0, 0.0
+    config.outside = "allowed"  # the folder of images is a link
     cohort = scan(config, FakeKeys())
     assert sum(len(patient.aliases) for patient in cohort.patients) == 1  # one pair of ids shares its pixels
 

@@ -389,7 +389,7 @@ def test_views_cost_no_norm_work_of_their_own() -> None:
             torch.zeros(2 * views),
             torch.arange(2).repeat_interleave(views),
         )
-        engine = PatientGradients(model, max_grad_norm=1.0, measure=False, verify=False) if ours else None
+        engine = PatientGradients(model, max_grad_norm=1.0, measure=False) if ours else None
 
         def step() -> None:
             losses = oracle.squares(model(x), y)
@@ -601,10 +601,20 @@ def test_a_first_chunk_of_one_patient_does_not_pass_for_verified() -> None:
 
     torch.manual_seed(0)
     model, x, y = Turned(), torch.randn(6, 6, 8), torch.zeros(6)
-    engine = PatientGradients(model, max_grad_norm=1.0, measure=False)
+    engine = PatientGradients(model, max_grad_norm=1.0, measure=False, verify=True)
     engine.clipped_sum(oracle.squares(model(x), y), torch.zeros(6, dtype=torch.int64), 2)
     with pytest.raises(CheckRefused, match="own rows"):
         engine.clipped_sum(oracle.squares(model(x), y), torch.tensor(RECORDS), 3)
+    engine.detach()
+
+
+def test_no_refusal_follows_from_private_rows() -> None:
+    """Huge activations and tiny output gradients, whose Gram norm float32 cannot hold, in the very first chunk."""
+    model = nn.Linear(4, 512, bias=False)
+    engine = PatientGradients(model, max_grad_norm=1e-3, measure=False)
+    x, away = torch.full((2, 4), 8e18), torch.full((2, 512), 2.6e-23)
+    x[1] = away[1] = 0.1
+    engine.clipped_sum((model(x) * away).sum(1), torch.arange(2), 2)
     engine.detach()
 
 

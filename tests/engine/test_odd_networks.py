@@ -373,7 +373,7 @@ def test_an_expert_that_wakes_up_late_is_compared_when_it_does() -> None:
     """Its rows may by chance be as many as the records, and belong to others."""
     torch.manual_seed(0)
     model, x, y, patient = Experts().double(), torch.randn(6, 4, 4).double(), torch.zeros(6), torch.tensor(RAGGED)
-    engine = PatientGradients(model, max_grad_norm=1.0, measure=False)
+    engine = PatientGradients(model, max_grad_norm=1.0, measure=False, verify=True)
     engine.clipped_sum(oracle.squares(model(x), y), patient, 3)
     model.chosen = torch.tensor([0, 1, 2, 3, 4, 5])  # six of 24 tokens: of two records, not one of each
     with pytest.raises(CheckRefused, match=r"the gradient of (one, )?two does not come"):
@@ -384,7 +384,7 @@ def test_an_expert_that_wakes_up_late_is_compared_when_it_does() -> None:
 def test_a_layer_that_meets_another_number_of_rows_is_compared_again() -> None:
     torch.manual_seed(0)
     model, x, y, patient = Experts().double(), torch.randn(6, 4, 4).double(), torch.zeros(6), torch.tensor(RAGGED)
-    engine = PatientGradients(model, max_grad_norm=1.0, measure=False)
+    engine = PatientGradients(model, max_grad_norm=1.0, measure=False, verify=True)
     model.chosen = torch.arange(24).view(6, 4)[:, :2].flatten()  # two tokens of each record, in order
     for _ in range(2):
         engine.clipped_sum(oracle.squares(model(x), y), patient, 3)
@@ -400,7 +400,7 @@ def test_verifying_costs_one_pass_and_no_more(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(PatientGradients, "_verify", lambda self, *a: ran.append(1) or original(self, *a))
     torch.manual_seed(0)
     model, x, y, patient = Experts(), torch.randn(6, 4, 4), torch.zeros(6), torch.tensor(RAGGED)
-    engine = PatientGradients(model, max_grad_norm=1.0, measure=False)
+    engine = PatientGradients(model, max_grad_norm=1.0, measure=False, verify=True)
     for _ in range(4):
         engine.clipped_sum(oracle.squares(model(x), y), patient, 3)
     assert len(ran) == 1

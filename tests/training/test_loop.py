@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dptrain.data import PatientBatch
 from dptrain.engine import Entangled, PatientGradients
 from dptrain.errors import ConfigError
-from dptrain.training.loop import State, one_by_one
+from dptrain.training.step import State, one_by_one
 
 
 class Recurrent(nn.Module):

@@ -23,11 +23,12 @@ from dptrain import accounting, cli
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Mechanism, Plan
+from dptrain.records import Run, RunFolder
+from dptrain.records.run import Sweep
 from dptrain.training import commands
 from dptrain.training import run as spine
 from dptrain.training.planning import sweep_cost
 from dptrain.training.run import evaluate_run, train
-from dptrain.training.runfolder import RunFolder
 
 from .conftest import PUBLIC_SIZE, Site
 
@@ -188,18 +189,18 @@ def test_a_network_that_mixes_patients_is_refused_before_the_charge(make_site: C
 KILL = """
 import os, signal, sys
 from dptrain.settings import load
-from dptrain.training import loop
+from dptrain.training import step
 from dptrain.training.run import train
 at = int(sys.argv[1])
-before = loop.PatientOptimizer.step
+before = step.PatientOptimizer.pre_step
 seen = 0
-def step(self, *a, **k):
+def pre_step(self, *a, **k):
     global seen
     seen += 1
     if seen > at:
         os.kill(os.getpid(), signal.SIGKILL)
     return before(self, *a, **k)
-loop.PatientOptimizer.step = step
+step.PatientOptimizer.pre_step = pre_step
 train(load(sys.argv[2:]), say=lambda _: None)
 """
 
@@ -217,14 +218,14 @@ def test_killed_and_resumed_a_run_pays_once_and_ends(make_site: Callable[..., Si
     said: list[str] = []
     outcome = train(site.settings(f"training.resume={site.folder / 'run'}"), say=said.append)
     assert any("crash cost" in line for line in said)
-    assert outcome.facts["status"] == "complete"
-    assert outcome.facts["resume"]["crashes"] == 1
-    lost = outcome.facts["resume"]["steps_lost"]
+    assert outcome.folder.read_facts()["status"] == "complete"
+    assert outcome.folder.read_facts()["resume"]["crashes"] == 1
+    lost = outcome.folder.read_facts()["resume"]["steps_lost"]
     assert lost == paid - (at - at % 2)
-    privacy = outcome.facts["privacy"]
+    privacy = outcome.folder.read_facts()["privacy"]
     assert privacy["steps_charged"] == 12
     assert privacy["steps_run"] == 12 - lost
-    assert outcome.facts["gate"]["spent_after"] <= 8
+    assert outcome.folder.read_facts()["gate"]["spent_after"] <= 8
     with pytest.raises(ConfigError):
         train(site.settings(f"training.resume={site.folder / 'run'}"), say=quiet)
 
@@ -249,7 +250,7 @@ def test_one_checkpoint_resumed_twice_draws_other_noise(
     weights = []
     for _ in range(2):
         outcome = train(site.settings(f"training.resume={site.folder / 'run'}"), say=quiet)
-        weights.append(outcome.facts["model"]["sha256"])
+        weights.append(outcome.folder.read_facts()["model"]["sha256"])
         shutil.rmtree(site.folder)
         shutil.copytree(crashed, site.folder)
     assert weights[0] != weights[1]
@@ -313,7 +314,7 @@ def test_what_fails_before_a_payment_costs_nothing_and_after_it_says_how_to_go_o
     site = make_site()
 
     def fails(pay: int) -> Callable[..., None]:
-        def fit(_model: object, _loader: object, _plan: object, grant: Grant, **_: object) -> None:
+        def fit(_step: object, _loader: object, grant: Grant, **_: object) -> None:
             grant.commit(pay)
             raise KeyboardInterrupt if pay else RuntimeError
 
@@ -522,10 +523,10 @@ def test_a_sweep_that_breaks_still_counts_every_trial_that_was_charged(
     identity = seen[0]["sweep"]["id"]
     assert all(facts["sweep"] == {"id": identity, "trials": None, "epsilon_total": None} for facts in seen)
     assert all(facts["sweep"]["id"] == identity and facts["sweep"]["trials"] == 3 for facts in ends)
-    of_three = sweep_cost([{**ends[0], "id": str(number)} for number in range(3)])
+    of_three = sweep_cost([Run.of({**ends[0], "id": str(number)}) for number in range(3)])
     assert of_three is not None
     for facts in ends:
-        assert facts["sweep"]["epsilon_total"] == pytest.approx(of_three["epsilon_total"])
+        assert facts["sweep"]["epsilon_total"] == pytest.approx(of_three.epsilon_total)
     assert "charged trials: 3; together they cost epsilon" in capsys.readouterr().out
     assert not list(site.folder.glob(".dptrain-sweep*"))
 
@@ -585,14 +586,17 @@ def test_a_sweep_counts_each_inherited_run_once() -> None:
             "privacy": {"delta": 1e-5, "mechanisms": [dataclasses.asdict(own)], "inherited": inherited},
         }
 
-    together = sweep_cost([trial("one"), trial("two")])
+    together = sweep_cost([Run.of(trial("one")), Run.of(trial("two"))])
     assert together is not None
-    assert together["epsilon_total"] == pytest.approx(accounting.pld_epsilon((base, own, own), 1e-5))
-    assert together["epsilon_total"] >= accounting.pld_epsilon((base, own), 1e-5)
+    assert together.epsilon_total == pytest.approx(accounting.pld_epsilon((base, own, own), 1e-5))
+    assert together.epsilon_total is not None
+    assert together.epsilon_total >= accounting.pld_epsilon((base, own), 1e-5)
     first = trial("one") | {"id": "earlier"}
     first["privacy"] = {"delta": 1e-5, "mechanisms": [dataclasses.asdict(base)], "inherited": []}
-    same = sweep_cost([first, trial("two"), trial("three")])  # the first is what the others start from
-    assert same == {"trials": 3, "epsilon_total": together["epsilon_total"]}
+    same = sweep_cost(
+        [Run.of(one) for one in (first, trial("two"), trial("three"))]
+    )  # the first is what the others start from
+    assert same == Sweep(trials=3, epsilon_total=together.epsilon_total)
 
 
 def test_a_promise_names_as_many_units_as_a_person_may_have(make_site: Callable[..., Site]) -> None:
@@ -657,8 +661,8 @@ def test_the_calibration_is_released_once(make_site: Callable[..., Site], monkey
         with pytest.raises(OSError):
             run(site, "run", "privacy.calibration_noise_multiplier=10")
     outcome = train(site.settings(f"training.resume={site.folder / 'run'}"), say=quiet)
-    assert outcome.facts["status"] == "complete"
-    assert outcome.facts["calibration"] is not None
+    assert outcome.folder.read_facts()["status"] == "complete"
+    assert outcome.folder.read_facts()["calibration"] is not None
     assert len(drawn) == 1
 
 
@@ -691,7 +695,7 @@ def test_a_copied_folder_gives_no_second_calibration(
     said: list[str] = []
     outcome = train(site.settings(f"training.resume={site.folder / 'b'}"), say=said.append)
     assert len(drawn) == 1
-    assert (outcome.facts["status"], outcome.facts["calibration"]) == ("complete", None)
+    assert (outcome.folder.read_facts()["status"], outcome.folder.read_facts()["calibration"]) == ("complete", None)
     assert any("not drawn again" in line for line in said)
     assert site.ledger.verify() == []
 
@@ -704,7 +708,7 @@ def test_a_resumed_run_starts_from_the_weights_it_was_granted_for(
 
     site = make_site()
 
-    def interrupted(_model: object, _loader: object, _plan: object, grant: Grant, **_: object) -> None:
+    def interrupted(_step: object, _loader: object, grant: Grant, **_: object) -> None:
         grant.commit(1)
         raise KeyboardInterrupt
 
@@ -762,12 +766,12 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
             raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dptrain.training.loop.PatientOptimizer.scale_grad", fail)
+        patch.setattr("dptrain.training.step.PatientOptimizer.scale_grad", fail)
         with pytest.raises(OSError, match="no space"):
             run(site, "run", *words)
     before = len(slow)
     outcome = train(site.settings(f"training.resume={stop.path}"), say=quiet)
-    assert outcome.facts["status"] == "complete"
+    assert outcome.folder.read_facts()["status"] == "complete"
     assert 0 < before < len(slow)
     slow_ones = {name for name in slow[-1] if name.startswith("layer.")} | {"out.weight", "out.bias"}
     assert len(slow_ones) == 14
@@ -777,7 +781,8 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
     settings, plan = load_run(stop.path).settings, load_run(stop.path).plan
     assert settings.model.rules == {"layer": "one-by-one", "out": "one-by-one"}
     cohort = data.scan(settings.data, site.keys)
-    with site.ledger.admit("tiny", purpose="audit", run=outcome.facts["id"], fingerprint=cohort.fingerprint) as grant:
+    identity = str(outcome.facts.id)
+    with site.ledger.admit("tiny", purpose="audit", run=identity, fingerprint=cohort.fingerprint) as grant:
         material, _ = prepare(settings, cohort, grant, plan, AuditConfig())
     before = len(slow)
     shown = dataclasses.replace(material, plan=dataclasses.replace(plan, steps=1))

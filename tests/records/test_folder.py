@@ -9,7 +9,7 @@ import pytest
 
 from dptrain.errors import ConfigError
 from dptrain.files import write_json
-from dptrain.training.runfolder import RunFolder
+from dptrain.records import Run, RunFolder
 
 
 def mode(path: Path) -> int:
@@ -27,7 +27,7 @@ def test_restricted_files_are_closed_to_others(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run").create()
-    folder.write_facts({"schema": "dptrain.run/1"})
+    folder.write(Run(program={}, plan={}))
     with pytest.raises(ConfigError):
         RunFolder(tmp_path / "run").create()
 

@@ -6,13 +6,11 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.files import make_folder, utc_now, write_json
-
-RUN_SCHEMA = "dptrain.run/1"
-METRICS_SCHEMA = "dptrain.metrics/1"
+from dptrain.records.run import RUN_SCHEMA, Run
+from dptrain.records.shape import Json, Record
 
 
 class RunFolder:
@@ -57,7 +55,7 @@ class RunFolder:
             with suppress(OSError):
                 folder.rmdir()
 
-    def read_facts(self) -> dict[str, Any]:
+    def read_facts(self) -> Json:
         """run.json. Raises ConfigError where there is none, it is torn, or of a schema that is not known."""
         try:
             facts = json.loads(self.facts.read_text(encoding="utf-8"))
@@ -71,9 +69,18 @@ class RunFolder:
             raise ConfigError(f"{self.facts} is not of schema {RUN_SCHEMA}: this program cannot read it.")
         return facts
 
-    def write_facts(self, facts: dict[str, Any]) -> None:
+    def read(self) -> Run:
+        """run.json as this program wrote it. Raises ConfigError as :meth:`read_facts`."""
+        return Run.of(self.read_facts())
+
+    def write(self, run: Run) -> None:
         """Write run.json whole."""
-        write_json(self.facts, facts)
+        write_json(self.facts, run.to_json())
+
+    def amend(self, **sections: Record) -> None:
+        """Write run.json with some sections made anew; every other byte's meaning stays, known or not."""
+        amended = {name: section.to_json() for name, section in sections.items()}
+        write_json(self.facts, {**self.read_facts(), **amended})
 
     def note_access(self, what: str) -> None:
         """Append who read or wrote restricted material, and when."""
