@@ -131,9 +131,9 @@ def test_rows_of_the_wrong_length_and_columns_twice(tmp_path):
 def test_a_row_twice_is_a_fault(tmp_path):
     rows = made.rows()
     made.write(tmp_path, [*rows, rows[3]])
-    assert faults_of(made.settings(tmp_path)) == ["row 18 (as row 5): the same file in column 'file' as an earlier row"]
     same = "row 18 (as row 5): the same file in column 'file' as an earlier row"
     assert faults_of(made.settings(tmp_path)) == [same]
+
 
 def test_patients_who_share_pixels_can_be_merged_into_one_unit(tmp_path):
     rows = made.rows()
