@@ -37,7 +37,7 @@ from dptrain.plan import Plan
 from dptrain.settings import OptimizerConfig
 from dptrain.training.loop import fit
 from dptrain.training.step import PrivateStep, Update
-from dptrain.vocabulary import Activation, Labels, task_spec
+from dptrain.vocabulary import Activation, Labels, Purpose, task_spec
 
 Tick = Callable[[int], None]
 STACK_BYTES = 256 << 20
@@ -87,7 +87,11 @@ def half_plan(plan: Plan) -> Plan:
     batch = max(1, round(plan.expected_batch_size / 2))
     size = math.ceil(batch * plan.public_size / plan.expected_batch_size)
     return dataclasses.replace(
-        plan, public_size=size, expected_batch_size=batch, delta=min(plan.delta, 0.5 / size), declares=("audit",)
+        plan,
+        public_size=size,
+        expected_batch_size=batch,
+        delta=min(plan.delta, 0.5 / size),
+        declares=(Purpose.AUDIT,),
     )
 
 
@@ -471,7 +475,8 @@ def _gradients(material: Material, module: nn.Module) -> Callable[..., dict[str,
     fixed = _fixed(module)
 
     def one(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return material.loss(functional_call(module, (weights, fixed), (x[None],)), y[None])[0]
+        loss: Tensor = material.loss(functional_call(module, (weights, fixed), (x[None],)), y[None])[0]
+        return loss
 
     return vmap(vmap(grad(one), in_dims=(None, 0, 0)), in_dims=(0, 0, 0))
 
@@ -545,7 +550,7 @@ class _ReferenceLeave:
     plan: Plan
     excluded: frozenset[bytes]
     run: str = "reference"
-    purpose: str = "audit"
+    purpose: str = Purpose.AUDIT
     cohort: str = "reference"
     fingerprint: str = _Roster.fingerprint
     lease: int = 1 << 30
@@ -605,7 +610,7 @@ def train_with_engine(
             output = model(material.inputs[begin : begin + 512].to(device).float())[None]
             labels = material.labels[begin : begin + 512].to(device)
             parts.append(score_outputs(output, labels, material.task, material.loss))
-    return np.concatenate(parts, axis=1)[0]
+    return np.asarray(np.concatenate(parts, axis=1)[0])
 
 
 _shared: tuple[Material, str] | None = None

@@ -159,7 +159,7 @@ def normal_of(orientation: np.ndarray) -> np.ndarray | None:
     """The unit normal of a plane from its row and column cosines [6], or None where they span none."""
     normal = np.cross(orientation[:3], orientation[3:])
     length = float(np.linalg.norm(normal))
-    return normal / length if length > 0.5 else None
+    return None if length <= 0.5 else np.asarray(normal / length)
 
 
 def order_of(places: Sequence[Place]) -> tuple[list[int], str]:
@@ -207,7 +207,7 @@ def _line_of(positions: np.ndarray) -> np.ndarray | None:
     if lengths.max() < APART:
         return None
     direction = apart[lengths.argmax()] / lengths.max()
-    return direction * np.sign(direction[np.abs(direction).argmax()])
+    return np.asarray(direction * np.sign(direction[np.abs(direction).argmax()]))
 
 
 SPLIT_SERIES = "Split it into one series each, or drop it: data.drop={SeriesInstanceUID: …}."

@@ -130,8 +130,10 @@ def _rescaled(pixels: np.ndarray, dataset: Any) -> np.ndarray:
     slopes = np.array([float(frame.RescaleSlope) for frame in frames])
     intercepts = np.array([float(frame.RescaleIntercept) for frame in frames])
     if len(frames) == 1 or pixels.ndim == 2:
-        return pixels * slopes[0] + intercepts[0]
-    return pixels * slopes[:, None, None] + intercepts[:, None, None]
+        slopes, intercepts = slopes[0], intercepts[0]
+    else:
+        slopes, intercepts = slopes[:, None, None], intercepts[:, None, None]
+    return np.asarray(pixels * slopes + intercepts)
 
 
 def _frames(dataset: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from dptrain.files import utc_now
 from dptrain.report.content import Block, heading, history_table, p, rows, section, table
 from dptrain.report.facts import Facts, clean, cohort_history, number
 from dptrain.report.language import Language
+from dptrain.vocabulary import BudgetKind
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus
@@ -73,9 +74,9 @@ def forecast(status: CohortStatus) -> list[Facts]:
 
     Empty where there is no open budget, no run yet, or the last one was not private.
     """
-    from dptrain.accounting import rdp_epsilon
+    from dptrain.accounting import epsilon_after
 
-    opened = next((budget for budget in status.budgets if budget.kind == "open"), None)
+    opened = next((budget for budget in status.budgets if budget.kind == BudgetKind.OPEN), None)
     charged = [run for run in status.runs if run.epsilon_gate]
     if opened is None or not charged:
         return []
@@ -83,7 +84,7 @@ def forecast(status: CohortStatus) -> list[Facts]:
     last = charged[-1]
     found = []
     for more in FORECASTS:
-        after = rdp_epsilon(spent + more * (last.epsilon_gate or 0.0), opened.order, opened.delta)
+        after = epsilon_after(spent, last.epsilon_gate or 0.0, more, opened.order, opened.delta)
         found.append(
             {
                 "runs": more,

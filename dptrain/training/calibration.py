@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from dptrain.engine import NoiseSource
-from dptrain.vocabulary import Activation, Labels, task_spec
+from dptrain.vocabulary import Activation, Generator, Labels, task_spec
 
 EDGES = np.linspace(-8, 8, 33)
 CENTRES = np.concatenate([[-9.0], (EDGES[1:] + EDGES[:-1]) / 2, [9.0]])
@@ -93,7 +93,7 @@ def patient_histogram(which: NDArray[np.int64], patient: NDArray[np.int64], task
     missed = MISSED if task_spec(task).activation is Activation.SOFTMAX else 0
     rows = np.zeros((len(names), len(CENTRES) + missed))
     np.add.at(rows, (np.repeat(position, which.shape[1]), which.ravel()), 1.0)
-    return rows / np.maximum(rows.sum(axis=1, keepdims=True), 1.0)
+    return np.asarray(rows / np.maximum(rows.sum(axis=1, keepdims=True), 1.0))
 
 
 def fit_calibration(
@@ -103,7 +103,7 @@ def fit_calibration(
     task: str,
     *,
     noise_multiplier: float,
-    generator: str = "cryptographic",
+    generator: str = Generator.CRYPTOGRAPHIC,
 ) -> Calibration:
     """Release the noisy histogram once and fit temperature and threshold to it.
 
