@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Item: TypeAlias = dict[str, Any]  # image, and label where that is an image: tensors, MONAI's among them
 
 
 class Unreadable(Exception):
@@ -46,8 +51,8 @@ class Source(Protocol):
     def check(self, i: int) -> tuple[np.ndarray | None, list[Fault]]:
         """What is hashed of record i (None where it cannot be read), and what is wrong with it."""
 
-    def item(self, i: int) -> dict[str, Any]:
+    def item(self, i: int) -> Item:
         """Record i after the deterministic transforms: image, and label where that is an image; plain tensors."""
 
-    def batch(self, indices: Sequence[int]) -> Any | None:
+    def batch(self, indices: Sequence[int]) -> Tensor | None:
         """Many images at once, float32 [n, …], or None where they are read one by one."""

@@ -273,12 +273,12 @@ def cohort_from_dataset(
     return cohort_of(config, manifest, source, keys, faults, workers=1)
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: object) -> object:
     """A Python number or text of what a dataset holds (a tensor of one number, a NumPy scalar)."""
     return value.item() if hasattr(value, "item") and getattr(value, "size", 1) != 0 else value
 
 
-def _whole(label: Any) -> int | None:
+def _whole(label: object) -> int | None:
     """The class number that a label is; None for one that is none."""
     try:
         number = float(np.asarray(label))

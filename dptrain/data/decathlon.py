@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 from dptrain.data.delimited import read_text
 from dptrain.data.faults import Faults
@@ -21,7 +20,7 @@ class _Twice(ValueError):
     """A name occurs twice in one JSON object."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) != len(pairs):
         raise _Twice

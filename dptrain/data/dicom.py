@@ -8,9 +8,10 @@ own plane (PS3.3, C.7.6.2.1.1), never by name.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from dptrain.data.manifest import Manifest, join
 from dptrain.data.paths import inside
 from dptrain.errors import ConfigError, DataUnreadable
 from dptrain.settings import DataConfig
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 # Header field -> the name by which docs and other formats call the same thing.
 FIELDS = {
@@ -35,6 +39,7 @@ FIELDS = {
     "SOPInstanceUID": "",
     "AccessionNumber": "",
 }
+VOLUME = ("IssuerOfPatientID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID")  # what one volume has in common
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "InstanceNumber", "Rows")
 SUFFIXES = (".dcm", ".dicom", ".ima")
 FLAT = 1e-3  # cosines: two planes of one orientation differ by less
@@ -68,7 +73,7 @@ def read_dicom_folder(config: DataConfig, folder: Path, faults: Faults) -> Manif
         number += 1
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-            item = {tag: str(header.get(tag, "") or "").strip() for tag in FIELDS}
+            item = {tag: _text(header, tag) for tag in FIELDS}
             place = Place(header)
             rows = header.get("Rows")
         except Exception:  # damaged headers raise errors of many kinds
@@ -77,9 +82,7 @@ def read_dicom_folder(config: DataConfig, folder: Path, faults: Faults) -> Manif
         if rows is None:
             faults.pass_over("DICOM files without an image (directories, reports, plans, waveforms)")
             continue
-        item["PatientAge"] = years(item["PatientAge"])
-        item["file"] = path.relative_to(folder).as_posix()
-        items.append(item)
+        items.append({**item, "file": path.relative_to(folder).as_posix()})
         places.append(place)
         names.append(f"file {number}")
     stacks: dict[str, list[str]] = {}
@@ -102,7 +105,12 @@ def read_dicom_folder(config: DataConfig, folder: Path, faults: Faults) -> Manif
     return manifest
 
 
-def _pydicom() -> Any:
+def _text(header: Mapping[str, Any] | Dataset, tag: str) -> str:
+    text = str(header.get(tag, "") or "").strip()
+    return years(text) if tag == "PatientAge" else text
+
+
+def _pydicom() -> ModuleType:
     try:
         import pydicom
     except ImportError:
@@ -140,14 +148,14 @@ def _files(folder: Path, faults: Faults, outside: bool) -> Iterator[Path]:
 class Place:
     """Where a slice lies: position and orientation in the patient (mm, LPS), and its number in the acquisition."""
 
-    def __init__(self, header: Any) -> None:
+    def __init__(self, header: Mapping[str, Any] | Dataset) -> None:
         self.position = numbers(header.get("ImagePositionPatient"), 3)
         self.orientation = numbers(header.get("ImageOrientationPatient"), 6)
         number = header.get("InstanceNumber")
         self.number = None if number in (None, "") else int(number)
 
 
-def numbers(values: Any, count: int) -> np.ndarray | None:
+def numbers(values: Sequence[float] | None, count: int) -> np.ndarray | None:
     """So many finite numbers of a header field, or None."""
     if values is None or len(values) != count:
         return None
@@ -220,7 +228,7 @@ def _series(
     groups: dict[tuple[str, ...], list[int]] = {}
     owners: dict[str, tuple[str, ...]] = {}
     for i, item in enumerate(items):
-        uid = item["SeriesInstanceUID"]
+        issuer, patient, study, uid = (item[field] for field in VOLUME)
         if not uid:
             faults.add(
                 "the SeriesInstanceUID is empty: what belongs to one volume cannot be told",
@@ -228,14 +236,13 @@ def _series(
                 remedy="De-identify anew with UIDs replaced, not removed; or dicom.series=false for single images.",
             )
             continue
-        person = (item["IssuerOfPatientID"], item["PatientID"])
-        if owners.setdefault(uid, person) != person:
+        if owners.setdefault(uid, (issuer, patient)) != (issuer, patient):
             faults.add(
                 "one SeriesInstanceUID is shared by files of several patients",
                 names[i],
                 remedy="De-identify anew so that each series has a UID of its own; or drop these files.",
             )
-        groups.setdefault((*person, item["StudyInstanceUID"], uid), []).append(i)
+        groups.setdefault((issuer, patient, study, uid), []).append(i)
     kept: list[dict[str, str]] = []
     kept_names: list[str] = []
     stacks: dict[str, list[str]] = {}

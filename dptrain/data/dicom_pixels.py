@@ -10,13 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dptrain.data.dicom import Place, normal_of, numbers, order_of
 from dptrain.data.packed import check_size
 from dptrain.source import Unreadable
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 PHOTOMETRIC = (
     "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422",
@@ -69,7 +72,7 @@ def read_series(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray | None]:
     return np.stack(slices, axis=1), _affine([Place(dataset) for dataset in datasets], spacing)
 
 
-def _dataset(path: Path) -> Any:
+def _dataset(path: Path) -> Dataset:
     import pydicom
 
     dataset = pydicom.dcmread(path)
@@ -90,7 +93,7 @@ def _dataset(path: Path) -> Any:
     return dataset
 
 
-def _meaning(dataset: Any) -> np.ndarray:
+def _meaning(dataset: Dataset) -> np.ndarray:
     """The numbers [C, …] that the stored ones mean."""
     from pydicom.pixels import apply_color_lut
 
@@ -108,7 +111,7 @@ def _meaning(dataset: Any) -> np.ndarray:
     return _rescaled(pixels, dataset)[None]
 
 
-def _turned(pixels: np.ndarray, dataset: Any) -> np.ndarray:
+def _turned(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Light for dark: the largest number that can be stored plus the smallest, less each (PS3.3, C.7.6.3.1.2)."""
     if pixels.dtype.kind == "f":
         raise Unreadable("holds inverted floating-point pixels", remedy="Export it as MONOCHROME2.")
@@ -117,7 +120,7 @@ def _turned(pixels: np.ndarray, dataset: Any) -> np.ndarray:
     return (ends - pixels.astype(np.int64)).astype(np.int32 if bits < 31 else np.int64)
 
 
-def _rescaled(pixels: np.ndarray, dataset: Any) -> np.ndarray:
+def _rescaled(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Modality LUT or rescale, of the whole file or of each frame (PS3.3, C.11.1 and C.7.6.16.2.9)."""
     from pydicom.pixels import apply_rescale
 
@@ -136,22 +139,22 @@ def _rescaled(pixels: np.ndarray, dataset: Any) -> np.ndarray:
     return np.asarray(pixels * slopes + intercepts)
 
 
-def _frames(dataset: Any) -> list[Any]:
+def _frames(dataset: Dataset) -> list[Dataset]:
     """The functional groups of each frame; empty where a file has none."""
     return list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
 
 
-def _in_frame(dataset: Any, frame: Any, name: str) -> Any | None:
+def _in_frame(dataset: Dataset, frame: Dataset, name: str) -> Dataset | None:
     """A macro of a frame, or that which all frames share."""
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
     for group in (frame, *shared):
-        macro = list(group.get(name) or [])
+        macro: list[Dataset] = list(group.get(name) or [])
         if macro:
             return macro[0]
     return None
 
 
-def _place_of_frame(dataset: Any, frame: Any) -> Place:
+def _place_of_frame(dataset: Dataset, frame: Dataset) -> Place:
     position = _in_frame(dataset, frame, "PlanePositionSequence")
     orientation = _in_frame(dataset, frame, "PlaneOrientationSequence")
     place = Place({})
@@ -160,7 +163,7 @@ def _place_of_frame(dataset: Any, frame: Any) -> Place:
     return place
 
 
-def _spacing(dataset: Any, frame: Any) -> np.ndarray | None:
+def _spacing(dataset: Dataset, frame: Dataset) -> np.ndarray | None:
     measures = _in_frame(dataset, frame, "PixelMeasuresSequence")
     return None if measures is None else numbers(measures.get("PixelSpacing"), 2)
 
@@ -182,7 +185,7 @@ def _affine(places: Sequence[Place], spacing: np.ndarray | None) -> np.ndarray |
     return LPS_TO_RAS @ affine
 
 
-def _undecoded(dataset: Any) -> Unreadable:
+def _undecoded(dataset: Dataset) -> Unreadable:
     """Why pixels could not be decoded, with the packages that pydicom names for their compression."""
     from pydicom.pixels import get_decoder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,15 +16,19 @@ from dptrain.data import transforms as pipeline
 from dptrain.data.transforms import TransformFailed
 from dptrain.settings import DataConfig
 from dptrain.settings.data import shape_of
-from dptrain.source import Fault
+from dptrain.source import Fault, Item
 from dptrain.vocabulary import Labels, task_spec
+
+if TYPE_CHECKING:
+    from monai.transforms import MapTransform
+    from torch import Tensor
 
 RELABEL = ("MapLabelValued", "LabelToMaskd", "AsDiscreted", "ForegroundMaskd")  # new values are what they are for
 SAMPLED = ("Resized", "Zoomd", "RandZoomd")  # by torch.nn.functional.interpolate, which takes no bilinear volumes
 PLACED_APART = 0.1  # voxels
 
 
-def whole_label(label: Any, classes: int) -> Any:
+def whole_label(label: Tensor, classes: int) -> Tensor:
     """A label image as int64 [1, …]. Raises TransformFailed where it holds anything but whole numbers 0…C."""
     tensor = pipeline.plain(label)
     whole = tensor.long()
@@ -35,7 +39,7 @@ def whole_label(label: Any, classes: int) -> Any:
     return whole
 
 
-def labels_changed(transforms: Sequence[Any], item: dict[str, Any]) -> Fault | None:
+def labels_changed(transforms: Sequence[MapTransform], item: Item) -> Fault | None:
     """Run the transforms one by one and name the first that makes labels which were not there; None where none does.
 
     Args:
@@ -55,11 +59,11 @@ def labels_changed(transforms: Sequence[Any], item: dict[str, Any]) -> Fault | N
     return None
 
 
-def _values(label: Any) -> np.ndarray:
+def _values(label: Tensor) -> np.ndarray:
     return np.unique(np.asarray(label, dtype=np.float64))
 
 
-def _changed(transform: Any, name: str, what: str, item: dict[str, Any]) -> Fault:
+def _changed(transform: MapTransform, name: str, what: str, item: Item) -> Fault:
     keys = [str(key) for key in transform.keys]
     smooth = "area" if name in SAMPLED and item["image"].ndim == 4 else "bilinear"
     modes = ", ".join("nearest" if key == "label" else smooth for key in keys)
@@ -70,7 +74,7 @@ def _changed(transform: Any, name: str, what: str, item: dict[str, Any]) -> Faul
     return Fault(f"the transform {name} {what}", remedy=remedy)
 
 
-def placed_apart(image: Any, label: Any) -> bool:
+def placed_apart(image: Tensor, label: Tensor) -> bool:
     """Whether image and label lie in different places: a corner of one is more than a tenth of a voxel off."""
     affines = [getattr(value, "affine", None) for value in (image, label)]
     if affines[0] is None or affines[1] is None:
@@ -114,7 +118,7 @@ def try_pipeline(config: DataConfig) -> list[tuple[str, Fault]]:
     return faults
 
 
-def made_up(shape: Sequence[int], classes: int) -> dict[str, Any]:
+def made_up(shape: Sequence[int], classes: int) -> Item:
     """An image of noise and a label image that holds 0 and the last class, as MONAI's tensors with an affine."""
     import torch
     from monai.data import MetaTensor
@@ -123,8 +127,10 @@ def made_up(shape: Sequence[int], classes: int) -> dict[str, Any]:
     spatial = tuple(shape[1:])
     affine = np.diag([0.9, 1.1, 1.3, 1.0])
     label = torch.zeros((1, *spatial))
-    inner: tuple[Any, ...] = (0, *(slice(size // 4, size - size // 4) for size in spatial))
-    label[inner] = float(classes)
+    inner = label[0]
+    for axis, size in enumerate(spatial):
+        inner = inner.narrow(axis, size // 4, size - 2 * (size // 4))
+    inner.fill_(float(classes))
     image = torch.rand(tuple(shape), generator=generator)
     return {
         "image": MetaTensor(image, affine=torch.from_numpy(affine)),

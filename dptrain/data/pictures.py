@@ -7,11 +7,14 @@ What changes the meaning of the numbers is honoured or refused (docs/data.md has
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dptrain.source import Unreadable
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "MPO")
@@ -48,13 +51,14 @@ def read_picture(path: Path, *, dims: int, label: bool = False) -> np.ndarray:
         return np.stack(slices, axis=1)
 
 
-def _page(image: Any, label: bool) -> np.ndarray:
+def _page(image: Image.Image, label: bool) -> np.ndarray:
     mode = image.mode
     if mode not in MODES:
         raise Unreadable(
             "is in a colour space that is not read", detail=mode, remedy="Save it as greyscale or RGB."
         )
-    raw = str(image.tile[0][3]) if image.tile else ""
+    tiles = getattr(image, "tile", None)
+    raw = str(tiles[0][3]) if tiles else ""
     if ";16" in raw and not mode.startswith("I"):
         raise Unreadable(
             "has 16 bits a colour, of which eight would be read",
@@ -77,7 +81,7 @@ def _page(image: Any, label: bool) -> np.ndarray:
     return array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -1, 0))
 
 
-def _upright(image: Any) -> Any:
+def _upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF orientation says (Exif 3.0, tag 0x0112)."""
     from PIL import ImageOps
 

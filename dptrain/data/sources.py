@@ -20,7 +20,7 @@ from dptrain.data.transforms import TransformFailed, plain
 from dptrain.errors import ConfigError
 from dptrain.settings import DataConfig
 from dptrain.settings.data import shape_of
-from dptrain.source import Fault, Source, Unreadable
+from dptrain.source import Fault, Item, Source, Unreadable
 from dptrain.vocabulary import Labels, task_spec
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ class TableSource:
     def check(self, i: int) -> tuple[np.ndarray | None, list[Fault]]:
         return self.rows[i], []
 
-    def item(self, i: int) -> dict[str, Any]:
+    def item(self, i: int) -> Item:
         import torch
 
         return {"image": torch.from_numpy(self.features[i].copy())}
 
-    def batch(self, indices: Sequence[int]) -> Any:
+    def batch(self, indices: Sequence[int]) -> Tensor:
         import torch
 
         return torch.from_numpy(self.features[np.asarray(indices, dtype=np.int64)])
@@ -68,7 +68,7 @@ class ImageSource:
         self.transforms = transforms.build(config.transforms, random=False)
         self.by_shape = transforms.shape_only(self.transforms)
         self.geometric = transforms.geometric(self.transforms)
-        self.seen: set[tuple[Any, ...]] = set()
+        self.seen: set[tuple[tuple[int, ...], str]] = set()
         self.digests: dict[int, bytes] = {}
         self.shape = shape_of(config)
         self.folder = manifest.folder
@@ -149,7 +149,7 @@ class ImageSource:
             return [Fault(f"the transform {error}", f"the image was {list(pixels.shape)}")]
         return self._wrong_shape(image)
 
-    def _wrong_shape(self, image: Any) -> list[Fault]:
+    def _wrong_shape(self, image: Tensor) -> list[Fault]:
         got, want = tuple(image.shape), self.shape
         if got == want:
             return []
@@ -164,13 +164,14 @@ class ImageSource:
         except Unreadable as error:
             return [Fault(f"the label image {error.cause}", error.detail, error.remedy)]
         try:
-            views = self._views(dict(item))
+            view = self._views(dict(item))
         except TransformFailed as error:
             return [Fault(f"the transform {error}", f"the image was {list(pixels.shape)}")]
-        faults = self._wrong_shape(views["image"])
-        if not faults and views["label"].shape != (1, *self.shape[1:]):
-            faults.append(Fault("the label image has another shape than the image", str(list(views["label"].shape))))
-        if not faults and placed_apart(views["image"], views["label"]):
+        image, label = view["image"], view["label"]
+        faults = self._wrong_shape(image)
+        if not faults and label.shape != (1, *self.shape[1:]):
+            faults.append(Fault("the label image has another shape than the image", str(list(label.shape))))
+        if not faults and placed_apart(image, label):
             faults.append(
                 Fault(
                     "the label image lies elsewhere than the image",
@@ -179,7 +180,7 @@ class ImageSource:
                 )
             )
         try:
-            made = set(whole_label(views["label"], self.classes).unique().tolist())
+            made = set(whole_label(label, self.classes).unique().tolist())
         except TransformFailed:
             made = {-1}
         if not made <= {0, *item["label"].unique().tolist()}:
@@ -195,7 +196,7 @@ class ImageSource:
             )
         return faults
 
-    def _pair(self, i: int, pixels: np.ndarray, affine: np.ndarray | None) -> dict[str, Any]:
+    def _pair(self, i: int, pixels: np.ndarray, affine: np.ndarray | None) -> Item:
         """Image and label as tensors, each with its own affine. Raises Unreadable where they cannot be a pair."""
         label, own = self.raw_label(i)
         if affine is None or own is None:
@@ -204,7 +205,7 @@ class ImageSource:
             own = affine
         return {"image": placed_tensor(pixels, affine), "label": placed_tensor(label, own)}
 
-    def _views(self, item: dict[str, Any]) -> dict[str, Any]:
+    def _views(self, item: Item) -> Item:
         """The one view that the deterministic transforms make, MONAI's metadata included."""
         views = transforms.apply(self.transforms, item)
         if len(views) != 1:
@@ -214,7 +215,7 @@ class ImageSource:
             )
         return views[0]
 
-    def item(self, i: int) -> dict[str, Any]:
+    def item(self, i: int) -> Item:
 
         pixels, affine = self.raw(i)
         if i in self.digests and self.digests[i] != _digest(pixels):
@@ -286,7 +287,7 @@ class DatasetSource:
                 return pixels, [Fault("the label image has another shape than the image", str(list(label.shape)))]
         return pixels, []
 
-    def item(self, i: int) -> dict[str, Any]:
+    def item(self, i: int) -> Item:
         item = self.dataset[i]
         result = {"image": plain(item[self.image]).float()}
         if self.segmentation:

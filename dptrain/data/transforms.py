@@ -11,12 +11,17 @@ import importlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dptrain.errors import CheckRefused, ConfigError
+from dptrain.source import Item
 from dptrain.terminal.words import suggest
+
+if TYPE_CHECKING:
+    from monai.transforms import MapTransform
+    from torch import Tensor
 
 PREFIX = "monai.transforms."
 KEYS = ("image", "label")
@@ -63,7 +68,7 @@ class TransformFailed(Exception):
     """A transform failed on a record; the message names transform and kind of error only."""
 
 
-def build(nodes: Sequence[Any], *, random: bool) -> list[Any]:
+def build(nodes: Sequence[object], *, random: bool) -> list[MapTransform]:
     """The transforms that `_target_` nodes (or ready objects) describe.
 
     Args:
@@ -80,7 +85,7 @@ def build(nodes: Sequence[Any], *, random: bool) -> list[Any]:
     return [_build_one(node, random) for node in nodes]
 
 
-def _build_one(node: Any, random: bool) -> Any:
+def _build_one(node: object, random: bool) -> MapTransform:
     from monai.transforms import MapTransform, Randomizable
 
     if isinstance(node, Mapping):
@@ -127,7 +132,7 @@ def _instead(name: str) -> str:
     return f"Remove it. {suggest(name, sorted(ALLOWED))}"
 
 
-def _instantiate(node: dict[str, Any]) -> tuple[Any, str]:
+def _instantiate(node: dict[str, object]) -> tuple[object, str]:
     target = str(node.pop("_target_", ""))
     name = target.removeprefix(PREFIX)
     if not target.startswith(PREFIX) or "." in name:
@@ -153,7 +158,7 @@ def _instantiate(node: dict[str, Any]) -> tuple[Any, str]:
         raise ConfigError(f"{name} does not take these arguments: {error}.") from None
 
 
-def _check_argument(name: str, argument: str, value: Any) -> None:
+def _check_argument(name: str, argument: str, value: object) -> None:
     """Raise ConfigError for an argument that is more than numbers and plain words, or a key that no record has."""
     if isinstance(value, Mapping):
         if "_target_" in value:
@@ -172,17 +177,17 @@ def _check_argument(name: str, argument: str, value: Any) -> None:
         raise ConfigError(f"{name}.{argument} is a {type(value).__name__}: only numbers and words are allowed.")
 
 
-def shape_only(transforms: Sequence[Any]) -> bool:
+def shape_only(transforms: Sequence[MapTransform]) -> bool:
     """Whether the output's shape follows from the input's shape for all of them."""
     return all(type(transform).__name__.removesuffix("d") in SHAPE_ONLY for transform in transforms)
 
 
-def geometric(transforms: Sequence[Any]) -> list[str]:
+def geometric(transforms: Sequence[MapTransform]) -> list[str]:
     """Names of those that go by the affine."""
     return [name for transform in transforms if (name := type(transform).__name__) in GEOMETRIC]
 
 
-def crops(transforms: Sequence[Any]) -> int:
+def crops(transforms: Sequence[MapTransform]) -> int:
     """How many views the multi-crop transforms among them make of one (product of `num_samples`)."""
     number = 1
     for transform in transforms:
@@ -191,7 +196,7 @@ def crops(transforms: Sequence[Any]) -> int:
     return number
 
 
-def seed_freshly(transforms: Sequence[Any]) -> None:
+def seed_freshly(transforms: Sequence[MapTransform]) -> None:
     """Give every random transform a state of its own from `os.urandom`; augmentation is never replayed."""
     from monai.transforms import Randomizable
 
@@ -201,9 +206,9 @@ def seed_freshly(transforms: Sequence[Any]) -> None:
             transform.set_random_state(state=np.random.RandomState(words))
 
 
-def apply_one(transform: Any, views: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def apply_one(transform: MapTransform, views: Sequence[Item]) -> list[Item]:
     """The views that one transform makes of some. Raises TransformFailed without the library's words."""
-    following: list[dict[str, Any]] = []
+    following: list[Item] = []
     for view in views:
         try:
             result = transform(view)
@@ -213,7 +218,7 @@ def apply_one(transform: Any, views: Sequence[dict[str, Any]]) -> list[dict[str,
     return following
 
 
-def apply(transforms: Sequence[Any], item: dict[str, Any]) -> list[dict[str, Any]]:
+def apply(transforms: Sequence[MapTransform], item: Item) -> list[Item]:
     """The views that the transforms make of one record: one, or several where a transform crops repeatedly.
 
     The item's tensors may be changed in place: pass copies of what must stay.
@@ -224,7 +229,7 @@ def apply(transforms: Sequence[Any], item: dict[str, Any]) -> list[dict[str, Any
     return views
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Tensor:
     """A plain contiguous float32 or int64 tensor; MONAI's metadata (file names!) stays behind.
 
     Floating types become float32, whole numbers stay whole (int64).
