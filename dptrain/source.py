@@ -15,7 +15,18 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-Item: TypeAlias = dict[str, Any]  # image, and label where that is an image: tensors, MONAI's among them
+Item: TypeAlias = dict[str, Any]  # as MONAI's transforms take it: image, and label where that is an image
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Sample:
+    """One record after the deterministic transforms: plain tensors.
+
+    image: float32 [C, …]. label: int64 [1, …] where the label is an image, else None.
+    """
+
+    image: Tensor
+    label: Tensor | None = None
 
 
 class Unreadable(Exception):
@@ -51,8 +62,11 @@ class Source(Protocol):
     def check(self, i: int) -> tuple[np.ndarray | None, list[Fault]]:
         """What is hashed of record i (None where it cannot be read), and what is wrong with it."""
 
-    def item(self, i: int) -> Item:
-        """Record i after the deterministic transforms: image, and label where that is an image; plain tensors."""
+    def item(self, i: int) -> Sample:
+        """Record i after the deterministic transforms."""
+
+    def present(self) -> bool:
+        """Whether the place of the records is there at all (a folder that is mounted); says nothing of any record."""
 
     def batch(self, indices: Sequence[int]) -> Tensor | None:
         """Many images at once, float32 [n, …], or None where they are read one by one."""

@@ -55,6 +55,7 @@ class Cohort:
         source: where pixels come from. Only :mod:`dptrain.data.loading` asks it, under a grant.
         unread: what was not read though it is no fault -> how many (files of other kinds, cells without a value).
         notes: how the manifest was understood, in sentences.
+        odd: positions of records that could not be read after the scan: they count as zero (restricted).
     """
 
     config: DataConfig
@@ -65,6 +66,7 @@ class Cohort:
     source: Source
     unread: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    odd: set[int] = field(default_factory=set, init=False)
     _fingerprint: str | None = field(default=None, init=False)
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ from dptrain.data.transforms import TransformFailed, plain
 from dptrain.errors import ConfigError
 from dptrain.settings import DataConfig
 from dptrain.settings.data import shape_of
-from dptrain.source import Fault, Item, Source, Unreadable
+from dptrain.source import Fault, Item, Sample, Source, Unreadable
 from dptrain.vocabulary import Labels, task_spec
 
 if TYPE_CHECKING:
@@ -50,10 +50,13 @@ class TableSource:
     def check(self, i: int) -> tuple[np.ndarray | None, list[Fault]]:
         return self.rows[i], []
 
-    def item(self, i: int) -> Item:
+    def item(self, i: int) -> Sample:
         import torch
 
-        return {"image": torch.from_numpy(self.features[i].copy())}
+        return Sample(torch.from_numpy(self.features[i].copy()))
+
+    def present(self) -> bool:
+        return True
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         import torch
@@ -215,19 +218,18 @@ class ImageSource:
             )
         return views[0]
 
-    def item(self, i: int) -> Item:
+    def present(self) -> bool:
+        return self.array is not None or self.folder.is_dir()
 
+    def item(self, i: int) -> Sample:
         pixels, affine = self.raw(i)
         if i in self.digests and self.digests[i] != _digest(pixels):
             raise Unreadable("is not the one that was checked")
         if self.label_images is None:
             view = self._views({"image": placed_tensor(pixels, affine)})
-            return {"image": plain(view["image"]).float()}
+            return Sample(plain(view["image"]).float())
         view = self._views(self._pair(i, pixels, affine))
-        return {
-            "image": plain(view["image"]).float(),
-            "label": whole_label(view["label"], self.classes),
-        }
+        return Sample(plain(view["image"]).float(), whole_label(view["label"], self.classes))
 
     def batch(self, indices: Sequence[int]) -> None:
         return None
@@ -287,12 +289,13 @@ class DatasetSource:
                 return pixels, [Fault("the label image has another shape than the image", str(list(label.shape)))]
         return pixels, []
 
-    def item(self, i: int) -> Item:
+    def present(self) -> bool:
+        return True
+
+    def item(self, i: int) -> Sample:
         item = self.dataset[i]
-        result = {"image": plain(item[self.image]).float()}
-        if self.segmentation:
-            result["label"] = whole_label(item[self.label], self.classes)
-        return result
+        label = whole_label(item[self.label], self.classes) if self.segmentation else None
+        return Sample(plain(item[self.image]).float(), label)
 
     def batch(self, indices: Sequence[int]) -> None:
         return None

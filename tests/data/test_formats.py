@@ -497,7 +497,7 @@ def test_the_cache_is_not_changed_by_random_transforms(tmp_path):
     batches = [next(iter(logical.chunks())) for logical in loader]
     plain = load_records(cohort, range(6), FakeGrant())
     for index, item in loader._cache.items():
-        assert torch.equal(item["image"], plain[index])
+        assert torch.equal(item.image, plain[index])
     assert not torch.equal(batches[0].image[0], batches[0].image[1])  # views differ
     assert not torch.equal(batches[0].image, batches[1].image)
     loader.close()
@@ -518,7 +518,7 @@ def test_an_in_place_transform_changes_its_own_copy_only(tmp_path):
     loader = PatientLoader(cohort, p, FakeGrant(), augment=[Blacken(["image"])])
     (chunk,) = next(iter(loader)).chunks()
     assert (chunk.image == 0).all()
-    assert all(item["image"].any() for item in loader._cache.values())
+    assert all(item.image.any() for item in loader._cache.values())
 
 
 def test_augmentation_is_never_replayed(tmp_path):
