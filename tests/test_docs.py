@@ -11,7 +11,7 @@ import yaml
 
 from dptrain.commands.table import COMMANDS
 from dptrain.settings import load
-from dptrain.settings.explain import setting_names
+from dptrain.settings.names import setting_names
 from dptrain.settings.places import recipe_folders
 
 ROOT = Path(__file__).parents[1]

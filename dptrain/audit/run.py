@@ -34,8 +34,8 @@ from dptrain.files import make_folder, utc_now, whole_or_nothing, write_json
 from dptrain.models import ModelStore
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
-from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
-from dptrain.settings.explain import friendly_errors
+from dptrain.settings import AuditConfig, Settings, to_yaml
+from dptrain.settings.kept import changed
 from dptrain.terminal.progress import progress
 from dptrain.training import losses, session
 from dptrain.vocabulary import Labels, Purpose, RunStatus, Split, task_spec
@@ -191,17 +191,13 @@ ALLOWED = ("audit.", "ledger.", "data.root=", "training.device=", "training.chun
 
 def override(settings: Settings, words: list[str]) -> Settings:
     """A run's settings with where things lie and how to audit changed; nothing that changes the training."""
-    from omegaconf import OmegaConf
-
     for word in words:
         if "=" not in word or not word.startswith(ALLOWED):
             raise ConfigError(
                 f"'{word}' cannot be set for the audit of a run: it would audit another training.",
                 remedy=f"Allowed are {', '.join(f'{name}…' for name in ALLOWED)}.",
             )
-    with friendly_errors():
-        merged = OmegaConf.merge(OmegaConf.structured(settings), OmegaConf.from_dotlist(words))
-    return settings_of(merged)
+    return changed(settings, words)
 
 
 def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say: Say) -> Result:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.errors import ConfigError
-from dptrain.settings.explain import GROUPS
+from dptrain.settings.names import GROUPS
 from dptrain.terminal.words import Word, parse_words
 
 

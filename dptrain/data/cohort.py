@@ -25,11 +25,13 @@ from dptrain.data.splits import check_splits, splits_of
 from dptrain.data.units import Keys, Patient, owners_of, units_of
 from dptrain.errors import ConfigError
 from dptrain.identity import patient_text
-from dptrain.settings import DataConfig
-from dptrain.settings.data import check
+from dptrain.settings import ColumnsConfig, DataConfig
+from dptrain.settings.data import check_complete
 from dptrain.source import Fault, Source
 from dptrain.terminal.progress import progress
-from dptrain.vocabulary import Labels, Split, task_spec
+from dptrain.vocabulary import Format, Labels, Split, task_spec
+
+FILES = (Format.CSV, Format.DECATHLON)  # a column names a file
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -159,7 +161,7 @@ def cohort_of(
 
 
 def _repeated_files(config: DataConfig, manifest: Manifest, faults: Faults) -> None:
-    if config.format not in ("csv", "decathlon"):
+    if config.format not in FILES:
         return
     first: dict[str, str] = {}
     column = config.columns.image
@@ -174,7 +176,7 @@ def _repeated_files(config: DataConfig, manifest: Manifest, faults: Faults) -> N
 def _check_files(config: DataConfig, manifest: Manifest, faults: Faults) -> None:
     """Where columns are missing, at least say which of the files are."""
     for row, text in zip(manifest.rows, manifest.columns.get(config.columns.image, [])):
-        if config.format in ("csv", "decathlon") and not (text and (manifest.folder / text).is_file()):
+        if config.format in FILES and not (text and (manifest.folder / text).is_file()):
             faults.add(f"the file in column '{config.columns.image}' does not exist", row)
 
 
@@ -251,11 +253,13 @@ def cohort_from_dataset(
         classes=named,
         image_shape=list(first.shape),
         augment=list(augment),
+        columns=ColumnsConfig(
+            label=list(named) if kind is Labels.FINDINGS else ["label"],
+            groups=list(groups),
+            split="split" if split is not None else None,
+        ),
     )
-    config.columns.label = list(named) if kind is Labels.FINDINGS else ["label"]
-    config.columns.groups = list(groups)
-    config.columns.split = "split" if split is not None else None
-    check(config)
+    check_complete(config)
     source = DatasetSource(dataset, image, label, config)
     faults = Faults()
     texts: dict[str, list[str]] = {column: [] for column in ("patient_id", "split", *config.columns.label, *groups)}

@@ -16,7 +16,8 @@ from dptrain.data.paths import inside
 from dptrain.data.records import quiet_libraries
 from dptrain.errors import DataUnreadable
 from dptrain.settings import DataConfig
-from dptrain.settings.data import ANY, check, folder_of
+from dptrain.settings.data import ANY, check_complete, folder_of
+from dptrain.vocabulary import Format
 
 
 def read_manifest(config: DataConfig) -> Manifest:
@@ -35,19 +36,19 @@ def read_manifest(config: DataConfig) -> Manifest:
 
 def load_manifest(config: DataConfig, faults: Faults) -> Manifest:
     """As :func:`read_manifest`, adding to `faults` and going on wherever that is possible."""
-    check(config)
+    check_complete(config)
     folder = folder_of(config)
     if not folder.is_dir():
         raise DataUnreadable(
             f"The data folder does not exist: {folder}",
             remedy="Set data.root (and data.folder) to where the data lies.",
         )
-    if config.format == "dicom":
+    if config.format == Format.DICOM:
         manifest = read_dicom_folder(config, folder, faults)
     else:
         readers: dict[str, Callable[[DataConfig, Path, Faults], Manifest]] = {
-            "decathlon": read_decathlon,
-            "npz": read_npz_manifest,
+            Format.DECATHLON: read_decathlon,
+            Format.NPZ: read_npz_manifest,
         }
         manifest = readers.get(config.format, _read_csv)(config, _manifest_file(config, folder), faults)
         manifest.folder = folder
@@ -84,9 +85,9 @@ def wanted_columns(config: DataConfig) -> list[str]:
     """The columns that the settings name, each once."""
     columns = config.columns
     names = [columns.patient, *columns.label, *columns.groups, *config.keep, *config.drop]
-    if config.format in ("csv", "decathlon"):
+    if config.format in (Format.CSV, Format.DECATHLON):
         names.append(columns.image)
-    if config.format == "table":
+    if config.format == Format.TABLE:
         names += [*config.table.numeric, *config.table.categorical, *config.table.binned]
     names += [name for name in (columns.split, columns.issuer, config.split.by) if name]
     return list(dict.fromkeys(names))

@@ -21,7 +21,7 @@ from dptrain.errors import ConfigError
 from dptrain.settings import DataConfig
 from dptrain.settings.data import shape_of
 from dptrain.source import Fault, Item, Sample, Source, Unreadable
-from dptrain.vocabulary import Labels, task_spec
+from dptrain.vocabulary import Format, Labels, task_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ OUTSIDE = Unreadable(
 
 def source_of(config: DataConfig, manifest: Manifest, faults: Faults) -> Source:
     """The source that fits the manifest's format."""
-    if config.format == "table":
+    if config.format == Format.TABLE:
         return TableSource(config, manifest, faults)
     return ImageSource(config, manifest)
 
@@ -76,10 +76,10 @@ class ImageSource:
         self.shape = shape_of(config)
         self.folder = manifest.folder
         self.outside = config.outside == "allowed"
-        self.array = manifest.arrays.get(config.columns.image) if config.format == "npz" else None
+        self.array = manifest.arrays.get(config.columns.image) if config.format == Format.NPZ else None
         self.index = manifest.index
         self.parallel = self.array is None
-        self.images = manifest.columns.get("file" if config.format == "dicom" else config.columns.image, [])
+        self.images = manifest.columns.get("file" if config.format == Format.DICOM else config.columns.image, [])
         self.stacks = {name: [manifest.folder / part for part in parts] for name, parts in manifest.stacks.items()}
         self.label_images: Sequence[str] | None = None
         self.classes = len(config.classes)

@@ -80,12 +80,9 @@ def _resumed_settings(settings: Settings, resumed: Run) -> Settings:
             f"{resumed.folder.path} is {resumed.facts.status}: there is nothing to resume.",
             remedy="A run that ended cleanly has closed its charge; start a new one.",
         )
-    own = resumed.settings
-    own.training.resume = settings.training.resume
-    for name in ("url", "keys", "witness"):
-        if getattr(settings.ledger, name) is not None:
-            setattr(own.ledger, name, getattr(settings.ledger, name))
-    return own
+    own, typed = resumed.settings, settings.ledger
+    ledger = own.ledger.placed({"url": typed.url, "keys": typed.keys, "witness": typed.witness})
+    return replace(own, training=replace(own.training, resume=settings.training.resume), ledger=ledger)
 
 
 UNFINISHED = (RunStatus.RUNNING, RunStatus.CRASHED)
@@ -530,10 +527,7 @@ def evaluate_run(
     """Score a finished run. What the plan declared and no evaluation has completed belongs to the run; anything else
     is a new request to the ledger: refused on a locked cohort (exit code 3)."""
     run = load_run(path)
-    settings = run.settings
-    for name, value in (ledger or {}).items():
-        if value is not None:
-            setattr(settings.ledger, name, value)
+    settings = replace(run.settings, ledger=run.settings.ledger.placed(ledger or {}))
     store, keys, status = open_status(settings)
     _only_public(split, status.public)
     if run.facts.status in UNFINISHED:
