@@ -44,16 +44,18 @@ from benchmarks._utility_plot import plot
 from dptrain import accounting, data, models
 from dptrain.data import Cohort, PatientLoader
 from dptrain.ledger import Grant, Keys, Ledger, PublicDeclaration
+from dptrain.models import losses
+from dptrain.models.check import check
+from dptrain.models.network import Network, build_network
 from dptrain.plan import Mechanism, Plan
 from dptrain.settings import Settings, load
 from dptrain.settings.places import recipe_folders
-from dptrain.training import losses
 from dptrain.training.calibration import Calibration, fit_calibration
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
+from dptrain.training.inputs import Prepared, load_inputs
 from dptrain.training.loop import fit
 from dptrain.training.planning import make_plan
 from dptrain.training.scoring import conformal_report, dice_scores
-from dptrain.training.session import Network, Prepared, build_network, check, load_inputs
 from dptrain.training.step import PrivateStep
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, math.inf)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dptrain import __version__
 from dptrain.files import whole_or_nothing, write_json
 from dptrain.models import ModelStore
+from dptrain.models.network import build_network
 from dptrain.records import RunFolder
 from dptrain.settings import DataConfig, Settings, TrainingConfig, from_yaml, to_yaml
 from dptrain.settings.data import shape_of
@@ -134,8 +135,6 @@ class Bundle:
 
 def load_bundle(root: str | Path) -> Bundle:
     """Rebuild the network of a bundle and load its weights. Raises ConfigError for a target not allowed."""
-    from dptrain.training.session import build_network
-
     root = Path(root)
     settings = from_yaml(root / NETWORK)
     settings = replace(settings, model=replace(settings.model, weights=None))

@@ -20,29 +20,22 @@ from dptrain.files import file_sha256, utc_now, whole_or_nothing, write_json
 from dptrain.ledger import Grant, Ledger
 from dptrain.ledger.grants import GateFacts
 from dptrain.ledger.state import RunState
+from dptrain.models.check import check
+from dptrain.models.losses import loss_for_task
+from dptrain.models.network import Network, build_network, device_of
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
 from dptrain.records.run import Head, Resume, Weights
 from dptrain.settings import Settings, to_yaml
 from dptrain.terminal.progress import progress
 from dptrain.training import facts as make
-from dptrain.training import losses, scoring
+from dptrain.training import scoring
 from dptrain.training.bundle import write_bundle
 from dptrain.training.calibration import Calibration, fit_calibration
+from dptrain.training.inputs import Run, in_memory, load_run, prepare
 from dptrain.training.interrupts import Watch, watched
 from dptrain.training.loop import Checkpoints, FitResult, fit
-from dptrain.training.session import (
-    Network,
-    Run,
-    build_network,
-    check,
-    device_of,
-    in_memory,
-    load_run,
-    open_status,
-    plan_for,
-    prepare,
-)
+from dptrain.training.planning import open_status, plan_for
 from dptrain.training.step import PrivateStep, State, StepLog, build_optimizer
 from dptrain.vocabulary import Purpose, RunStatus, Split, task_spec
 
@@ -298,7 +291,7 @@ class Training:
         return PrivateStep(
             model,
             self.plan,
-            loss=losses.loss_for_task(settings.data.task),
+            loss=loss_for_task(settings.data.task),
             optimizer=settings.optimizer,
             ema=settings.training.ema,
             device=self.device,

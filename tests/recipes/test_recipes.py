@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from dptrain.errors import ConfigError
+from dptrain.models import losses
 from dptrain.settings import load
 from dptrain.settings.data import shape_of
 from dptrain.settings.places import recipe_folders
 from dptrain.shipped import shipped
 from dptrain.targets import instantiate
-from dptrain.training import losses
 from dptrain.training.planning import make_plan
 
 RECIPES = (
