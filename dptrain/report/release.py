@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from dptrain.errors import EXIT_DONE, EXIT_USAGE, ConfigError, GuaranteeBroken, LedgerRefused
 from dptrain.files import utc_now, write_json
 from dptrain.records import RunFolder
-from dptrain.records.run import Released
+from dptrain.records.run import ITEMS, Released
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, build
 from dptrain.report.commands import LANG, LEDGER_WORDS, standing, with_run
-from dptrain.report.facts import ITEMS
+from dptrain.report.shapes import Facts
 from dptrain.terminal import secrets
 from dptrain.terminal.words import Word, parse_words, suggest
 
@@ -96,7 +96,7 @@ def release(words: dict[str, Any], ledger: Ledger, controller: Controller) -> An
     status = standing(ledger, place.path)
     if status is None:
         raise LedgerRefused(
-            f"The ledger does not know run '{facts['run']['id']}'; there is nothing to sign.",
+            f"The ledger does not know run '{facts.run.id}'; there is nothing to sign.",
             remedy="Name the ledger in which the run was granted: ledger.url=…",
         )
     date = utc_now()
@@ -126,24 +126,24 @@ def release(words: dict[str, Any], ledger: Ledger, controller: Controller) -> An
     return target
 
 
-def _refuse(facts: dict[str, Any], words: dict[str, Any]) -> None:
-    if facts["run"]["status"] not in ("complete", "interrupted"):
+def _refuse(facts: Facts, words: dict[str, Any]) -> None:
+    if facts.run.status not in ("complete", "interrupted"):
         raise ConfigError(
-            f"The run is {facts['run']['status'] or 'of unknown state'}: only a finished run can be released.",
+            f"The run is {facts.run.status or 'of unknown state'}: only a finished run can be released.",
             remedy="Resume it, or let it end.",
         )
-    changed = [name for name, row in facts["integrity"].items() if row["match"] is not True]
+    changed = [name for name, row in facts.integrity.items() if row.match is not True]
     if changed:
         raise ConfigError(
             f"{' and '.join(changed)} do not match the record of the run.",
             remedy="Restore the files that the run wrote. `dptrain report verify` says more.",
         )
     for item, piece in (("metrics", "utility"), ("audit", "audit")):
-        if item in words["items"] and facts[piece] is None:
+        if item in words["items"] and getattr(facts, piece) is None:
             raise ConfigError(
                 f"'{item}' cannot be released: this run has none.", remedy="Leave it out, or measure it."
             )
-    if "guarantee_broken" in facts["warnings"] and "audit" not in words["items"]:
+    if "guarantee_broken" in facts.warnings and "audit" not in words["items"]:
         raise GuaranteeBroken(
             "The audit's lower bound passes the promised epsilon: a public edition that states this epsilon in "
             "silence would be false.",
