@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from dptrain.engine import conv
+from dptrain.engine.bounds import Inner
 from dptrain.engine.layout import Layout
 from dptrain.engine.tape import Source, Tape, Use, precise
 
@@ -49,13 +50,20 @@ class LinearUse(Use):
         x, g = kept
         t = x[0].numel() // x.shape[-1] * (len(x) // layout.records) * layout.most
         p, d = g.shape[-1], x.shape[-1]
-        if t * t * (p + d) > t * p * d + 8 * p * d:
-            return None
+        return None if t * t * (p + d) > t * p * d + 8 * p * d else self.gram(slot, layout, kept)
+
+    def gram(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        x, g = kept
         squared = torch.zeros(layout.patients, dtype=precise(x[:0]).dtype, device=x.device)
         bound = squared.clone()
         for members, (xs, gs) in layout.groups(precise(x), precise(g)):
             squared[members], bound[members] = conv.gram(xs.flatten(1, -2), gs.flatten(1, -2), len(xs))
         return squared, bound
+
+    def inner(self, layout: Layout, kept: Sequence[Tensor]) -> Inner:
+        x, g = kept
+        rows = x.numel() // x.shape[-1]
+        return Inner((x.shape[-1], g.shape[-1]), layout.most * (rows // layout.records), rows)
 
     def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
         if slot == "bias":
@@ -109,6 +117,15 @@ class ConvUse(Use):
         x, g = (precise(t) for t in kept)
         self.way = conv.choose(self.geo, layout, x, g, self.measure)
         return conv.norms(self.geo, layout, x, g) if self.way == "gram" else None
+
+    def gram(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return conv.norms(self.geo, layout, *(precise(t) for t in kept))
+
+    def inner(self, layout: Layout, kept: Sequence[Tensor]) -> Inner:
+        small = kept[0] if self.geo.transposed else kept[1]
+        rows = small.numel() // small.shape[1]
+        lengths = (math.prod(self.geo.weight[1:]), self.geo.weight[0] // self.geo.groups)
+        return Inner(lengths, layout.most * (rows // layout.records), rows)
 
     def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
         if slot == "bias":
@@ -265,8 +282,10 @@ class EmbeddingUse(Use):
     def norms(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
         index, g = kept
         t = index[0].numel() * (len(index) // layout.records) * layout.most
-        if t * t > g.shape[-1] * self.sources[slot].shape[0]:
-            return None
+        return None if t * t > g.shape[-1] * self.sources[slot].shape[0] else self.gram(slot, layout, kept)
+
+    def gram(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        index, g = kept
         squared = torch.zeros(layout.patients, dtype=precise(g[:0]).dtype, device=g.device)
         bound = squared.clone()
         for members, (rows, gs) in layout.groups(index, self._masked(index, g)):
@@ -275,6 +294,10 @@ class EmbeddingUse(Use):
             squared[members] = (products * (rows.unsqueeze(1) == rows.unsqueeze(2))).sum((1, 2))
             bound[members] = products.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().sum(1).square()
         return squared, bound
+
+    def inner(self, layout: Layout, kept: Sequence[Tensor]) -> Inner:
+        index, g = kept
+        return Inner((1, g.shape[-1]), layout.most * (index.numel() // layout.records), index.numel())
 
     def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
         index, g = kept

@@ -7,17 +7,17 @@ import ctypes
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from dptrain.engine.conv import squared_norms
+from dptrain.engine import bounds, verification
 from dptrain.engine.coverage import refuse_hooks, refuse_mixing, refuse_unfit
 from dptrain.engine.layout import Layout
-from dptrain.engine.tape import Deferred, Source, Tape, exact_math, precise, slow_way, sum_dtype
+from dptrain.engine.sums import ClippedSum, clipped
+from dptrain.engine.tape import Source, Tape, exact_math, precise, slow_way, sum_dtype
 from dptrain.engine.views import Recorder, Seen, ordinary
 from dptrain.errors import CheckRefused
 from dptrain.terminal.words import suggest
@@ -31,32 +31,6 @@ class Entangled(CheckRefused):
     """
 
 
-MARGIN = 1e-3
-"""η: gradients are clipped to C(1−η), so that rounding in norms, factors and products cannot pass C."""
-
-
-@dataclass
-class ClippedSum:
-    """Σ over the patients of a chunk of their clipped gradients.
-
-    Attributes:
-        sums: parameter name -> sum, in the parameter's shape; float32 (float64 for float64 parameters).
-        parameters: parameter name -> the parameter.
-        patients: P, patients of the chunk.
-        nonfinite: patients whose gradient was not finite and counted as zero (restricted: follows the data).
-        norms: each patient's norm before clipping [P], inf or NaN as found (restricted).
-        max_grad_norm: what the gradients were clipped to.
-    """
-
-    sums: dict[str, Tensor]
-    parameters: dict[str, nn.Parameter]
-    patients: int
-    nonfinite: int
-    norms: Tensor
-    max_grad_norm: float
-    used: bool = field(default=False, repr=False)
-
-
 class PatientGradients:
     """Patient gradients of a network, clipped and summed.
 
@@ -67,7 +41,7 @@ class PatientGradients:
     Formal guarantee: for separable networks (no record's output depends on another's) `sums` has l2
     sensitivity `max_grad_norm` to adding or removing one patient. A patient's gradient is the mean over the
     records and views that the chunk holds of the patient, clipped to C(1−η) with η = :data:`MARGIN`; what the
-    margin covers are the roundings of norms, factors and products in float32.
+    margin covers are the roundings of norms, factors and products in float32 (:mod:`dptrain.engine.bounds`).
 
     | case | result |
     |---|---|
@@ -115,6 +89,9 @@ class PatientGradients:
     ) -> None:
         if not max_grad_norm > 0:
             raise CheckRefused(f"max_grad_norm={max_grad_norm} must be above 0.")
+        low, high = bounds.CLIPS
+        if not (low <= max_grad_norm <= high or math.isinf(max_grad_norm)):
+            raise CheckRefused(f"max_grad_norm={max_grad_norm} is out of float32's reach: {low:.1g} to {high:.1g}.")
         refuse_unfit(model)
         self.model = model
         self.max_grad_norm = float(max_grad_norm)
@@ -232,7 +209,7 @@ class PatientGradients:
 
         Args:
             losses: [N], one a record or view, from a forward pass of the watched network.
-            patient: integers [N] in 0…P−1.
+            patient: integers [N] in 0…P−1; −1 for rows of nobody, which count nothing.
             patients: P; those without a record contribute zero.
 
         Raises:
@@ -306,7 +283,7 @@ class PatientGradients:
             self._one_by_one(tape, layout, losses, weights, slow)
             if verify and self._verify(tape, layout, losses, weights):
                 self._verified |= tape.met
-            return self._clip(tape, layout, losses.device)
+            return clipped(tape, layout, list(self._sources.values()), self.max_grad_norm)
 
     def _strays(self, tape: Tape, watched: list[Source]) -> list[tuple[Source, GradientEdge]]:
         """Where gradients end that code took to the stand-ins themselves.
@@ -392,13 +369,13 @@ class PatientGradients:
             torch.zeros(layout.patients, *source.shape, dtype=sum_dtype(source.plain), device=source.plain.device)
             for source, _ in slow
         ]
-        for i in range(layout.patients):
+        for i in range(layout.real):
             seed = weights * (layout.patient == i)
             parts = torch.autograd.grad(losses, [end for _, end in slow], seed, retain_graph=True, allow_unused=True)
             for whole, part in zip(formed, parts, strict=True):
                 if part is not None:
                     whole[i] = part.to_dense() if part.is_sparse else part
-        if layout.patients > 1 and not all(bool(torch.isfinite(whole).all()) for whole in formed):
+        if layout.real > 1 and not all(bool(torch.isfinite(whole).all()) for whole in formed):
             raise Entangled(
                 "a patient's gradient is not finite, and a module without a fast rule carries that to the others.",
                 remedy="Give clipped_sum one patient at a time here (dptrain.training.fit does).",
@@ -407,42 +384,17 @@ class PatientGradients:
             tape.add(source, whole)
 
     def _verify(self, tape: Tape, layout: Layout, losses: Tensor, weights: Tensor) -> bool:
-        """Compare a weighted sum of the patients' gradients with what plain autograd gives for that sum of losses.
-
-        Each patient has another weight, so that no row can stand in for another patient's. Norms that were found
-        without the gradients are compared with those of formed gradients, for the first and the last patient.
-        False where this chunk cannot tell (a gradient that is not finite, or none at all).
-        """
-        squared = self._squared(tape, layout)
-        if not bool((squared > 0).any()) or not bool(torch.isfinite(squared).all()):
+        """Raise CheckRefused for gradients that are not the patients' own; False where this chunk cannot tell."""
+        if not verification.tells(tape, layout):
             return False
-        self._verify_norms(tape, layout)
-        chosen = layout.shares
-        tape.mode = "verify"
-        seed = weights * chosen[layout.patient].to(weights.dtype)
-        torch.autograd.grad(losses, [self._recorder.token], seed, allow_unused=True, retain_graph=True)
-        tape.mode = "off"
-        truth: dict[Source, Tensor] = {}
-        for source, whole in tape.truth.items():
-            if source.is_root:
-                truth[source] = truth[source] + whole if source in truth else whole
-                continue
-            plain = [root.plain for root in source.roots]
-            parts = torch.autograd.grad(
-                source.plain, plain, whole.to(source.plain.dtype), retain_graph=True, allow_unused=True
+        wrong = verification.not_own_norms(tape, layout)
+        if wrong:
+            names = self._modules_of(wrong[:1])
+            raise CheckRefused(
+                f"the norm found for the gradient of {names[0]} is not that of the gradient.", remedy=slow_way(names)
             )
-            for root, part in zip(source.roots, parts, strict=True):
-                if part is not None:
-                    truth[root] = truth[root] + part if root in truth else part
-        scale, wrong = float((chosen.square() * squared).sum().sqrt()), []
-        sums = self._sums(tape, layout, chosen)
-        for source, whole in truth.items():
-            if source.name in self._slow:
-                continue
-            ours = sums[source.name]
-            gap = float((ours - whole).norm())
-            if not gap <= 1e-3 * max(float(whole.norm()), float(ours.norm())) + 1e-5 * scale:
-                wrong.append(source)
+        fast = [source for source in self._sources.values() if source.name not in self._slow]
+        wrong = verification.not_own_rows(tape, layout, losses, weights, fast, self._recorder.token)
         if wrong:
             names = self._modules_of(wrong)
             raise CheckRefused(
@@ -452,19 +404,6 @@ class PatientGradients:
                 f"Otherwise: {slow_way(names)} No rule helps where records are mixed.",
             )
         return True
-
-    def _verify_norms(self, tape: Tape, layout: Layout) -> None:
-        present = torch.nonzero(layout.counts > 0).flatten()
-        some = present[[0, -1]]
-        for source, kept in tape.deferred.items():
-            truth = self._norms_formed(kept, layout, some)
-            room = 1e-3 * truth + 8 * torch.finfo(kept.bound.dtype).eps * kept.bound[some].double()
-            if bool(((kept.squared[some].double() - truth).abs() > room).any()):
-                names = self._modules_of([source])
-                raise CheckRefused(
-                    f"the norm found for the gradient of {names[0]} is not that of the gradient.",
-                    remedy=slow_way(names),
-                )
 
     def _modules_of(self, sources: Sequence[Source]) -> list[str]:
         """The fewest names of modules and parameters that hold these sources and no other."""
@@ -478,93 +417,6 @@ class PatientGradients:
                     found[outer] = None
                     break
         return list(found)
-
-    def _squared(self, tape: Tape, layout: Layout) -> Tensor:
-        """Squared norm of each patient's gradient [P], in float64."""
-        total = torch.zeros(layout.patients, dtype=torch.float64, device=layout.device)
-        for block in tape.blocks(layout):
-            total += block.squared
-        if tape.deferred:
-            total += torch.stack([kept.squared for kept in tape.deferred.values()]).double().sum(0)
-        return total
-
-    def _sums(self, tape: Tape, layout: Layout, factors: Tensor) -> dict[str, Tensor]:
-        """Σ_i factors[i] · gradient_i of every parameter."""
-        sums = tape.sums(layout, factors)
-        by_row: dict[int, Tensor] = {}
-        for source, kept in tape.deferred.items():
-            rows = len(kept.kept[-1])
-            if rows not in by_row:
-                by_row[rows] = layout.per_row(factors, rows)
-            part = kept.use.weighted(kept.slot, kept.untouched(), by_row[rows])
-            sums[source] = sums[source] + part if source in sums else part
-        for source in self._sources.values():
-            dtype = sum_dtype(source.plain)
-            if source not in sums:
-                sums[source] = torch.zeros(source.shape, dtype=dtype, device=source.plain.device)
-            elif sums[source].dtype != dtype:
-                sums[source] = sums[source].to(dtype)
-        return {source.name: sums[source] for source in self._sources.values()}
-
-    def _clip(self, tape: Tape, layout: Layout, device: torch.device) -> ClippedSum:
-        goal = self.max_grad_norm * (1 - MARGIN)
-        self._recompute_doubtful(tape, layout, goal)
-        squared = self._squared(tape, layout)
-        finite = torch.isfinite(squared)
-        nonfinite = layout.patients - int(finite.sum())
-        norms = squared.sqrt()
-        factors = (goal / norms).clamp(max=1.0) if math.isfinite(goal) else torch.ones_like(norms)
-        if nonfinite:
-            factors = torch.where(finite, factors, 0.0)
-            self._silence(tape, layout, ~finite)
-        sums = self._sums(tape, layout, factors)
-        parameters = {s.name: s.plain for s in self._sources.values()}
-        return ClippedSum(sums, parameters, layout.patients, nonfinite, norms, self.max_grad_norm)  # type: ignore[arg-type]
-
-    def _recompute_doubtful(self, tape: Tape, layout: Layout, goal: float) -> None:
-        """Form the gradients where Gram norms lost too much to cancellation.
-
-        The rounding error of a Gram norm is at most a few units in the last place of its bound. It matters
-        where it could move a patient's whole norm by a quarter of the margin, measured against the clip or the norm,
-        whichever is larger.
-        """
-        if not tape.deferred:
-            return
-        eps = torch.finfo(next(iter(tape.deferred.values())).bound.dtype).eps
-        error = 4 * eps * torch.stack([kept.bound for kept in tape.deferred.values()]).double().sum(0)
-        negative = (torch.stack([kept.squared for kept in tape.deferred.values()]) < 0).any(0)
-        size = self._squared(tape, layout).clamp_min(0)
-        if math.isfinite(goal):
-            size = size.clamp_min(goal * goal)
-        doubtful = torch.nonzero((error > MARGIN / 4 * size) | negative).flatten()
-        if not len(doubtful):
-            return
-        for kept in tape.deferred.values():
-            kept.squared = kept.squared.double()
-            kept.squared[doubtful] = self._norms_formed(kept, layout, doubtful)
-
-    def _norms_formed(self, kept: Deferred, layout: Layout, chosen: Tensor) -> Tensor:
-        """Squared norms [len(chosen)] from formed gradients, one patient at a time."""
-        norms = []
-        for i in chosen.tolist():
-            rows = torch.nonzero(layout.patient == i).flatten()
-            parts = [t.reshape(layout.records, -1, *t.shape[1:])[rows].flatten(0, 1) for t in kept.untouched()]
-            alone = Layout(torch.zeros(len(rows), dtype=torch.int64, device=layout.device), 1)
-            formed = kept.use.patient_gradients(kept.slot, alone, parts)
-            norms.append(squared_norms(formed.reshape(-1)))
-        return torch.stack(norms)
-
-    def _silence(self, tape: Tape, layout: Layout, bad: Tensor) -> None:
-        """Make the rows of non-finite patients zero before anything is multiplied with them (0·NaN = NaN)."""
-        for block in tape.blocks(layout):
-            block.matrix[:, bad] = 0
-        for kept in tape.deferred.values():
-            kept.replace(
-                tuple(
-                    t.masked_fill(layout.per_row(bad, len(t)).view(-1, *[1] * (t.dim() - 1)), 0)
-                    for t in kept.untouched()
-                )
-            )
 
     def _empty(self, patients: int, device: torch.device) -> ClippedSum:
         self._collect()

@@ -9,8 +9,8 @@ import torch
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor
 
-from dptrain.engine.gradients import ClippedSum
 from dptrain.engine.noise import NoiseSource
+from dptrain.engine.sums import ClippedSum
 from dptrain.engine.tape import sum_dtype
 from dptrain.errors import CheckRefused
 

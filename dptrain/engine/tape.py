@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dptrain.engine import bounds
 from dptrain.engine.conv import Formed, squared_norms
 from dptrain.engine.layout import Layout
 from dptrain.errors import CheckRefused
@@ -74,12 +75,19 @@ class Use:
         return Formed(gradients.reshape(1, layout.patients, -1), lambda flat: flat.view(shape))
 
     def norms(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
-        """(squared norms [P], what they could be at most [P]) without the gradients, or None to form those.
-
-        The second value bounds the sum of the absolute terms that the first was made of: their ratio says
-        how much was lost to cancellation.
-        """
+        """What :meth:`gram` gives, or None to form the gradients, which is cheaper."""
         return None
+
+    def gram(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """(squared norms [P], (Σ_t |a_t||g_t|)² [P]) without the gradients, in float32 or float64 as what was kept.
+
+        Their ratio says how much was lost to cancellation.
+        """
+        raise NotImplementedError
+
+    def inner(self, layout: Layout, kept: Sequence[Tensor]) -> bounds.Inner:
+        """What :meth:`gram` and :meth:`weighted` add up."""
+        raise NotImplementedError
 
     def weighted(self, slot: str, kept: Sequence[Tensor], factors: Tensor | None) -> Tensor:
         """The weight gradient of the rows, each weighted with its factor [rows]; plain sum for None."""
@@ -91,13 +99,18 @@ class Use:
 
 @dataclass
 class Deferred:
-    """Tensors kept until the clip factors are known."""
+    """Tensors kept until the clip factors are known.
+
+    Attributes:
+        squared: squared norms [P].
+        absolute: (Σ_t |a_t||g_t|)² [P], what the absolute terms of the norm and of the gradient add up to.
+    """
 
     use: Use
     slot: str
     kept: tuple[Tensor, ...]
     squared: Tensor
-    bound: Tensor
+    absolute: Tensor
 
     def __post_init__(self) -> None:
         self._versions = [tensor._version for tensor in self.kept]
@@ -112,9 +125,52 @@ class Deferred:
             )
         return self.kept
 
-    def replace(self, kept: tuple[Tensor, ...]) -> None:
+    def _replace(self, kept: tuple[Tensor, ...]) -> None:
         self.kept = kept
         self.__post_init__()
+
+    def silence(self, layout: Layout, patients: Tensor) -> None:
+        """Make the rows of these patients (bool [P]) zero."""
+        self._replace(
+            tuple(
+                t.masked_fill(layout.per_row(patients, len(t)).view(-1, *[1] * (t.dim() - 1)), 0)
+                for t in self.untouched()
+            )
+        )
+
+    def norm_error(self, layout: Layout) -> Tensor:
+        """At most how far the squared norms [P] are off, in float64."""
+        inner = self.use.inner(layout, self.kept)
+        largest = [
+            layout.largest(t) if t.is_floating_point() else torch.ones((), dtype=torch.float64, device=layout.device)
+            for t in self.kept
+        ]
+        one, two = (largest * 2)[:2] if len(largest) == 1 else largest
+        return bounds.norm_error(inner, self.absolute.double(), (one, two), self.squared.dtype)
+
+    def sum_error(self, layout: Layout, factors: Tensor) -> Tensor:
+        """Square of the rounding [P] that each patient's rows bring into the weighted sum."""
+        inner = self.use.inner(layout, self.kept)
+        return bounds.sum_error(inner, self.absolute.double(), factors, precise(self.kept[-1][:0]).dtype)
+
+    def _rows_of(self, layout: Layout, chosen: Tensor) -> tuple[Layout, list[Tensor]]:
+        """A layout of the chosen patients alone, and their rows in float64."""
+        place = torch.full((layout.patients,), -1, dtype=torch.int64, device=layout.device)
+        place[chosen] = torch.arange(len(chosen), device=layout.device)
+        rows = torch.nonzero(place[layout.patient] >= 0).flatten()
+        parts = [t.reshape(layout.records, -1, *t.shape[1:])[rows].flatten(0, 1) for t in self.untouched()]
+        alone = Layout(place[layout.patient][rows], len(chosen))
+        return alone, [t.double() if t.is_floating_point() else t for t in parts]
+
+    def measure_again(self, layout: Layout, chosen: Tensor) -> None:
+        """Take the norms of the chosen patients in float64."""
+        squared, absolute = self.use.gram(self.slot, *self._rows_of(layout, chosen))
+        self.squared, self.absolute = self.squared.double(), self.absolute.double()
+        self.squared[chosen], self.absolute[chosen] = squared.clamp_min(0), absolute
+
+    def formed_alone(self, layout: Layout, patient: int) -> Tensor:
+        """The patient's gradient [*shape] from the own rows alone, in float64."""
+        return self.use.patient_gradients(self.slot, *self._rows_of(layout, torch.tensor([patient])))[0]
 
 
 @dataclass

@@ -15,6 +15,7 @@ from dptrain.report.facts import cohort_history
 from dptrain.report.language import Language
 from dptrain.report.sections.budget import history_table
 from dptrain.report.shapes import CohortBudget, CohortHead, CohortPlace, CohortReport, Forecast, Granted
+from dptrain.vocabulary import BudgetKind
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus
@@ -79,9 +80,9 @@ def forecast(status: CohortStatus) -> tuple[Forecast, ...]:
 
     Empty where there is no open budget, no run yet, or the last one was not private.
     """
-    from dptrain.accounting import rdp_epsilon
+    from dptrain.accounting import epsilon_after
 
-    opened = next((budget for budget in status.budgets if budget.kind == "open"), None)
+    opened = next((budget for budget in status.budgets if budget.kind == BudgetKind.OPEN), None)
     charged = [run for run in status.runs if run.epsilon_gate]
     if opened is None or not charged:
         return ()
@@ -89,7 +90,7 @@ def forecast(status: CohortStatus) -> tuple[Forecast, ...]:
     last = charged[-1]
     ahead = []
     for more in FORECASTS:
-        after = rdp_epsilon(spent + more * (last.epsilon_gate or 0.0), opened.order, opened.delta)
+        after = epsilon_after(spent, last.epsilon_gate or 0.0, more, opened.order, opened.delta)
         ahead.append(
             Forecast(
                 runs=more,

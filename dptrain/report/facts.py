@@ -40,7 +40,7 @@ from dptrain.report.shapes import (
     UtilityFacts,
     UtilityGroup,
 )
-from dptrain.vocabulary import TASKS
+from dptrain.vocabulary import TASKS, Edition
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus
@@ -67,7 +67,7 @@ def read(folder: str | Path, *, ledger: CohortStatus | None = None, made: str | 
     record = run.record
     integrity, lost = _integrity(place, record)
     facts = Facts(
-        edition="controller",
+        edition=Edition.CONTROLLER.value,
         made=made or utc_now(),
         program=__version__,
         run=RunFacts.of(record.to_json()),
@@ -103,7 +103,7 @@ def public(facts: Facts) -> Facts:
     :mod:`dptrain.report.shapes` allows, and nothing else.
     """
     items = facts.items
-    edition = replace(disclosed(facts, items), edition="public")
+    edition = replace(disclosed(facts, items), edition=Edition.PUBLIC.value)
     if edition.utility is not None:
         edition = replace(edition, utility=_of_known_names(edition.utility, facts.run.classes))
     missing = tuple(

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from dptrain.records.run import Check
 from dptrain.report.shapes import AuditFacts, Facts, Odds, Pair, PrivacyFacts
+from dptrain.vocabulary import Generator, RunStatus
 
 PERSON_CHECKS = ("unit", "size", "weights", "constants", "access", "basis", "keys", "copies")
 CHANCE_OF_100 = 50
@@ -67,8 +68,8 @@ def person_checks(checks: tuple[Check, ...]) -> list[Check]:
 
 def judged(facts: Facts) -> Facts:
     """The facts with `complete`, `warnings`, `verdict`, `risks` and the counts of checks."""
-    complete = facts.run.status == "complete" and all(row.piece in ("audit", "metrics") for row in facts.missing)
-    facts = replace(facts, complete=complete)
+    every_piece = all(row.piece in ("audit", "metrics") for row in facts.missing)
+    facts = replace(facts, complete=facts.run.status == RunStatus.COMPLETE and every_piece)
     return replace(
         facts,
         warnings=_warnings(facts),
@@ -91,7 +92,7 @@ def _warnings(facts: Facts) -> tuple[str, ...]:
         ("incomplete", not facts.complete),
         ("hash_mismatch", bool(facts.mismatches)),
         ("infinite", facts.privacy.infinite),
-        ("fast_generator", facts.privacy.generator == "fast"),
+        ("fast_generator", facts.privacy.generator == Generator.FAST),
         ("check_failed", bool(failed - {"noise"})),
         ("audit_missing", audit is None and (facts.is_controllers or "audit" in facts.items)),
         ("audit_thin", audit is not None and len(audit.withheld) > len(audit.extrapolated)),

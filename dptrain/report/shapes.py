@@ -16,6 +16,7 @@ from dptrain.records.parts import Curve, Estimate
 from dptrain.records.reading import Fault
 from dptrain.records.run import PROGRAM, Check, Released, Resume, Use
 from dptrain.records.shape import RESTRICTED, After, Json, Keys, Public, Record, Share
+from dptrain.vocabulary import Edition
 
 FACTS_SCHEMA = "dptrain.facts/1"
 METRICS = After(("metrics",))
@@ -504,7 +505,7 @@ class Facts(Record):
     @property
     def is_controllers(self) -> bool:
         """Whether this is the controller's edition."""
-        return self.edition == "controller"
+        return self.edition == Edition.CONTROLLER
 
     @property
     def items(self) -> frozenset[str]:

@@ -21,6 +21,7 @@ from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, makers
 from dptrain.report.faces import render
 from dptrain.report.shapes import FACTS_SCHEMA, Facts
+from dptrain.vocabulary import Edition
 
 if TYPE_CHECKING:
     from dptrain.ledger import Ledger
@@ -85,7 +86,7 @@ def _edition(path: Path, run: Facts) -> list[Tie]:
 
 def _against_run(name: str, facts: dict[str, Any], run: Facts) -> Tie:
     """The facts as written against those that the folder gives now. The ledger's history is left aside: it grows."""
-    now = facts_module.public(run) if facts.get("edition") == "public" else run
+    now = facts_module.public(run) if facts.get("edition") == Edition.PUBLIC else run
     fresh = {**now.to_json(), "made": facts.get("made"), "program": facts.get("program")}
     different = [path for path in differences(facts, fresh) if not path.startswith("budget.history")]
     shown = ", ".join(different[:MOST_SHOWN]) + (" …" if len(different) > MOST_SHOWN else "")

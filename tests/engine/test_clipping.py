@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dptrain.engine import MARGIN, ClippedSum, NoiseSource, PatientGradients, PatientOptimizer, conv
-from dptrain.engine.tape import Deferred
+from dptrain.engine import MARGIN, ClippedSum, NoiseSource, PatientGradients, PatientOptimizer, bounds, conv, sums
 from dptrain.errors import CheckRefused
 from tests.engine import oracle
 
@@ -269,10 +268,10 @@ def no_noise_for_an_empty_draw(patch: pytest.MonkeyPatch) -> None:
 
 
 def leave_bias_out(patch: pytest.MonkeyPatch) -> None:
-    original = PatientGradients._squared
+    original = sums.squared_norms
 
-    def without(self: PatientGradients, tape, layout):  # type: ignore[no-untyped-def]
-        whole = original(self, tape, layout)
+    def without(tape, layout):  # type: ignore[no-untyped-def]
+        whole = original(tape, layout)
         for block in tape.blocks(layout):
             sizes = [source.shape.numel() // len(block.matrix) for source, _ in block.parts]
             for (source, _), part in zip(block.parts, block.matrix.split(sizes, 2), strict=True):
@@ -280,11 +279,11 @@ def leave_bias_out(patch: pytest.MonkeyPatch) -> None:
                     whole = whole - part.double().square().sum((0, 2))
         return whole
 
-    patch.setattr(PatientGradients, "_squared", without)
+    patch.setattr(sums, "squared_norms", without)
 
 
 def let_nan_through(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PatientGradients, "_silence", lambda *_: None)
+    patch.setattr(sums, "silence", lambda *_: None)
 
 
 def norms_in_bf16(patch: pytest.MonkeyPatch) -> None:
@@ -297,16 +296,17 @@ def norms_in_bf16(patch: pytest.MonkeyPatch) -> None:
 
 
 def trust_gram(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PatientGradients, "_recompute_doubtful", lambda *_: None)
+    patch.setattr(sums, "measure", lambda *_: None)
+    patch.setattr(sums, "leaves", lambda tape, layout, factors, clip: torch.zeros_like(factors, dtype=torch.bool))
 
 
 def clip_late(patch: pytest.MonkeyPatch) -> None:
-    original = PatientGradients._sums
+    original = sums.weighted_sums
 
-    def loose(self, tape, layout, factors):  # type: ignore[no-untyped-def]
-        return original(self, tape, layout, (factors * 1.5).clamp(max=1))
+    def loose(tape, layout, factors, sources):  # type: ignore[no-untyped-def]
+        return original(tape, layout, (factors * 1.5).clamp(max=1), sources)
 
-    patch.setattr(PatientGradients, "_sums", loose)
+    patch.setattr(sums, "weighted_sums", loose)
     patch.setattr(PatientGradients, "_verify", lambda *_: True)  # it would refuse
 
 
@@ -457,7 +457,7 @@ def test_bf16_autocast_on_cpu_is_near_float32() -> None:
     model = small()
     exact = oracle.run(model, x, y, patient, 3, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = oracle.run(model, x, y, patient, 3, 0.1)
+        rough = oracle.run(model, x, y, patient, 3, 0.1, verify=False)  # verifying is for float64
     assert oracle.distance(rough.sums, exact.sums) < 0.1
     assert all(value.dtype == torch.float32 for value in rough.sums.values())
 
@@ -644,24 +644,18 @@ def test_state_of_the_optimizer_holds_no_noise() -> None:
     assert steps.private.state_dict() == steps.private.original_optimizer.state_dict()
 
 
-def test_a_kept_pair_is_recomputed_alone() -> None:
-    """The recomputed norm of a doubtful patient is the formed gradient's, in any ragged layout."""
+def test_a_kept_pair_is_measured_and_formed_alone() -> None:
+    """The norm of a doubtful patient, and the term of one who leaves, are the formed gradient's in any layout."""
     x, y, patient = batch([2, 0, 2, 1, 0, 2], torch.float64)
     model = small().double()
-    seen: list[Deferred] = []
-    original = PatientGradients._norms_formed
-
-    def spy(self: PatientGradients, kept: Deferred, layout, chosen):  # type: ignore[no-untyped-def]
-        seen.append(kept)
-        return original(self, kept, layout, chosen)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PatientGradients, "_norms_formed", spy)
-        patch.setattr("dptrain.engine.gradients.MARGIN", 1e-30)
-        result = oracle.run(model, x, y, patient, 3, 0.1)
-    assert seen
-    truth = oracle.norms(oracle.patient_gradients(model, x, y, patient, 3))
-    torch.testing.assert_close(result.norms, truth, rtol=1e-9, atol=0)
+    truth = oracle.patient_gradients(model, x, y, patient, 3)
+    for share in ("NORMS", "SUMS"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bounds, share, 1e-30)
+            result = oracle.run(model, x, y, patient, 3, 0.1)
+        assert result.apart == (3 if share == "SUMS" else 0)
+        torch.testing.assert_close(result.norms, oracle.norms(truth), rtol=1e-9, atol=0)
+        assert oracle.distance(result.sums, oracle.clipped(truth, 0.1)) < 1e-9
 
 
 def test_a_chunk_leaves_nothing_behind() -> None:

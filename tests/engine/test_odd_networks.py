@@ -229,14 +229,15 @@ def test_mixed_precisions_are_clipped_by_the_norm_of_what_is_summed(low: torch.d
     truth = oracle.norms(
         [{n: g.double() for n, g in one.items()} for one in oracle.patient_gradients(model, x, y, patient, 3)]
     )
-    result = oracle.run(model, x, y, patient, 3, 1e-3)
+    result = oracle.run(model, x, y, patient, 3, 1e-3, verify=False)  # verifying is for float64
     rough = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[low]
     torch.testing.assert_close(result.norms, truth, rtol=rough, atol=0)
     assert {name: value.dtype for name, value in result.sums.items()} == {
         "a.weight": torch.float64, "a.bias": torch.float64, "b.weight": torch.float32, "b.bias": torch.float32
     }  # fmt: skip
     for i in range(3):
-        alone = oracle.run(model, x[patient == i], y[patient == i], patient[patient == i] * 0, 1, 1e-3).sums
+        rows = patient == i
+        alone = oracle.run(model, x[rows], y[rows], patient[rows] * 0, 1, 1e-3, verify=False).sums
         size = sum(float(value.double().square().sum()) for value in alone.values()) ** 0.5
         assert 0.99e-3 < size <= 1e-3
 
