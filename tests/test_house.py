@@ -142,17 +142,17 @@ def test_what_is_planted_is_counted() -> None:
     assert counts == {
         "functions": 3,
         "median length (lines)": 2,
-        "functions above 60 lines": 16,
+        "functions above 60 lines": 0,
         "functions with more than 7 parameters": 1,
-        "accesses by a string key": 723,
-        "Any": 489,
-        "Any outside engine/views": 340,
-        "imports inside functions": 119,
-        "imports of own modules inside functions": 37,
+        "accesses by a string key": 2,
+        "Any": 1,
+        "Any outside engine/views": 1,
+        "imports inside functions": 3,
+        "imports of own modules inside functions": 2,
         "circles of imports": 1,
         "modules in circles": 3,
-        "private names across modules": 39,
-        "placeholder names assigned": 166,
+        "private names across modules": 2,
+        "placeholder names assigned": 2,
     }
     assert house_counts.circles([a, b, c, d]) == [{"a", "b", "c"}]
     assert house_counts.length(a.functions[1]) == 6
