@@ -46,7 +46,8 @@ def locate(target: str) -> Callable[..., Any]:
     home = f"{getattr(found, '__module__', '') or ''}."
     if not callable(found) or not home.startswith(ALLOWED):
         raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
-    return found
+    target_itself: Callable[..., Any] = found
+    return target_itself
 
 
 def instantiate(node: Any, remedy: str | None = None) -> Any:

