@@ -305,7 +305,8 @@ def _nothing(one: Entry) -> Value:
         return None
     if isinstance(one.kind, type):
         return one.kind.of({}) if issubclass(one.kind, Record) else one.kind()
-    return {} if get_origin(one.kind) is dict else ()
+    table: Hint = get_origin(one.kind)
+    return {} if table is dict else ()
 
 
 def json_schema(cls: type[Record], *, title: str) -> Json:
