@@ -614,7 +614,7 @@ def key_of(row: dict[str, Any]) -> tuple[str, str, str, str, str]:
 def planned(only: list[str]) -> list[Job]:
     """In order of importance, and what takes least first: speed, one size of every data set, the others."""
     jobs = [Job("speed", name, "") for name in SPEEDS]
-    last = []
+    last: list[Any] = []
     if "nih" in only:
         jobs.append(Job("confirmation", "nih", "linear", math.inf, "exposed"))
         jobs.append(Job("confirmation", "nih", "linear", 1.0, "largest AUC"))

@@ -137,7 +137,7 @@ class Trial:
     runner: str = "dptrain"
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
+    def key(self) -> tuple[str, str, str | float, int]:
         return (self.recipe, self.variant, level(self.epsilon), self.seed)
 
 
@@ -465,7 +465,7 @@ def run_opacus(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     # The grant comes first: the plan charges what Opacus will do, with its own rate and steps.
-    length = len(DataLoader(range(site.public_size), batch_size=batch))
+    length = len(DataLoader(range(site.public_size), batch_size=batch))  # type: ignore[arg-type]
     epochs = round((privacy.steps or 0) / length) if tuned else 20
     sigma = accounting.calibrate_noise(trial.epsilon, delta, 1 / length, epochs * length)
     plan = Plan(
@@ -591,8 +591,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         metric = HEADLINE.get(row["recipe"], "auroc")
-        extras = ("sweep_epsilon", "random_stopping_epsilon", "sum_of_as_many_trials_epsilon")
-        extras += tuple(GROUPED)
+        extras = ["sweep_epsilon", "random_stopping_epsilon", "sum_of_as_many_trials_epsilon", *GROUPED]
         if row.get("group") or row["metric"] not in (metric, *extras):
             continue
         cells.setdefault((row["recipe"], row["variant"], row["epsilon"], row["metric"]), []).append(row)
@@ -708,17 +707,17 @@ def gaps(rows: Sequence[dict[str, Any]]) -> str:
         "| --- | --- | --- |" + " --- |" * len(levels),
     ]
     for recipe, column, metric in dict.fromkeys(cell[:3] for cell in cells):
-        row = []
+        texts = []
         for item in levels:
             groups = cells.get((recipe, column, metric, item), {})
             means = {name: sum(values) / len(values) for name, values in groups.items()}
             if len(means) < 2:
-                row.append("")
+                texts.append("")
                 continue
             low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-            row.append(f"{means[high] - means[low]:.3f} ({low} < {high})")
-        if any(row):
-            lines.append(f"| {recipe} | {column} | {metric} | " + " | ".join(row) + " |")
+            texts.append(f"{means[high] - means[low]:.3f} ({low} < {high})")
+        if any(texts):
+            lines.append(f"| {recipe} | {column} | {metric} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -894,7 +893,7 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
         os.environ["DPTRAIN_DATA"] = str(shared)
     folder = options.folder or (_results.RESULTS / "quick" if options.quick else _results.RESULTS)
     path = folder / "utility.json"
-    known = {"meta": {"command": ""}, "rows": []}
+    known: dict[str, Any] = {"meta": {"command": ""}, "rows": []}
     if path.exists() and (options.tables or not options.quick):  # a quick look is measured here and now
         known = json.loads(path.read_text())
     # Rows of sweeps and of groups are computed anew.

@@ -58,3 +58,16 @@ def test_the_recipe_of_the_data_page_composes(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     settings = load(["recipe=thorax"])
     assert settings.data.name == yaml.safe_load(text[1])["name"]
+
+
+def test_the_contract_is_numbered_and_code_points_to_its_lines() -> None:
+    page = (ROOT / "docs" / "guarantee.md").read_text(encoding="utf-8")
+    numbers = re.findall(r"^\| (\d+) \| \*\*", page, re.M)
+    assert numbers == [str(number) for number in range(18)]
+    named = set()
+    for path in (ROOT / "dptrain").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"design[ ,]+(section|contract)|design\.md", text), f"{path}: no such page is here"
+        named |= set(re.findall(r"contracts? (\d+)", text)) | set(re.findall(r"contracts \d+ (?:to|and) (\d+)", text))
+    assert named
+    assert named <= set(numbers)

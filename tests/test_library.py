@@ -32,7 +32,8 @@ def test_the_readme_s_library_example_runs(
     ]
     code = re.search(r"## In your own code.*?```python\n(.*?)```", README.read_text(), re.S)
     assert code is not None
-    names = {"dataset": dataset, "passphrase": passphrase, "model": nn.Sequential(nn.Flatten(), nn.Linear(36, 1))}
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 1))
+    names: dict[str, Any] = {"dataset": dataset, "passphrase": passphrase, "model": model}
     torch.manual_seed(0)
     exec(code.group(1), names)
     assert "epsilon" in capsys.readouterr().out

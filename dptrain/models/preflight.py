@@ -3,7 +3,8 @@
 Two parts. The static one looks for what is known to mix patients: BatchNorm in training mode, batch-wise and
 contrastive losses, samplers that are not Poisson draws, transforms that mix records. The run-time one tries
 it: on made-up data, in training mode, other patients are perturbed, removed, added and permuted, and one
-patient's losses and gradients must stay what they were (design, contract 5). Nothing here touches real data.
+patient's losses and gradients must stay what they were (docs/guarantee.md, contract 5). Nothing here touches
+real data.
 """
 
 from __future__ import annotations

@@ -174,7 +174,9 @@ _WEIGHTS = re.compile(r"pretrained|weights|checkpoint|state_dict|_(path|dir|file
 
 
 def _no_hidden_weights(node: Any) -> None:
-    """Refuse arguments by which a network would load weights that the ledger never sees (contract 10).
+    """Refuse arguments by which a network would load weights that the ledger never sees.
+
+    docs/guarantee.md, contract 10.
 
     Our own networks declare what they bring; all others start at random or from model.weights.
     """

@@ -22,7 +22,9 @@ def blocks(kind: str) -> list[str]:
 
 def settings(text: str, **changes) -> DataConfig:
     merged = OmegaConf.merge(OmegaConf.structured(DataConfig), OmegaConf.create(text), changes)
-    return OmegaConf.to_object(merged)
+    made = OmegaConf.to_object(merged)
+    assert isinstance(made, DataConfig)
+    return made
 
 
 def test_the_examples_are_accepted(tmp_path):

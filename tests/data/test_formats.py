@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -176,7 +177,7 @@ def test_channels_in_several_files_are_joined(tmp_path):
 
 def write_dicom(path: Path, pixels: np.ndarray, **tags) -> None:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"  # type: ignore[assignment]
     meta.MediaStorageSOPInstanceUID = tags.get("SOPInstanceUID", generate_uid())
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
@@ -234,7 +235,7 @@ def dicom_folder(folder: Path, patients: int = 6) -> list[np.ndarray]:
             tags["PhotometricInterpretation"] = "MONOCHROME1"
             pixels = 4095 - pixels
         if i == 2:
-            tags |= {"RescaleSlope": 2, "RescaleIntercept": -1000}
+            tags |= {"RescaleSlope": 2, "RescaleIntercept": -1000}  # type: ignore[dict-item]
         write_dicom(folder / f"study{i}/image{'.dcm' if i else ''}", pixels, **tags)
         part = "test" if i == patients - 1 else "validation" if i == patients - 2 else "train"
         lines.append(f"A{i},{i % 2},{part}")
@@ -467,11 +468,11 @@ def test_own_datasets_need_no_manifest():
         {"image": torch.randn(2, 5), "label": i % 2, "patient_id": f"secret{i // 2}", "sex": "FM"[i % 2]}
         for i in range(12)
     ]
-    config = {"keys": FakeKeys(), "issuer": "clinic", "task": "binary", "groups": ["sex"]}
+    config: dict[str, Any] = {"keys": FakeKeys(), "issuer": "clinic", "task": "binary", "groups": ["sex"]}
     split = [{**item, "split": "test" if i > 9 else "train"} for i, item in enumerate(items)]
     cohort = cohort_from_dataset(split, split="split", **config)
     assert (len(cohort.patients), len(cohort.records)) == (6, 12)
-    assert torch.equal(load_records(cohort, [3], FakeGrant())[0], items[3]["image"])
+    assert torch.equal(load_records(cohort, [3], FakeGrant())[0], items[3]["image"])  # type: ignore[arg-type]
     bad = [*split, {**split[0], "image": torch.zeros(2, 4), "patient_id": "", "label": 5}]
     with pytest.raises(DataUnreadable) as caught:
         cohort_from_dataset(bad, split="split", **config)

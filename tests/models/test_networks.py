@@ -36,7 +36,7 @@ def test_groupnorm_keeps_affine_weights_and_shared_layers():
     nn.init.normal_(net.norm.weight)
     nn.init.normal_(net.norm.bias)
     weight, bias = net.norm.weight.detach().clone(), net.norm.bias.detach().clone()
-    net, changes = models.make_private(net, batchnorm="replace")
+    net, changes = models.make_private(net, batchnorm="replace")  # type: ignore[assignment]
     assert isinstance(net.norm, nn.GroupNorm)
     assert net.again is net.norm
     assert torch.equal(net.norm.weight, weight)
@@ -67,7 +67,7 @@ def test_batchnorm_is_refused_where_it_may_not_be_changed():
     assert caught.value.exit_code == 4
     assert "batchnorm=replace" in caught.value.remedy
     with pytest.raises(ConfigError):
-        models.make_private(Residual(), batchnorm="maybe")
+        models.make_private(Residual(), batchnorm="maybe")  # type: ignore[arg-type]
 
 
 def test_frozen_batchnorm_stays_in_evaluation_mode():
@@ -77,7 +77,7 @@ def test_frozen_batchnorm_stays_in_evaluation_mode():
     net.eval()
     x = torch.rand(4, 2, 6, 6)
     before = net(x)
-    net, changes = models.make_private(net, batchnorm="freeze")
+    net, changes = models.make_private(net, batchnorm="freeze")  # type: ignore[assignment]
     assert all(change.after == "FrozenBatchNorm" for change in changes)
     net.train()
     state = {name: value.clone() for name, value in net.state_dict().items()}
@@ -198,7 +198,7 @@ def test_a_network_with_several_outputs_names_the_wrapper():
     net = nets.ViT(1, 32, 16, 24, 24, 2, 2, classification=True, num_classes=3, spatial_dims=2)
     frozen, _ = models.split_frozen(net, "head")
     with pytest.raises(ConfigError, match="several outputs") as caught:
-        frozen(torch.rand(1, 1, 32, 32))
+        frozen(torch.rand(1, 1, 32, 32))  # type: ignore[misc]
     assert "first_output" in caught.value.remedy
 
 
@@ -237,13 +237,13 @@ def test_weights_with_batchnorm_go_into_groupnorm_and_back(tmp_path):
     net = Residual()
     models.load_weights(net, tmp_path / "bn.safetensors")
     private, _ = models.make_private(net)
-    assert torch.equal(private.norm.weight, public.norm.weight)
+    assert torch.equal(private.norm.weight, public.norm.weight)  # type: ignore[arg-type]
     torch.save(private.state_dict(), tmp_path / "gn.pt")
     again = Residual()
     models.load_weights(again, tmp_path / "gn.pt")
     with pytest.raises(CheckRefused, match="without running statistics"):
         models.make_private(again, batchnorm="freeze")
-    again, _ = models.make_private(again)
+    again, _ = models.make_private(again)  # type: ignore[assignment]
     assert torch.equal(again.norm.weight, public.norm.weight)
 
 

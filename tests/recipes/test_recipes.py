@@ -77,7 +77,7 @@ def test_a_recipe_builds_a_network_that_fits_its_data(recipe: str) -> None:
     from dptrain import models
 
     settings = load([f"recipe={recipe}"])
-    network, changes = models.make_private(models.build(settings.model), batchnorm=settings.model.batchnorm)
+    network, changes = models.make_private(models.build(settings.model), batchnorm=settings.model.batchnorm)  # type: ignore[arg-type]
     assert not changes
     shape = shape_of(settings.data)
     if settings.model.train == "head":  # a smaller image will do

@@ -648,7 +648,7 @@ def test_the_calibration_is_released_once(make_site: Callable[..., Site], monkey
     site = make_site()
     real, drawn = module._calibrate, []
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: Any) -> object:
         drawn.append(1)
         return real(*arguments)
 
@@ -673,9 +673,9 @@ def test_a_copied_folder_gives_no_second_calibration(
     from dptrain.training import run as module
 
     site = make_site()
-    real, drawn = module.fit_calibration, []
+    real, drawn = module.fit_calibration, []  # type: ignore[attr-defined]
 
-    def counted(*arguments: object, **words: object) -> object:
+    def counted(*arguments: Any, **words: Any) -> object:
         drawn.append(1)
         return real(*arguments, **words)
 
@@ -715,9 +715,9 @@ def test_a_resumed_run_starts_from_the_weights_it_was_granted_for(
     monkeypatch.setattr(module, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(site, "run")
-    real = module.build_network
+    real = module.build_network  # type: ignore[attr-defined]
 
-    def other(settings: object) -> object:
+    def other(settings: Any) -> object:
         network = real(settings)
         network.weights = WeightsSource(sha256="0" * 64)
         return network
@@ -745,7 +745,7 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
     slow: list[set[str]] = []
     made = PatientGradients._one_by_one
 
-    def spy(self, *args):  # type: ignore[no-untyped-def]
+    def spy(self, *args):
         slow.append(set(self._slow))
         return made(self, *args)
 
