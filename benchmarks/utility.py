@@ -52,7 +52,7 @@ from dptrain.training.calibration import Calibration, fit_calibration
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
 from dptrain.training.loop import fit
 from dptrain.training.planning import make_plan
-from dptrain.training.run import conformal_report, dice_scores
+from dptrain.training.scoring import conformal_report, dice_scores
 from dptrain.training.session import Network, Prepared, build_network, check, load_inputs
 from dptrain.training.step import PrivateStep
 

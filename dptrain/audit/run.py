@@ -30,7 +30,8 @@ from dptrain.audit.reference import Material
 from dptrain.audit.results import SCHEMA, People, Summary, number_of, summarise
 from dptrain.audit.scores import Array
 from dptrain.errors import ConfigError
-from dptrain.files import file_sha256, make_folder, utc_now, whole_or_nothing, write_json
+from dptrain.files import make_folder, utc_now, whole_or_nothing, write_json
+from dptrain.models import ModelStore
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
 from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
@@ -131,9 +132,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
     for part, names in NOT_MEASURED.items():
         told[part] = {name: value for name, value in told[part].items() if name not in names}
     if settings.model.weights is not None:
-        path = Path(settings.model.weights)
-        path = RunFolder(path).weights if path.is_dir() else path
-        told["weights"] = file_sha256(path) if path.is_file() else None
+        weights = ModelStore.of(settings.model.weights)
+        told["weights"] = weights.sha256() if weights.exists else None
     return told
 
 

@@ -11,7 +11,9 @@ EVALUATE = Command(
     name="evaluate",
     line="score a run on its test patients",
     run="dptrain.commands.acts.evaluate:evaluate",
-    about="Score a finished run again. A new request: refused (exit code 3) once the cohort is locked.",
+    about="""\
+Score a finished run: complete the evaluation that its plan declared, where that did not end. Another one is a new
+request, refused (exit code 3) once the cohort is locked.""",
     words={
         "run": Word(str, "the run folder"),
         "split": Word(OneOf(tuple(Split)), "test, validation, calibration or train", "test"),

@@ -192,9 +192,7 @@ class _NotPerRecord(Exception):
     pass
 
 
-def made_up(
-    input_shape: Sequence[int], task: str, records: int, classes: int, seed: int
-) -> tuple[Tensor, Tensor]:
+def made_up(input_shape: Sequence[int], task: str, records: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random images [records, *input_shape] in 0…1, in float64, and labels of the task."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand((records, *input_shape), generator=generator, dtype=torch.float64)

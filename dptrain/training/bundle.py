@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dptrain import __version__
 from dptrain.files import whole_or_nothing, write_json
+from dptrain.models import ModelStore
 from dptrain.records import RunFolder
 from dptrain.settings import Settings, from_yaml, to_yaml
 from dptrain.settings.data import shape_of
@@ -36,7 +36,7 @@ def write_bundle(
 
     private: whether a finite epsilon holds of everything that the weights know.
     """
-    save_weights(network, folder.weights)
+    ModelStore(folder.weights).save(network)
     root = folder.model
     with whole_or_nothing(root / NETWORK) as file:
         file.write(to_yaml(_inference_settings(settings)))
@@ -105,13 +105,6 @@ def write_bundle(
     )
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Safetensors, whole or not at all; tied parameters are stored once under each name."""
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    with whole_or_nothing(path, "wb") as file:
-        file.write(save(state))
-
-
 def _inference_settings(settings: Settings) -> Settings:
     """The settings that inference needs: no ledger, no paths, no filters and no split of the training site."""
     kept = Settings()
@@ -145,7 +138,7 @@ def load_bundle(root: str | Path) -> Bundle:
     settings = from_yaml(root / NETWORK)
     settings.model.weights = None
     network = build_network(settings).whole
-    network.load_state_dict(load_file(str(root / WEIGHTS)))
+    ModelStore(root / WEIGHTS).restore(network)
     metadata = json.loads((root / METADATA).read_text(encoding="utf-8"))
     return Bundle(network, settings, metadata.get("calibration"))
 

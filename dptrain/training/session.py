@@ -20,7 +20,8 @@ from dptrain.data import Cohort, Tensors
 from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.files import file_sha256
-from dptrain.ledger import CohortStatus, Grant, Keys, Ledger, WeightsSource, open_ledger
+from dptrain.leave import Leave
+from dptrain.ledger import CohortStatus, Keys, Ledger, WeightsSource, open_ledger
 from dptrain.models.preflight import first_line, shaken
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
@@ -200,9 +201,9 @@ def _starting_weights(network: nn.Module, path: Path) -> tuple[WeightsSource, st
     if path.is_dir():
         run = RunFolder(path)
         identity = str(run.read().id)
-        sha = models.load_weights(network, run.weights)
+        sha = models.ModelStore(run.weights).start(network)
         return WeightsSource(sha256=sha, run=identity), f"model of run {identity}"
-    sha = models.load_weights(network, path)
+    sha = models.ModelStore(path).start(network)
     return WeightsSource(sha256=sha), f"file {path.name}"
 
 
@@ -364,7 +365,7 @@ def plan_for(settings: Settings, status: CohortStatus) -> Plan:
 def load_inputs(
     cohort: Cohort,
     records: NDArray[np.int64],
-    grant: Grant,
+    grant: Leave,
     frozen: nn.Module | None,
     device: torch.device,
     *,
@@ -399,7 +400,7 @@ def load_inputs(
 def prepare(
     settings: Settings,
     cohort: Cohort,
-    grant: Grant,
+    grant: Leave,
     *,
     splits: tuple[str, ...] = (Split.TRAIN,),
     network: Network | None = None,

@@ -61,7 +61,7 @@ def test_temperature_undoes_overconfidence(noise: float, task: str) -> None:
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 @pytest.mark.parametrize("noise", [0.0, 5.0])
 def test_conformal_sets_hold_the_truth_as_often_as_they_say(noise: float, factor: float, task: str) -> None:
-    from dptrain.training.run import conformal_report
+    from dptrain.training.scoring import conformal_report
 
     logits, label = overconfident(3000, factor, task)
     found = cal.fit_calibration(logits, label, np.arange(3000), task, noise_multiplier=noise)
@@ -110,7 +110,7 @@ def test_nothing_but_noise_gives_a_usable_answer() -> None:
 
 
 def test_coverage_counts_each_patient_once() -> None:
-    from dptrain.training.run import conformal_report
+    from dptrain.training.scoring import conformal_report
 
     # One patient comes nine times and is always judged wrongly, nine others come once and are judged rightly.
     patient = np.array([0] * 9 + list(range(1, 10)))

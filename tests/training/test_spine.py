@@ -296,7 +296,7 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_gives_everything_back(
 
     said: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_loader", features)
+        patch.setattr(module.Training, "_loader", features)
         with pytest.raises(KeyboardInterrupt):
             train(site.settings(f"training.run={site.folder / 'run'}"), say=said.append)
     assert "given back" in said[-1]
@@ -438,16 +438,18 @@ def test_one_patient_more_moves_no_bit_of_another_s_margin(
     settings = site.settings("privacy.calibration_noise_multiplier=10", *mlp)
     ledger, keys, status = open_status(settings)
     plan, network, cohort = plan_for(settings, status), build_network(settings), data.scan(settings.data, keys)
-    grant = ledger.reserve(plan, status.name, run="one", fingerprint=cohort.fingerprint)
-    record, patient = module._of_split(cohort, "calibration", frozenset())
+    training = module.Training(settings, None, command="", say=quiet, watch=module.Watch())
+    training.plan, training.network, training.cohort = plan, network, cohort
+    training.grant = ledger.reserve(plan, status.name, run="one", fingerprint=cohort.fingerprint)
+    record, patient = module.scoring.of_split(cohort, "calibration", frozenset())
     seen: list[np.ndarray] = []
     monkeypatch.setattr(module, "fit_calibration", lambda logits, *_, **__: seen.append(logits))
-    module._calibrate(settings, cohort, grant, plan, network, torch.device("cpu"))
+    training._draw_calibration(10.0)
     whole = seen.pop()
     for one in np.unique(patient):
         rest = patient != one
-        monkeypatch.setattr(module, "_of_split", lambda *_, rest=rest: (record[rest], patient[rest]))
-        module._calibrate(settings, cohort, grant, plan, network, torch.device("cpu"))
+        monkeypatch.setattr(module.scoring, "of_split", lambda *_, rest=rest: (record[rest], patient[rest]))
+        training._draw_calibration(10.0)
         assert np.array_equal(seen.pop(), whole[rest])
 
 
@@ -506,16 +508,16 @@ def test_a_sweep_that_breaks_still_counts_every_trial_that_was_charged(
     monkeypatch.chdir(site.folder)
     seen: list[dict[str, Any]] = []
 
-    def breaks(settings: Any, *rest: Any) -> Any:
-        seen.append(RunFolder(settings.training.run).read_facts())
-        result = fit(settings, *rest) if len(seen) < 3 or isinstance(end, DataUnreadable) else None
+    def breaks(training: spine.Training) -> None:
+        seen.append(training.folder.read_facts())
+        if len(seen) < 3 or isinstance(end, DataUnreadable):
+            right(training)
         if len(seen) == 3:
-            rest[3].commit(1)  # the grant: what paid nothing would be given back
+            training.grant.commit(1)  # what paid nothing would be given back
             raise end
-        return result
 
-    fit = spine._fit
-    monkeypatch.setattr(spine, "_fit", breaks)
+    right = spine.Training.train
+    monkeypatch.setattr(spine.Training, "train", breaks)
     words = ["training.evaluate=false", "privacy.target_epsilon=1", "optimizer.lr=0.1,0.2,0.3", "hydra.sweep.dir=sw"]
     assert cli.main(["train", "-m", *site.words, *words]) != 0
     ends = [RunFolder(site.folder / "sw" / str(number)).read_facts() for number in range(3)]
@@ -561,11 +563,11 @@ def test_a_sweep_that_breaks_counts_what_an_open_trial_starts_from(
     first = run(site, "first", *words)
     monkeypatch.chdir(site.folder)
 
-    def breaks(settings: Any, *rest: Any) -> None:
-        rest[3].commit(1)  # the grant: what paid nothing would be given back
+    def breaks(training: spine.Training) -> None:
+        training.grant.commit(1)  # what paid nothing would be given back
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(spine, "_fit", breaks)
+    monkeypatch.setattr(spine.Training, "train", breaks)
     own = ["privacy.target_epsilon=0.5", f"model.weights={first.weights}", "optimizer.lr=0.1,0.2"]
     assert cli.main(["train", "-m", *site.words, *words[:1], *own, "hydra.sweep.dir=sw"]) != 0
     assert not first.read_facts()["sweep"]
@@ -646,7 +648,7 @@ def test_the_calibration_is_released_once(make_site: Callable[..., Site], monkey
     from dptrain.training import run as module
 
     site = make_site()
-    real, drawn = module._calibrate, []
+    real, drawn = module.Training._draw_calibration, []
 
     def counted(*arguments: Any) -> object:
         drawn.append(1)
@@ -655,7 +657,7 @@ def test_the_calibration_is_released_once(make_site: Callable[..., Site], monkey
     def torn(*_: object, **__: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(module, "_calibrate", counted)
+    monkeypatch.setattr(module.Training, "_draw_calibration", counted)
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_bundle", torn)
         with pytest.raises(OSError):
@@ -684,7 +686,7 @@ def test_a_copied_folder_gives_no_second_calibration(
 
     monkeypatch.setattr(module, "fit_calibration", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_calibrate_once", dies)
+        patch.setattr(module.Training, "calibrate", dies)
         with pytest.raises(OSError):
             run(site, "a", "privacy.calibration_noise_multiplier=10", "training.evaluate=false")
     shutil.copytree(site.folder / "a", site.folder / "b")
