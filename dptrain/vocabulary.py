@@ -98,6 +98,16 @@ def task_spec(task: str) -> TaskSpec:
     return TASKS[Task(task)]
 
 
+class Format(StrEnum):
+    """What a cohort's manifest and records are."""
+
+    CSV = "csv"  # one row a record, which names its image
+    DECATHLON = "decathlon"  # the JSON of the Medical Segmentation Decathlon
+    DICOM = "dicom"  # a folder of DICOM files
+    NPZ = "npz"  # arrays of one NumPy archive
+    TABLE = "table"  # one row a record, which is the record
+
+
 class Split(StrEnum):
     """The part of a cohort that a patient belongs to."""
 

@@ -15,6 +15,7 @@ from dptrain.vocabulary import TASKS, Labels, Task, task_spec
 # What ledgers and run folders hold. A word may be added; none may ever go or change.
 WRITTEN = {
     "Task": "binary multiclass multilabel segmentation",
+    "Format": "csv decathlon dicom npz table",
     "Split": "train calibration validation test",
     "Purpose": "train evaluate audit",
     "BudgetKind": "open planned",

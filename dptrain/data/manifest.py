@@ -23,6 +23,7 @@ from dptrain.data.records import quiet_libraries
 from dptrain.errors import ConfigError, DataUnreadable
 from dptrain.settings import DataConfig
 from dptrain.settings.data import ANY, check, folder_of
+from dptrain.vocabulary import Format
 
 DICOM_COLUMNS = (
     "PatientID",
@@ -103,7 +104,7 @@ def load_manifest(config: DataConfig, faults: list[str]) -> Manifest:
             f"The data folder does not exist: {folder}",
             remedy="Set data.root (and data.folder) to where the data lies.",
         )
-    if config.format == "dicom":
+    if config.format == Format.DICOM:
         manifest = _read_dicom_folder(config, folder, faults)
     else:
         path = folder / config.manifest
@@ -134,9 +135,9 @@ def wanted_columns(config: DataConfig) -> list[str]:
     """The columns that the settings name, each once."""
     columns = config.columns
     names = [columns.patient, *columns.label, *columns.groups, *config.keep, *config.drop]
-    if config.format in ("csv", "decathlon"):
+    if config.format in (Format.CSV, Format.DECATHLON):
         names.append(columns.image)
-    if config.format == "table":
+    if config.format == Format.TABLE:
         names += [*config.table.numeric, *config.table.categorical, *config.table.binned]
     names += [name for name in (columns.split, columns.issuer, config.split.by) if name]
     return list(dict.fromkeys(names))

@@ -12,9 +12,8 @@ from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.terminal.words import suggest
-from dptrain.vocabulary import Labels, Split, Task, task_spec
+from dptrain.vocabulary import Format, Labels, Split, Task, task_spec
 
-FORMATS = ("csv", "decathlon", "dicom", "npz", "table")
 ANY = "*"
 
 
@@ -182,13 +181,13 @@ def features_of(table: TableConfig) -> int:
 
 def shape_of(config: DataConfig) -> tuple[int, ...]:
     """Shape of one record after the deterministic transforms: [C, …], or [F] for tables."""
-    return (features_of(config.table),) if config.format == "table" else tuple(config.image_shape)
+    return (features_of(config.table),) if config.format == Format.TABLE else tuple(config.image_shape)
 
 
 def check(config: DataConfig) -> None:
     """Refuse settings that contradict each other. Raises ConfigError with what is allowed."""
     for name, value, allowed in (
-        ("data.format", config.format, FORMATS),
+        ("data.format", config.format, tuple(Format)),
         ("data.task", config.task, tuple(Task)),
         ("data.same_pixels", config.same_pixels, ("refuse", "merge")),
     ):
@@ -205,7 +204,7 @@ def check(config: DataConfig) -> None:
         raise ConfigError("data.unit is empty.", remedy="Say who is protected, e.g. data.unit=patient.")
     if config.units_per_person < 1:
         raise ConfigError(f"data.units_per_person={config.units_per_person} must be at least 1.")
-    if config.format == "table":
+    if config.format == Format.TABLE:
         _check_table(config)
     elif not config.image_shape or any(size < 1 for size in config.image_shape):
         raise ConfigError(
