@@ -44,7 +44,7 @@ class TaskSpec:
     Args:
         labels: what a record's label is.
         activation: logits -> probabilities.
-        loss: class of :mod:`dptrain.training.losses` that gives one value a record.
+        loss: class of :mod:`dptrain.models.losses` that gives one value a record.
         metric: the figure that a report states first.
         calibrates: whether temperature and sets of classes are fitted (one margin a record and class).
         tag: the task's name in model cards (Hugging Face's pipeline tags).

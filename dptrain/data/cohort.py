@@ -21,8 +21,8 @@ from dptrain.data import tables
 from dptrain.data.manifest import Manifest, load_manifest, raise_faults, wanted_columns
 from dptrain.data.records import Unreadable, channel_first, quiet_libraries, read_image
 from dptrain.errors import ConfigError
-from dptrain.settings import DataConfig, SplitConfig
-from dptrain.settings.data import check, shape_of
+from dptrain.settings import ColumnsConfig, DataConfig, SplitConfig
+from dptrain.settings.data import check_complete, shape_of
 from dptrain.terminal.progress import progress
 from dptrain.vocabulary import Format, Labels, Split, task_spec
 
@@ -647,11 +647,13 @@ def cohort_from_dataset(
         classes=named,
         image_shape=list(first.shape),
         augment=list(augment),
+        columns=ColumnsConfig(
+            label=list(named) if kind is Labels.FINDINGS else ["label"],
+            groups=list(groups),
+            split="split" if split is not None else None,
+        ),
     )
-    config.columns.label = list(named) if kind is Labels.FINDINGS else ["label"]
-    config.columns.groups = list(groups)
-    config.columns.split = "split" if split is not None else None
-    check(config)
+    check_complete(config)
     source = DatasetSource(dataset, image, label, config)
     faults: list[str] = []
     texts: dict[str, list[str]] = {name: [] for name in ("patient_id", "split", *config.columns.label, *groups)}

@@ -22,7 +22,7 @@ import numpy as np
 from dptrain.data.records import quiet_libraries
 from dptrain.errors import ConfigError, DataUnreadable
 from dptrain.settings import DataConfig
-from dptrain.settings.data import ANY, check, folder_of
+from dptrain.settings.data import ANY, check_complete, folder_of
 from dptrain.vocabulary import Format
 
 DICOM_COLUMNS = (
@@ -97,7 +97,7 @@ def raise_faults(faults: Sequence[str]) -> None:
 
 def load_manifest(config: DataConfig, faults: list[str]) -> Manifest:
     """As :func:`read_manifest`, adding to `faults` and going on wherever that is possible."""
-    check(config)
+    check_complete(config)
     folder = folder_of(config)
     if not folder.is_dir():
         raise DataUnreadable(

@@ -2,6 +2,7 @@
 
 from dptrain.models.build import build
 from dptrain.models.draws import FixedDraws
+from dptrain.models.losses import loss_for_task
 from dptrain.models.nets import (
     BodyAndHead,
     cnn1d,
@@ -31,6 +32,7 @@ __all__ = [
     "first_output",
     "head_name",
     "linear_head",
+    "loss_for_task",
     "made_up",
     "make_private",
     "mlp",

@@ -8,6 +8,7 @@ set), and the privacy statement's place.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from dptrain import __version__
 from dptrain.files import whole_or_nothing, write_json
 from dptrain.models import ModelStore
+from dptrain.models.network import build_network
 from dptrain.records import RunFolder
-from dptrain.settings import Settings, from_yaml, to_yaml
+from dptrain.settings import DataConfig, Settings, TrainingConfig, from_yaml, to_yaml
 from dptrain.settings.data import shape_of
 from dptrain.training.calibration import margins
 from dptrain.vocabulary import Activation, Labels, task_spec
@@ -107,12 +109,13 @@ def write_bundle(
 
 def _inference_settings(settings: Settings) -> Settings:
     """The settings that inference needs: no ledger, no paths, no filters and no split of the training site."""
-    kept = Settings()
-    kept.name, kept.model = settings.name, settings.model
-    for name in ("name", "format", "task", "classes", "image_shape", "transforms", "table", "unit"):
-        setattr(kept.data, name, getattr(settings.data, name))
-    kept.training.seed = settings.training.seed
-    return kept
+    kept = ("name", "format", "task", "classes", "image_shape", "transforms", "table", "unit")
+    return Settings(
+        name=settings.name,
+        model=settings.model,
+        data=DataConfig(**{name: getattr(settings.data, name) for name in kept}),
+        training=TrainingConfig(seed=settings.training.seed),
+    )
 
 
 def _version(package: str) -> str:
@@ -132,11 +135,9 @@ class Bundle:
 
 def load_bundle(root: str | Path) -> Bundle:
     """Rebuild the network of a bundle and load its weights. Raises ConfigError for a target not allowed."""
-    from dptrain.training.session import build_network
-
     root = Path(root)
     settings = from_yaml(root / NETWORK)
-    settings.model.weights = None
+    settings = replace(settings, model=replace(settings.model, weights=None))
     network = build_network(settings).whole
     ModelStore(root / WEIGHTS).restore(network)
     metadata = json.loads((root / METADATA).read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ from dptrain.records.run import (
     Use,
 )
 from dptrain.settings import Settings
-from dptrain.settings.compose import without_password
+from dptrain.settings.kept import without_password
 from dptrain.training.planning import finite, promise
 from dptrain.training.sweeps import sweep_id
 from dptrain.vocabulary import Generator, RunStatus

@@ -20,29 +20,22 @@ from dptrain.files import file_sha256, utc_now, whole_or_nothing, write_json
 from dptrain.ledger import Grant, Ledger
 from dptrain.ledger.grants import GateFacts
 from dptrain.ledger.state import RunState
+from dptrain.models.check import check
+from dptrain.models.losses import loss_for_task
+from dptrain.models.network import Network, build_network, device_of
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
 from dptrain.records.run import Head, Resume, Weights
 from dptrain.settings import Settings, to_yaml
 from dptrain.terminal.progress import progress
 from dptrain.training import facts as make
-from dptrain.training import losses, scoring
+from dptrain.training import scoring
 from dptrain.training.bundle import write_bundle
 from dptrain.training.calibration import Calibration, fit_calibration
+from dptrain.training.inputs import Run, in_memory, load_run, prepare
 from dptrain.training.interrupts import Watch, watched
 from dptrain.training.loop import Checkpoints, FitResult, fit
-from dptrain.training.session import (
-    Network,
-    Run,
-    build_network,
-    check,
-    device_of,
-    in_memory,
-    load_run,
-    open_status,
-    plan_for,
-    prepare,
-)
+from dptrain.training.planning import open_status, plan_for
 from dptrain.training.step import PrivateStep, State, StepLog, build_optimizer
 from dptrain.vocabulary import Purpose, RunStatus, Split, task_spec
 
@@ -80,12 +73,9 @@ def _resumed_settings(settings: Settings, resumed: Run) -> Settings:
             f"{resumed.folder.path} is {resumed.facts.status}: there is nothing to resume.",
             remedy="A run that ended cleanly has closed its charge; start a new one.",
         )
-    own = resumed.settings
-    own.training.resume = settings.training.resume
-    for name in ("url", "keys", "witness"):
-        if getattr(settings.ledger, name) is not None:
-            setattr(own.ledger, name, getattr(settings.ledger, name))
-    return own
+    own, typed = resumed.settings, settings.ledger
+    ledger = own.ledger.placed({"url": typed.url, "keys": typed.keys, "witness": typed.witness})
+    return replace(own, training=replace(own.training, resume=settings.training.resume), ledger=ledger)
 
 
 UNFINISHED = (RunStatus.RUNNING, RunStatus.CRASHED)
@@ -301,7 +291,7 @@ class Training:
         return PrivateStep(
             model,
             self.plan,
-            loss=losses.loss_for_task(settings.data.task),
+            loss=loss_for_task(settings.data.task),
             optimizer=settings.optimizer,
             ema=settings.training.ema,
             device=self.device,
@@ -530,10 +520,7 @@ def evaluate_run(
     """Score a finished run. What the plan declared and no evaluation has completed belongs to the run; anything else
     is a new request to the ledger: refused on a locked cohort (exit code 3)."""
     run = load_run(path)
-    settings = run.settings
-    for name, value in (ledger or {}).items():
-        if value is not None:
-            setattr(settings.ledger, name, value)
+    settings = replace(run.settings, ledger=run.settings.ledger.placed(ledger or {}))
     store, keys, status = open_status(settings)
     _only_public(split, status.public)
     if run.facts.status in UNFINISHED:

@@ -14,11 +14,12 @@ from dptrain.data import Cohort
 from dptrain.errors import ConfigError
 from dptrain.files import whole_or_nothing, write_json
 from dptrain.leave import Leave
+from dptrain.models.network import Network
 from dptrain.records import RunFolder
 from dptrain.settings import Settings
 from dptrain.training.calibration import Calibration, margins, true_margins
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
-from dptrain.training.session import Network, load_inputs
+from dptrain.training.inputs import load_inputs
 from dptrain.vocabulary import Activation, Labels, Split, task_spec
 
 

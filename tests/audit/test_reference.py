@@ -17,10 +17,10 @@ from dptrain.audit.reference import Draws, Material, train_in_processes, train_t
 from dptrain.audit.run import choose_trainer, train_references
 from dptrain.engine import ClippedSum, noise
 from dptrain.errors import ConfigError
+from dptrain.models.losses import loss_for_task
 from dptrain.models.nets import cnn1d, linear_head, mlp, small_cnn
 from dptrain.settings import AuditConfig, OptimizerConfig
 from dptrain.training import step as private_step
-from dptrain.training.losses import loss_for_task
 from tests.audit.made import make_material, make_plan
 
 

@@ -13,7 +13,7 @@ from dptrain.commands.command import Call, Command, Takes
 from dptrain.commands.page import page
 from dptrain.commands.table import COMMANDS, find, members
 from dptrain.errors import ConfigError
-from dptrain.settings.explain import GROUPS, setting_names
+from dptrain.settings.names import GROUPS, setting_names
 from dptrain.settings.places import recipe_folders
 from dptrain.terminal.words import Word
 

@@ -12,9 +12,9 @@ from torch.utils.data import RandomSampler, WeightedRandomSampler
 from dptrain import models
 from dptrain.data import PatientLoader, PoissonSampler
 from dptrain.errors import CheckRefused
+from dptrain.models.check import check_rules
 from dptrain.models.draws import FixedDraws
 from dptrain.models.preflight import check_separable
-from dptrain.training.session import check_rules
 from tests.data.shared import FakeGrant
 from tests.data.test_sampling import cohort_of, plan
 

@@ -75,14 +75,12 @@ def test_conformal_sets_hold_the_truth_as_often_as_they_say(noise: float, factor
 def test_the_bundle_s_sets_hold_the_truth(task: str) -> None:
     import torch
 
-    from dptrain.settings import Settings
+    from dptrain.settings import DataConfig, Settings
     from dptrain.training.bundle import Bundle, predict
 
     logits, label = overconfident(3000, 3.0, task)
     found = cal.fit_calibration(logits, label, np.arange(3000), task, noise_multiplier=1.0)
-    settings = Settings()
-    settings.data.task = task
-    settings.data.classes = list("ab") if task == "binary" else list("abcde")
+    settings = Settings(data=DataConfig(task=task, classes=list("ab") if task == "binary" else list("abcde")))
     bundle = Bundle(torch.nn.Identity(), settings, found.to_dict())
     fresh, truth = overconfident(1500, 3.0, task, seed=1)
     held = []

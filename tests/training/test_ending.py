@@ -226,7 +226,7 @@ def test_a_run_that_the_steward_closed_can_neither_go_on_nor_be_evaluated(
 def test_another_model_in_the_folder_is_not_evaluated(make_site: Callable[..., Site]) -> None:
     """Its metrics would stand beside the promise of the model that was trained."""
     from dptrain.models import ModelStore
-    from dptrain.training.session import build_network
+    from dptrain.models.network import build_network
 
     site = make_site()
     folder = run(site, "run", "training.evaluate=false", "privacy.target_epsilon=2")

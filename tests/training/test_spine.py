@@ -350,7 +350,7 @@ def test_weights_of_a_run_bring_their_charge_along(make_site: Callable[..., Site
 def test_weights_that_nobody_declared_are_refused(make_site: Callable[..., Site], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from dptrain.training.session import build_network
+    from dptrain.models.network import build_network
 
     site = make_site()
     network = build_network(site.settings()).whole
@@ -430,8 +430,9 @@ def test_one_patient_more_moves_no_bit_of_another_s_margin(
 ) -> None:
     """Kernels may sum in another order for another number of rows, and a margin at a bin's edge would move."""
     from dptrain import data
+    from dptrain.models.network import build_network
     from dptrain.training import run as module
-    from dptrain.training.session import build_network, open_status, plan_for
+    from dptrain.training.planning import open_status, plan_for
 
     site = make_site()
     mlp = ("model=mlp", "model.network.in_features=64", "model.network.num_classes=1")
@@ -636,7 +637,7 @@ def test_public_files_carry_no_time_of_a_step(make_site: Callable[..., Site]) ->
 
 
 def test_a_network_cannot_bring_weights_that_the_ledger_never_sees(make_site: Callable[..., Site]) -> None:
-    from dptrain.training.session import build_network
+    from dptrain.models.network import build_network
 
     site = make_site(None)
     for word in ("+model.network.pretrained=true", "+model.network.weights_path=/w.pt"):
@@ -740,7 +741,7 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
     from dptrain.audit.run import prepare
     from dptrain.engine import PatientGradients
     from dptrain.settings import AuditConfig
-    from dptrain.training.session import load_run
+    from dptrain.training.inputs import load_run
     from tests.models.made import HERE
 
     monkeypatch.setattr(targets, "ALLOWED", (*targets.ALLOWED, HERE))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dptrain.commands.command import Call, Command, Takes
 from dptrain.commands.table import COMMANDS, members, tops
 from dptrain.errors import EXIT_DONE
-from dptrain.settings.explain import GROUPS, setting_names
+from dptrain.settings.names import GROUPS, setting_names
 from dptrain.settings.places import recipe_folders
 from dptrain.shipped import shipped
 from dptrain.terminal.words import OneOf, Word, yes_or_no

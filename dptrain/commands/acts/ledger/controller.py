@@ -131,8 +131,8 @@ def weights_of(settings: Sequence[str]) -> tuple[str, str]:
 
     Raises ConfigError for a recipe that starts at random.
     """
+    from dptrain.models.network import build_network
     from dptrain.settings import load
-    from dptrain.training.session import build_network
 
     network = build_network(load(settings))
     if network.weights is None:
