@@ -19,9 +19,11 @@ from sqlalchemy.engine import Connection
 
 from dptrain.errors import LedgerRefused
 from dptrain.ledger import store
+from dptrain.ledger.bodies import Body
 from dptrain.ledger.chain import Entry, SignedHead, fault_of, make_entry, read_witness, signature_fault
 from dptrain.ledger.keys import Controller, Keys, signed_by
-from dptrain.ledger.state import State, apply, keys_for
+from dptrain.ledger.kinds import apply, keys_for, needs_controller
+from dptrain.ledger.state import State
 from dptrain.ledger.store import Store, chunks
 
 SNAPSHOT_EVERY = 64
@@ -42,6 +44,10 @@ class Book:
 
     def __repr__(self) -> str:
         return f"Ledger({self.store.name})"
+
+    def close(self) -> None:
+        """Let go of the connections. The ledger itself needs no closing."""
+        self.store.close()
 
     @contextmanager
     def write(self, *, any_site_key: bool = False) -> Iterator[tuple[Connection, State]]:
@@ -143,6 +149,20 @@ class Book:
         connection.execute(sa.insert(store.snapshot), row)
         self._snapshot_seq = state.seq
 
+    def begin(self, connection: Connection, founding: Body) -> None:
+        """Write the first entry into empty tables."""
+        self._state = State()
+        self.add(connection, founding)
+
+    def add(self, connection: Connection, body: Body, controller: Controller | None = None) -> Entry:
+        """Write an entry that says this; committed by the caller's block."""
+        if body.COUNTERSIGNED and controller is None:
+            raise LedgerRefused(
+                f"A {body.KIND} entry needs the controller's signature.",
+                remedy="Unlock the controller's key and run again.",
+            )
+        return self.append(connection, body.KIND, body.facts(), body.secrets(), controller)
+
     def append(
         self,
         connection: Connection,
@@ -208,7 +228,7 @@ def follow(state: State, entry: Entry) -> None:
             fault = "the founding entry is missing"
         else:
             site, controllers = keys_for(state, entry)
-            fault = signature_fault(entry, site, controllers)
+            fault = signature_fault(entry, site, controllers, countersigned=needs_controller(entry.kind))
     if fault is not None:
         raise untrusted(fault)
     apply(state, entry)

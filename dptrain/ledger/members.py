@@ -226,6 +226,11 @@ def keys_in(connection: Connection, classes: Sequence[int]) -> set[bytes]:
     return found
 
 
+def class_of(connection: Connection, key: bytes) -> int | None:
+    """The class of a patient key; None for one that no table holds."""
+    return connection.execute(sa.select(patient_table.c.klass).where(patient_table.c.key == key)).scalar()
+
+
 def units(connection: Connection) -> dict[int, list[tuple[bytes, int]]]:
     """unit -> its (key, class) pairs, for persons who turned up under several keys."""
     found: dict[int, list[tuple[bytes, int]]] = defaultdict(list)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -12,15 +11,13 @@ from sqlalchemy.engine import Connection
 from dptrain.accounting.units import budget_units
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate, members, store
+from dptrain.ledger.book import Book, follow, read_entry, snapshot_message
 from dptrain.ledger.chain import Entry, read_witness
 from dptrain.ledger.charges import Charge, charge_of
 from dptrain.ledger.keys import signed_by
 from dptrain.ledger.state import RunState, State
 from dptrain.plan import Mechanism, Plan
-
-if TYPE_CHECKING:
-    from dptrain.ledger.ledger import Ledger
-
+from dptrain.vocabulary import BudgetKind
 
 UNREAD = "witness, not checked"
 
@@ -37,7 +34,7 @@ class Fault:
     what: str
 
 
-def verify(ledger: Ledger, witness: str | None) -> list[Fault]:
+def verify(book: Book, witness: str | None = None) -> list[Fault]:
     """Every fault found, the first bad entry first; empty for a sound ledger.
 
     Checks, in this order: the file itself (SQLite's own integrity check), the schema's version, every entry's
@@ -48,18 +45,16 @@ def verify(ledger: Ledger, witness: str | None) -> list[Fault]:
     """
     faults: list[Fault] = []
     try:
-        store.check_schema(ledger.store)
-        with ledger.store.read() as connection:
-            _check(ledger, connection, witness or ledger.witness, faults)
+        store.check_schema(book.store)
+        with book.store.read() as connection:
+            _check(book, connection, witness or book.witness, faults)
     except LedgerRefused as error:
         faults.append(Fault("file", None, error.message))
     return faults
 
 
-def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: list[Fault]) -> None:
-    from dptrain.ledger.book import follow, read_entry, snapshot_message
-
-    if ledger.store.sqlite:
+def _check(book: Book, connection: Connection, witness: str | None, faults: list[Fault]) -> None:
+    if book.store.sqlite:
         answer = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
         if answer != ["ok"]:
             faults.append(Fault("file", None, f"SQLite finds the file damaged: {answer[0]}"))
@@ -87,7 +82,7 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
         if snap is not None and snap.seq == state.seq:
             snapshot_seen = True
             snapshot_differs = snap.state != state.dump()
-    keys = ledger.keys
+    keys = book.keys
     if snap is not None:
         if not snapshot_seen or len(snapshots) != 1 or snap.id != 1:
             faults.append(Fault("snapshot", None, "the snapshot belongs to no entry of this ledger"))
@@ -131,7 +126,7 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
             faults.append(Fault(UNREAD, None, f"The witness {witness} holds a head of another site's ledger."))
             return
         try:
-            ledger.descends(connection, state, heads)
+            book.descends(connection, state, heads)
         except LedgerRefused as error:
             faults.append(Fault("witness", None, error.message))
 
@@ -147,7 +142,7 @@ def check_budget(entry: Entry) -> None:
     order, index = float(facts["order"]), int(facts["order_index"])
     if not 0 <= index < len(ORDERS) or ORDERS[index] != order:
         raise LedgerRefused(f"entry {entry.seq} grants at order {order:g}, but counts charges at another order")
-    if facts["kind"] != "open":
+    if facts["kind"] != BudgetKind.OPEN:
         return
     try:
         true = budget_units(float(facts["epsilon"]), float(facts["delta"]), order)
@@ -166,7 +161,7 @@ def check_grant(state: State, run: RunState) -> None:
     fits = True
     if budget is not None:
         fits = plan.private and plan.public_size == version.public_size
-        if budget.kind == "open":
+        if budget.kind == BudgetKind.OPEN:
             fits = fits and gate.spent(state, budget) <= budget.units
         else:
             fits = fits and not gate.overdrawn(state, budget)

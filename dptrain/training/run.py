@@ -18,7 +18,7 @@ from dptrain.data import PatientLoader
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.files import file_sha256, utc_now, whole_or_nothing, write_json
 from dptrain.ledger import Grant, Ledger
-from dptrain.ledger.grants import GateFacts
+from dptrain.ledger.facts import GateFacts
 from dptrain.ledger.state import RunState
 from dptrain.models.check import check
 from dptrain.models.losses import loss_for_task

@@ -16,7 +16,7 @@ import pytest
 from benchmarks._ledger_site import COHORT, Site, people, small_plan
 from dptrain.commands.table import run
 from dptrain.errors import EXIT_REFUSED_BY_LEDGER, EXIT_USAGE, ConfigError, LedgerRefused
-from dptrain.ledger import Keys, Ledger, PublicDeclaration, charges, ledger
+from dptrain.ledger import Keys, Ledger, PublicDeclaration, charges, charging
 from dptrain.ledger.charges import Charge
 from tests.ledger.conftest import Home
 from tests.ledger.test_commands import Desk, desk, make_up_data
@@ -134,7 +134,7 @@ def test_an_understated_charge_is_found(file_site: Site, monkeypatch: pytest.Mon
     """A program with wrong mathematics, or somebody with the site's key, wrote a grant that costs too little."""
     true = charges.charge_of(file_site.plan.mechanisms)
     small = Charge(charges.pack([number // 1000 for number in charges.unpack(true.step or "")]), None)
-    monkeypatch.setattr(ledger, "charge_of", lambda _: small)
+    monkeypatch.setattr(charging, "charge_of", lambda _: small)
     file_site.ledger.reserve(file_site.plan, COHORT, run="cheap", fingerprint=file_site.fingerprint)
     monkeypatch.undo()
     faults = file_site.again().verify()

@@ -475,7 +475,6 @@ def test_a_public_cohort_records_and_never_gates(place: str, home: Home) -> None
         ({"cohort": "chst"}, {}, "chest"),
         ({}, {"public_size": 19, "expected_batch_size": 19}, "declares 20"),
         ({}, {"unit": "family"}, "unit|family"),
-        ({"purpose": "sell"}, {}, "no purpose"),
         ({}, {"noise_multiplier": 0.3}, "budget"),
     ],
 )
@@ -486,6 +485,9 @@ def test_refused_requests_leave_nothing_behind(
     before = file_site.ledger.head().hash
     with pytest.raises(LedgerRefused, match=what):
         file_site.ledger.reserve(small_plan(**plan), values.pop("cohort"), **values)  # type: ignore[arg-type]
+    for purpose in ("train", "sell"):
+        with pytest.raises(LedgerRefused, match="no purpose"):
+            file_site.ledger.admit(COHORT, purpose=purpose, run="x", fingerprint=file_site.fingerprint)
     assert file_site.ledger.head().hash == before
 
 

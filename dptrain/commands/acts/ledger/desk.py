@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dptrain.errors import LedgerRefused
+from dptrain.ledger.face import Ledger
 from dptrain.ledger.keys import Controller, Keys
-from dptrain.ledger.ledger import Ledger
 from dptrain.ledger.places import open_ledger
 from dptrain.ledger.status import CohortStatus, promise, steps
 from dptrain.terminal import secrets

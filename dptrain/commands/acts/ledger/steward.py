@@ -10,15 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import sqlalchemy as sa
-
 from dptrain.commands.acts.ledger.desk import controller_of, opened
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError, LedgerRefused
-from dptrain.ledger import store
-from dptrain.ledger.grants import PublicDeclaration
+from dptrain.ledger.facts import PublicDeclaration
 from dptrain.ledger.keys import Keys, normal_issuer
-from dptrain.ledger.ledger import Ledger
 from dptrain.terminal import secrets
 from dptrain.terminal.output import Output
 
@@ -115,7 +111,7 @@ def withdraw(call: Call) -> int:
         else:
             patient = sys.stdin.readline().strip()
     key = keys.patient_key(issuer, patient)
-    known_id = _in_a_cohort(ledger, key)
+    known_id = ledger.in_a_cohort(key)
     ledger.withdraw(key)
     out.say(
         "Recorded. The patient is left out of every draw, evaluation and audit from now on; what was spent stays."
@@ -129,14 +125,6 @@ def withdraw(call: Call) -> int:
         )
     out.give({"withdrawn": True, "in_a_cohort": known_id})
     return EXIT_DONE
-
-
-def _in_a_cohort(ledger: Ledger, key: bytes) -> bool:
-    """Whether a patient key belongs to a version of any cohort. For the steward alone."""
-
-    with ledger.view() as (connection, state):
-        klass = connection.execute(sa.select(store.patients.c.klass).where(store.patients.c.key == key)).scalar()
-        return klass in state.classes and bool(state.classes[klass].versions)
 
 
 def lock(call: Call) -> int:
