@@ -8,10 +8,10 @@ from typing import Annotated, Self
 from dptrain.plan import Mechanism
 from dptrain.records.parts import Curve
 from dptrain.records.shape import LATE, NEEDED, Json, Path, Public, Reader, Record, Share
+from dptrain.vocabulary import ITEMS
 
 RUN_SCHEMA = "dptrain.run/1"
 PROGRAM = ("dptrain", "torch", "opacus", "monai", "numpy", "dp-accounting", "python", "platform", "device")
-ITEMS = ("model", "metrics", "groups", "audit")  # what a decision may release
 
 
 @dataclass(frozen=True, kw_only=True)

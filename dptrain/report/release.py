@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the controller decides: which items (of :data:`dptrain.records.run.ITEMS`) go to whom, and what for.
+    """What the controller decides: which items (of :data:`dptrain.vocabulary.ITEMS`) go to whom, and what for.
 
     `advice` is what the data protection officer advised.
     """
