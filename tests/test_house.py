@@ -71,7 +71,7 @@ def test_a_planted_import_from_above_is_seen(tmp_path: Path) -> None:
 
 # A count may fall and never rise: who lowers one lowers its ceiling too. `python -m tests.house_counts` prints them.
 CEILINGS = {
-    "functions above 60 lines": 10,
+    "functions above 60 lines": 9,
     "functions with more than 7 parameters": 18,
     "accesses by a string key": 585,
     "Any": 462,
@@ -79,7 +79,7 @@ CEILINGS = {
     "imports inside functions": 104,
     "imports of own modules inside functions": 35,
     "private names across modules": 34,
-    "placeholder names assigned": 143,
+    "placeholder names assigned": 139,
 }
 # Circles that are still to go: none may be added, and one that is gone goes off the list.
 KNOWN_CIRCLES: list[set[str]] = []
