@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from dptrain import cli
@@ -22,7 +21,8 @@ from dptrain.audit.results import People, summarise
 from dptrain.audit.run import Work, audit_run, audit_settings, confirm, keep_back, override
 from dptrain.errors import EXIT_GUARANTEE_BROKEN, ConfigError, LedgerRefused
 from dptrain.records import RunFolder
-from dptrain.settings import AuditConfig, settings_of
+from dptrain.settings import AuditConfig
+from dptrain.settings.kept import changed
 from dptrain.training.run import train
 from tests.audit.made import make_material
 from tests.audit.simulate import gaussian_scores
@@ -212,11 +212,10 @@ def test_work_is_found_by_what_decides_the_models_and_by_nothing_else(make_site:
     site = make_site(8.0)
     material = make_material()
 
-    base = OmegaConf.structured(site.settings("model=linear", *NETWORK))
+    base = site.settings("model=linear", *NETWORK)
 
     def key(*words: str) -> str:
-        settings = settings_of(OmegaConf.merge(base, OmegaConf.from_dotlist(list(words))))
-        return Work(site.folder / "work", settings, material, material.plan, "fingerprint").key
+        return Work(site.folder / "work", changed(base, words), material, material.plan, "fingerprint").key
 
     scale = "{_target_: monai.transforms.ScaleIntensityd, keys: [image]}"
     flip = "{_target_: monai.transforms.RandFlipd, keys: [image], prob: 0.5}"
