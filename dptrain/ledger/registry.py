@@ -76,6 +76,7 @@ def register(
         number = len(state.cohorts[name].versions) + 1 if name in state.cohorts else 1
         if version not in (None, number):
             raise LedgerRefused(f"The next version of '{name}' is {number}, not {version}.")
+        book.check_members(connection, state, records=True)
         moved = members.register(connection, state, book.keys, patients)
         body = Register(
             name=name,
@@ -140,6 +141,7 @@ def withdraw(book: Book, patient_key: bytes) -> None:
     """
     check_patient_key(patient_key)
     with book.write() as (connection, state):
+        book.check_members(connection, state, records=True)
         moved = members.withdraw(connection, state, book.keys, patient_key)
         if moved is not None:
             book.add(connection, Withdraw(**moved))
