@@ -8,9 +8,9 @@ from typing import Annotated, Self
 from dptrain.plan import Mechanism
 from dptrain.records.parts import Curve
 from dptrain.records.shape import LATE, NEEDED, Json, Path, Reader, Record, Share
+from dptrain.vocabulary import ITEMS
 
 RUN_SCHEMA = "dptrain.run/1"
-ITEMS = ("model", "metrics", "groups", "audit")  # what a decision may release
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,11 +27,10 @@ from dptrain.files import file_sha256, utc_now
 from dptrain.records import RunFolder
 from dptrain.records.metrics import METRICS_SCHEMA
 from dptrain.records.run import RUN_SCHEMA
-from dptrain.vocabulary import Edition, Generator, RunStatus
+from dptrain.vocabulary import ITEMS, Edition, Generator, RunStatus
 
 FACTS_SCHEMA = "dptrain.facts/1"
 AUDIT_SCHEMA = "dptrain.audit/1"
-ITEMS = ("model", "metrics", "groups", "audit")
 PERSON_CHECKS = ("unit", "size", "weights", "constants", "access", "basis", "keys", "copies")
 LONGEST_TEXT = 600
 CHANCE_OF_100 = 50

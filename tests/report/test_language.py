@@ -12,7 +12,8 @@ from dptrain.errors import ConfigError
 from dptrain.report import facts as facts_module
 from dptrain.report import figures
 from dptrain.report.content import document
-from dptrain.report.language import LANGUAGES, Language, table
+from dptrain.report.language import Language, table
+from dptrain.vocabulary import LANGUAGES
 from tests.report.text import html_text
 
 ENGLISH = set("the of and with without which from patients not are by is this that they have were whether".split())  # noqa: SIM905

@@ -439,17 +439,17 @@ def test_one_patient_more_moves_no_bit_of_another_s_margin(
     settings = site.settings("privacy.calibration_noise_multiplier=10", *mlp)
     ledger, keys, status = open_status(settings)
     plan, network, cohort = plan_for(settings, status), build_network(settings), data.scan(settings.data, keys)
-    training = module.Training(settings, None, command="", say=quiet, watch=module.Watch())
+    training = module.Training(settings, None, command="", say=quiet, watch=module.Watch())  # type: ignore[attr-defined]
     training.plan, training.network, training.cohort = plan, network, cohort
     training.grant = ledger.reserve(plan, status.name, run="one", fingerprint=cohort.fingerprint)
-    record, patient = module.scoring.of_split(cohort, "calibration", frozenset())
+    record, patient = module.scoring.of_split(cohort, "calibration", frozenset())  # type: ignore[attr-defined]
     seen: list[np.ndarray] = []
     monkeypatch.setattr(module, "fit_calibration", lambda logits, *_, **__: seen.append(logits))
     training._draw_calibration(10.0)
     whole = seen.pop()
     for one in np.unique(patient):
         rest = patient != one
-        monkeypatch.setattr(module.scoring, "of_split", lambda *_, rest=rest: (record[rest], patient[rest]))
+        monkeypatch.setattr(module.scoring, "of_split", lambda *_, rest=rest: (record[rest], patient[rest]))  # type: ignore[attr-defined]
         training._draw_calibration(10.0)
         assert np.array_equal(seen.pop(), whole[rest])
 
