@@ -251,7 +251,7 @@ def patients_digest(connection: Connection, digest_key: bytes) -> int:
     """The digest of `patients` as it is now; half a second for 100,000 rows."""
     columns = (patient_table.c.key, patient_table.c.klass, patient_table.c.unit)
     total = 0
-    for key, klass, unit in connection.execution_options(yield_per=20_000).execute(sa.select(*columns)):
+    for key, klass, unit in connection.execute(sa.select(*columns).execution_options(yield_per=20_000)):
         total += patient_row(digest_key, key, klass, unit)
     return total % MODULUS
 
@@ -259,7 +259,7 @@ def patients_digest(connection: Connection, digest_key: bytes) -> int:
 def records_digest(connection: Connection, digest_key: bytes) -> int:
     """The digest of `records` as it is now."""
     total = 0
-    for record, patient in connection.execution_options(yield_per=20_000).execute(sa.select(record_table)):
+    for record, patient in connection.execute(sa.select(record_table).execution_options(yield_per=20_000)):
         total += record_row(digest_key, record, patient)
     return total % MODULUS
 
