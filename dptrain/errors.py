@@ -62,17 +62,28 @@ class DataUnreadable(DptrainError):
     """A manifest or its records cannot be used (exit code 5).
 
     Args:
-        faults: every fault found, one line each (row number and what is wrong; no pixels, no patient ids).
+        faults: every cause, one line each (its first rows and what is wrong; no pixels, no patient ids).
+        remedies: what to do about each of them, or "".
     """
 
     exit_code = EXIT_DATA_UNREADABLE
 
-    def __init__(self, message: str, *, faults: list[str] | None = None, remedy: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        faults: list[str] | None = None,
+        remedies: list[str] | None = None,
+        remedy: str | None = None,
+    ) -> None:
         super().__init__(message, remedy=remedy)
         self.faults = list(faults or [])
+        self.remedies = list(remedies or [""] * len(self.faults))
 
     def __str__(self) -> str:
-        lines = [self.message, *(f"  {fault}" for fault in self.faults)]
+        lines = [self.message]
+        for fault, remedy in zip(self.faults, self.remedies, strict=True):
+            lines += [f"  {fault}", f"      {remedy}"] if remedy else [f"  {fault}"]
         if self.remedy is not None:
             lines.append(self.remedy)
         return "\n".join(lines)

@@ -16,7 +16,7 @@ HOUSE = [
     ["__init__"],
     ["errors", "lazy"],
     ["vocabulary"],
-    ["randomness", "cells"],
+    ["cells", "identity", "randomness", "source"],
     ["files", "plan", "targets", "terminal", "shipped"],
     ["leave"],
     ["accounting", "engine", "records", "settings"],

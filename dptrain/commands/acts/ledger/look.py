@@ -74,7 +74,7 @@ def history(call: Call) -> int:
     ledger, _ = opened(call.words)
     if call.words["cohort"] is not None:
         ledger.status(call.words["cohort"])  # refuses an unknown one
-    found, seen = [], set()
+    shown, seen = [], set()
     grants: dict[int, tuple[str | None, str | None]] = {}
     plans: dict[str | None, Plan] = {}
     runs: dict[str, str] = {}
@@ -91,14 +91,14 @@ def history(call: Call) -> int:
         seen.add(run)
         if call.words["cohort"] not in (None, cohort) or call.words["run"] not in (None, run):
             continue
-        found.append((entry, body, cohort, run))
+        shown.append((entry, body, cohort, run))
     if call.words["run"] is not None and call.words["run"] not in seen:
         raise no_run(call.words["run"], seen)
-    found = found[-call.words["last"] :]
+    shown = shown[-call.words["last"] :]
     out.give(
         [
             {"seq": entry.seq, "time": entry.time, "kind": entry.kind, "hash": entry.hash.hex(), "body": body}
-            for entry, body, _, _ in found
+            for entry, body, _, _ in shown
         ]
     )
     rows = [
@@ -112,7 +112,7 @@ def history(call: Call) -> int:
             "controller" if entry.countersignature is not None else "site",
             entry.hash.hex()[:12],
         )
-        for entry, body, cohort, run in found
+        for entry, body, cohort, run in shown
     ]
     columns = ("#", "time (UTC)", "entry", "cohort", "run", "what", "signed by", "hash")
     out.table(f"Ledger {ledger.store.name}", columns, rows, right=(0,))

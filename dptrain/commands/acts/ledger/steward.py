@@ -100,10 +100,10 @@ def withdraw(call: Call) -> int:
     with ledger.view() as (_, state):
         issuers = sorted({version.issuer for version in state.versions})
     if issuer not in issuers and not call.words["new_issuer"]:
-        known = f"Known: {', '.join(repr(name) for name in issuers)}." if issuers else "None is known yet."
+        registered = f"Known: {', '.join(repr(name) for name in issuers)}." if issuers else "None is known yet."
         raise LedgerRefused(
             f"No registered cohort has ids of the issuer '{call.words['issuer']}': nobody was withdrawn.",
-            remedy=f"{known} To withdraw a patient before this issuer's first registration, add new_issuer=yes.",
+            remedy=f"{registered} To withdraw a patient before this issuer's first registration, add new_issuer=yes.",
         )
     if patient is None:
         if sys.stdin.isatty():
