@@ -109,9 +109,9 @@ def test_small_groups_and_rare_findings_are_withheld() -> None:
         rng.random((300, 2)),
         label,
         np.arange(300),
-        {"sex": sex},
+        {"sex": sex},  # type: ignore[dict-item]
         task="multilabel",
-        classes=["a", "b"],  # type: ignore[dict-item]
+        classes=["a", "b"],
     )
     assert list(table["by_class"]) == ["a"]
     assert list(table["groups"]["sex"]) == ["F"]  # with M shown, the total would tell of X: its Brier score is a mean
