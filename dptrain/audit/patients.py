@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +76,7 @@ def pooled_evidence(
     attack: str = "student_t",
     prior: Prior | None = None,
     task: str = "binary",
+    outside: np.ndarray | None = None,
 ) -> Array:
     """A patient's evidence for membership in each target model.
 
@@ -85,6 +87,8 @@ def pooled_evidence(
             `loss` average.
         prior: for `student_t`, see :func:`dptrain.audit.attacks.moderate`.
         task: for `segmentation` the scores are log p already (the negative loss), which `rmia` must know.
+        outside: bool [T, P], patients known to be outside of each target: the population of `rmia`, in which nobody
+            is compared with the own records. None: everybody.
 
     Returns:
         [T, P], NaN for a patient without records or without enough reference models.
@@ -93,8 +97,11 @@ def pooled_evidence(
     patients = member.shape[1]
     if attack == "student_t":
         return _joint_t(reference, member, target, patient, prior)
-    scale = {"log_probability": task_spec(task).labels is Labels.MASK} if attack == "rmia" else {}
-    per_record = ATTACKS[attack](reference, member[:, patient], target, **scale)
+    asked: dict[str, Any] = {}
+    if attack == "rmia":
+        asked = {"log_probability": task_spec(task).labels is Labels.MASK, "owner": patient}
+        asked["population"] = None if outside is None else outside[:, patient]
+    per_record = ATTACKS[attack](reference, member[:, patient], target, **asked)
     pooled = np.full((target.shape[0], patients), np.nan)
     for who, records in by_size(patient, patients):
         values = per_record[:, records]
@@ -238,7 +245,14 @@ def crossfit(
         if prior_member is not None and attack == "student_t":
             prior = _joint(scores[~held], prior_member[~held], patient, None).prior
         evidence[held] = pooled_evidence(
-            scores[~held], member[~held], scores[held], patient, attack=attack, prior=prior, task=task
+            scores[~held],
+            member[~held],
+            scores[held],
+            patient,
+            attack=attack,
+            prior=prior,
+            task=task,
+            outside=~member[held],
         )
     return evidence, fold
 
