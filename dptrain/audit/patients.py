@@ -74,7 +74,6 @@ def pooled_evidence(
     patient: np.ndarray,
     *,
     attack: str = "student_t",
-    prior: Prior | None = None,
     task: str = "binary",
     outside: np.ndarray | None = None,
 ) -> Array:
@@ -85,7 +84,6 @@ def pooled_evidence(
         attack: `student_t` takes the joint density of the records (their scores move together from model to
             model, so their evidence is not simply added); every other attack sums over records, `rmia` and
             `loss` average.
-        prior: for `student_t`, see :func:`dptrain.audit.attacks.moderate`.
         task: for `segmentation` the scores are log p already (the negative loss), which `rmia` must know.
         outside: bool [T, P], patients known to be outside of each target: the population of `rmia`, in which nobody
             is compared with the own records. None: everybody.
@@ -96,7 +94,7 @@ def pooled_evidence(
     check_attack(attack)
     patients = member.shape[1]
     if attack == "student_t":
-        return _joint_t(reference, member, target, patient, prior)
+        return _joint_t(reference, member, target, patient, None)
     asked: dict[str, Any] = {}
     if attack == "rmia":
         asked = {"log_probability": task_spec(task).labels is Labels.MASK, "owner": patient}
@@ -241,19 +239,12 @@ def crossfit(
     evidence = np.full(member.shape, np.nan)
     for number in np.unique(fold):
         held = fold == number
-        prior = None
+        fitted = scores[~held], member[~held], scores[held], patient
         if prior_member is not None and attack == "student_t":
             prior = _joint(scores[~held], prior_member[~held], patient, None).prior
-        evidence[held] = pooled_evidence(
-            scores[~held],
-            member[~held],
-            scores[held],
-            patient,
-            attack=attack,
-            prior=prior,
-            task=task,
-            outside=~member[held],
-        )
+            evidence[held] = _joint_t(*fitted, prior)
+        else:
+            evidence[held] = pooled_evidence(*fitted, attack=attack, task=task, outside=~member[held])
     return evidence, fold
 
 
