@@ -64,8 +64,8 @@ class Summary:
 class Attacked:
     """The attack on every patient, each [P] unless said otherwise.
 
-    evidence, member, fold: [M, P], compared within a fold. possible: whether so many models allow a verdict at all. rates: by false
-    positive rate. fpr, tpr: the ROC over patients. baseline: AUC of the best record.
+    evidence, member, fold: [M, P], compared within a fold. possible: whether so many models allow a verdict at all.
+    rates: by false positive rate. fpr, tpr: the ROC over patients. baseline: AUC of the best record.
     """
 
     evidence: Array
