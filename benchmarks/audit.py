@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from benchmarks import _results
 from dptrain import accounting
 from dptrain.audit import masks, reference
+from dptrain.audit.games.release import confirm
 from dptrain.audit.reference import Material
 from dptrain.audit.results import People, Summary, summarise
-from dptrain.audit.run import confirm
 from dptrain.audit.statistics import wilson
 from dptrain.models.losses import loss_for_task
 from dptrain.models.nets import cnn1d, mlp, small_cnn

@@ -31,6 +31,7 @@ class RunFolder:
         self.checkpoint = self.restricted / "checkpoint.pt"
         self.restricted_tensorboard = self.restricted / "tensorboard"
         self.audit = self.restricted / "audit"
+        self.audit_json = self.audit / "audit.json"
         self.restricted_report = self.restricted / "report"
         self.access_log = self.restricted / "access.log"
 

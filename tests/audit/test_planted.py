@@ -11,10 +11,11 @@ from torch import nn
 
 from dptrain import accounting
 from dptrain.audit import masks, patients, reference, statistics
-from dptrain.audit.canaries import canary_scores, plant
+from dptrain.audit.games.canaries import canary_bound, canary_scores, plant
+from dptrain.audit.games.release import confirm
+from dptrain.audit.promise import promise_of
 from dptrain.audit.reference import Material, train_together
 from dptrain.audit.results import People, summarise
-from dptrain.audit.run import canary_bound, confirm, promise_of
 from dptrain.models.nets import mlp
 from dptrain.settings import AuditConfig, OptimizerConfig
 from tests.audit.made import make_material, make_plan

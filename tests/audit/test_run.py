@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from dptrain import cli
 from dptrain.audit import attacks, bounds, patients, reference, statistics
 from dptrain.audit import run as audit_module
+from dptrain.audit.games import release
+from dptrain.audit.games.population import keep_back
+from dptrain.audit.games.release import confirm
 from dptrain.audit.results import People, summarise
-from dptrain.audit.run import Work, audit_run, audit_settings, confirm, keep_back, override
+from dptrain.audit.run import audit_run, audit_settings, override
+from dptrain.audit.work import Work
 from dptrain.errors import EXIT_GUARANTEE_BROKEN, ConfigError, LedgerRefused
 from dptrain.records import RunFolder
-from dptrain.settings import AuditConfig, settings_of
+from dptrain.settings import AuditConfig
+from dptrain.settings.kept import changed
 from dptrain.training.run import train
 from tests.audit.made import make_material
 from tests.audit.simulate import gaussian_scores
@@ -174,7 +178,7 @@ def test_too_few_fresh_models_confirm_nobody_and_say_so(monkeypatch: pytest.Monk
     scores, member, owner = gaussian_scores(rng, 32, 40, 3.0)
     material = make_material(patients=40, patient=torch.arange(40))
     summary = summarise(scores, member, owner, everybody(40), AuditConfig(), generator=rng)
-    monkeypatch.setattr(audit_module, "train_references", None)
+    monkeypatch.setattr(release, "train_references", None)
     config = AuditConfig(confirm=3, confirm_models=8)
     assert confirm(material, scores, member, summary, config, None, torch.device("cpu")) is None
     assert {"what": "confirmed", "have": 8, "need": 10} in summary.audit["withheld"]
@@ -212,11 +216,10 @@ def test_work_is_found_by_what_decides_the_models_and_by_nothing_else(make_site:
     site = make_site(8.0)
     material = make_material()
 
-    base = OmegaConf.structured(site.settings("model=linear", *NETWORK))
+    base = site.settings("model=linear", *NETWORK)
 
     def key(*words: str) -> str:
-        settings = settings_of(OmegaConf.merge(base, OmegaConf.from_dotlist(list(words))))
-        return Work(site.folder / "work", settings, material, material.plan, "fingerprint").key
+        return Work(site.folder / "work", changed(base, words), material, material.plan, "fingerprint").key
 
     scale = "{_target_: monai.transforms.ScaleIntensityd, keys: [image]}"
     flip = "{_target_: monai.transforms.RandFlipd, keys: [image], prob: 0.5}"
@@ -267,7 +270,7 @@ def test_an_interrupted_audit_of_a_recipe_goes_on_in_the_same_folder(
         return engine(material, member, *rest, **more)
 
     monkeypatch.setattr(reference, "train_together", failing)
-    monkeypatch.setattr(reference, "train_with_engine", failing_engine)
+    monkeypatch.setattr(reference.engine, "train_with_engine", failing_engine)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             audit_settings(site.settings(*words), say=quiet)
@@ -497,7 +500,7 @@ def test_the_patients_tried_are_named_in_the_rows(monkeypatch: pytest.MonkeyPatc
         found[[0, 20]] = np.nan  # one model with both, and one without the first, have diverged
         return found
 
-    monkeypatch.setattr(audit_module, "train_references", fresh)
+    monkeypatch.setattr(release, "train_references", fresh)
     control, asked = statistics.benjamini_hochberg, []
     monkeypatch.setattr(statistics, "benjamini_hochberg", lambda p, **how: asked.append(how) or control(p, **how))
     config = AuditConfig(confirm=2, confirm_models=24)

@@ -106,7 +106,12 @@ def test_small_groups_and_rare_findings_are_withheld() -> None:
     label = np.stack([(rng.random(300) < 0.4), (np.arange(300) < 4)], 1).astype(float)
     sex = np.where(np.arange(300) < 8, "X", np.where(np.arange(300) < 200, "F", "M"))
     table = ev.evaluate_classification(
-        rng.random((300, 2)), label, np.arange(300), {"sex": sex}, task="multilabel", classes=["a", "b"]  # type: ignore[dict-item]
+        rng.random((300, 2)),
+        label,
+        np.arange(300),
+        {"sex": sex},  # type: ignore[dict-item]
+        task="multilabel",
+        classes=["a", "b"],
     )
     assert list(table["by_class"]) == ["a"]
     assert list(table["groups"]["sex"]) == ["F"]  # with M shown, the total would tell of X: its Brier score is a mean

@@ -737,8 +737,8 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
     import dataclasses
 
     from dptrain import data, targets
+    from dptrain.audit.games.population import prepare
     from dptrain.audit.reference import train_with_engine
-    from dptrain.audit.run import prepare
     from dptrain.engine import PatientGradients
     from dptrain.settings import AuditConfig
     from dptrain.training.inputs import load_run

@@ -62,6 +62,13 @@ def sweep_job(config: Any) -> int:
     return int(row["code"])
 
 
+def estimate(auc: float | None, low: float | None, high: float | None, **_: object) -> str:
+    """An AUC with its interval; few models or patients may have given none."""
+    if auc is None:
+        return "not measurable: too few models had the patient in or out"
+    return f"{auc:.3f} (no interval)" if low is None or high is None else f"{auc:.3f} ({low:.3f} to {high:.3f})"
+
+
 def tell(audit: dict[str, Any]) -> None:
     """The findings in plain sentences."""
     unit = audit.get("unit", "patient")
@@ -97,8 +104,7 @@ def tell(audit: dict[str, Any]) -> None:
             f"(allowed at most {reached['ceiling']:.1%}){note}"
         )
     if audit["new_scan"]:
-        scan = audit["new_scan"]
-        print(f"recognised by a new record: AUC {scan['auc']:.3f} ({scan['low']:.3f} to {scan['high']:.3f})")
+        print(f"recognised by a new record: AUC {estimate(**audit['new_scan'])}")
     if audit["confirmed"]:
         print(
             f"confirmed on fresh models: {audit['confirmed']['confirmed']} of {audit['confirmed']['tested']} tested"
