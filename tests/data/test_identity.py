@@ -62,7 +62,8 @@ def by_csv(folder: Path, ids: list[Any]) -> DataConfig:
 
 
 def by_json(folder: Path, ids: list[Any]) -> DataConfig:
-    config = made.changed(by_csv(folder, ids), {"format": "decathlon", "manifest": "d.json", "columns.image": "image"})
+    changes = {"format": "decathlon", "manifest": "d.json", "columns.image": "image"}
+    config = made.changed(by_csv(folder, ids), changes)
     items = [{"image": f"{i}.png", "patient_id": value, "label": i % 2} for i, value in enumerate(ids)]
     (folder / "d.json").write_text(json.dumps({"training": items}), encoding="utf-8")
     return config
