@@ -53,6 +53,7 @@ def reserve(
     heads = book.heads()
     with book.write() as (connection, state):
         book.descends(connection, state, heads)
+        book.check_members(connection, state)
         version = rules.version(state, cohort, fingerprint)
         if run in state.runs:
             raise LedgerRefused(
@@ -92,6 +93,7 @@ def resume(book: Book, run: str) -> Grant:
     heads = book.heads()
     with book.write() as (connection, state):
         book.descends(connection, state, heads)
+        book.check_members(connection, state)
         died = state.runs.get(run)
         if died is None:
             raise LedgerRefused(f"The ledger knows no run '{run}'.")
@@ -138,6 +140,7 @@ def admit(book: Book, cohort: str, *, purpose: str, run: str, fingerprint: str) 
     heads = book.heads()
     with book.write() as (connection, state):
         book.descends(connection, state, heads)
+        book.check_members(connection, state)
         version = rules.version(state, cohort, fingerprint)
         trained = state.runs.get(run)
         basis, permit = rules.basis(state, version, purpose, trained, run)

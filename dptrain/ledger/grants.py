@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
+from typing import NoReturn, Protocol, SupportsIndex
 
 from dptrain.errors import LedgerRefused
 from dptrain.ledger.checks import whole
@@ -94,6 +94,13 @@ class Grant:
 
     def __repr__(self) -> str:
         return f"Grant({self.run!r}, {self.purpose} on {self.cohort!r}, {self.committed} steps paid)"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Raises LedgerRefused: a copy would hand out the same paid steps again."""
+        raise LedgerRefused(
+            f"The grant of run '{self.run}' cannot be copied: its steps would run twice for one charge.",
+            remedy="Hand out a PaidLeave (dptrain.leave) for steps that are paid.",
+        )
 
     def commit(self, through: int) -> None:
         """Pay for all steps below `through`, durably, before the first of them runs.
