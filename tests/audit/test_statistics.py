@@ -11,6 +11,7 @@ from scipy.stats import false_discovery_control, kstest, mannwhitneyu, norm
 
 from dptrain.audit import patients, statistics
 from dptrain.audit.results import People, summarise
+from dptrain.records.audit import NotFinite
 from dptrain.settings import AuditConfig
 from tests.audit.simulate import gaussian_scores
 
@@ -233,10 +234,10 @@ def test_scores_that_are_not_finite_spoil_nobody_else(broken: str) -> None:
         scores[7, 0] = np.inf
     people = People([f"{i:016x}" for i in range(100)], np.full(100, "all"), {})
     audit = summarise(scores, member, patient, people, AuditConfig(), generator=rng).audit
-    assert audit["exposed"]["count"] > 95
-    assert audit["auc"]["mean"] > 0.95
-    assert audit["not_finite"] == {"models": int(broken != "a record"), "records": int(broken != "a model")}
-    assert audit["references"] == 64 - audit["not_finite"]["models"]
+    assert audit.exposed.count > 95
+    assert audit.auc.mean > 0.95
+    assert audit.not_finite == NotFinite(models=int(broken != "a record"), records=int(broken != "a model"))
+    assert audit.references == 64 - audit.not_finite.models
 
 
 def test_the_interval_of_the_mean_knows_that_patients_share_their_models() -> None:

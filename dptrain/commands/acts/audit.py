@@ -25,7 +25,7 @@ def audit(call: Call) -> int:
             raise ConfigError("A sweep audits recipes, not runs.", remedy="Leave run=… out, or -m.")
         return sweep(words)
     result = audit_settings(load(words)) if path is None else audit_run(path, list(words))
-    tell(result.audit)
+    tell(result.audit.to_json())
     print(f"results (restricted, not covered by epsilon): {result.folder.audit}")
     if result.broken is not None:
         print(result.broken, file=sys.stderr)
