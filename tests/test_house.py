@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "dptrain"
 # From the ground up (docs/architecture.md says what each is); what stands in one row knows nothing of its neighbours.
 HOUSE = [
     ["__init__"],
-    ["errors", "lazy"],
+    ["errors", "lazy", "plain"],
     ["vocabulary"],
     ["cells", "identity", "randomness", "source"],
     ["files", "plan", "targets", "terminal", "shipped"],
@@ -71,15 +71,15 @@ def test_a_planted_import_from_above_is_seen(tmp_path: Path) -> None:
 
 # A count may fall and never rise: who lowers one lowers its ceiling too. `python -m tests.house_counts` prints them.
 CEILINGS = {
-    "functions above 60 lines": 9,
+    "functions above 60 lines": 8,
     "functions with more than 7 parameters": 18,
-    "accesses by a string key": 584,
-    "Any": 434,
-    "Any outside engine/views": 283,
+    "accesses by a string key": 534,
+    "Any": 410,
+    "Any outside engine/views": 259,
     "imports inside functions": 100,
     "imports of own modules inside functions": 26,
     "private names across modules": 34,
-    "placeholder names assigned": 129,
+    "placeholder names assigned": 126,
 }
 # Circles that are still to go: none may be added, and one that is gone goes off the list.
 KNOWN_CIRCLES: list[set[str]] = []

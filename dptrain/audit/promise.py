@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from dptrain import accounting
+from dptrain.accounting.attacks import TradeOff
 from dptrain.plan import Plan
+from dptrain.records.audit import Promised
+from dptrain.records.parts import curve
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Promise:
 
     epsilon: float
     delta: float
-    curve: Any | None
+    curve: TradeOff | None
 
     def tpr(self) -> Callable[[float], float] | None:
         """The promised trade-off, FPR -> largest TPR."""
@@ -33,13 +35,8 @@ def promise_of(plan: Plan) -> Promise:
     return Promise(epsilon, plan.delta, accounting.tradeoff(plan.mechanisms))
 
 
-def promised_json(promise: Promise) -> dict[str, Any]:
+def promised_json(promise: Promise) -> Promised:
+    """As audit.json has it."""
     if promise.curve is None:
-        return {"epsilon": None, "infinite": True, "delta": promise.delta, "tradeoff": None}
-    fpr, tpr = promise.curve.points(101)
-    return {
-        "epsilon": promise.epsilon,
-        "infinite": False,
-        "delta": promise.delta,
-        "tradeoff": {"fpr": [float(v) for v in fpr], "tpr": [float(v) for v in tpr]},
-    }
+        return Promised(infinite=True, delta=promise.delta)
+    return Promised(epsilon=promise.epsilon, delta=promise.delta, tradeoff=curve(*promise.curve.points(101)))

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,13 +25,14 @@ from dptrain.audit.games.canaries import canary_bound, canary_json
 from dptrain.audit.games.population import choose_trainer, prepare, train_references
 from dptrain.audit.games.release import confirm
 from dptrain.audit.promise import promise_of, promised_json
-from dptrain.audit.results import SCHEMA, Summary, summarise
+from dptrain.audit.results import Summary, summarise
 from dptrain.audit.work import Work, asked, digest
 from dptrain.errors import ConfigError
 from dptrain.files import make_folder, utc_now, whole_or_nothing, write_json
 from dptrain.models.network import device_of
 from dptrain.plan import Plan
-from dptrain.records import RunFolder
+from dptrain.records import Audit, RunFolder
+from dptrain.records.audit import AUDIT_SCHEMA
 from dptrain.settings import Settings, to_yaml
 from dptrain.settings.kept import changed
 from dptrain.training import inputs
@@ -47,7 +47,7 @@ class Result:
     """What the audit left: the folder, audit.json's content, and whether the guarantee is broken."""
 
     folder: RunFolder
-    audit: dict[str, Any]
+    audit: Audit
     broken: str | None
 
 
@@ -90,40 +90,40 @@ def audit_settings(settings: Settings, *, say: Say = print) -> Result:
 def finished(folder: RunFolder, number: str, fingerprint: str | None = None) -> Result | None:
     """The result of the same audit, if it was finished before (of the same cohort, where `fingerprint` is given)."""
     try:
-        audit = json.loads((folder.audit / "audit.json").read_text(encoding="utf-8"))
+        audit = Audit.of(json.loads(folder.audit_json.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
-    if not isinstance(audit, dict) or audit.get("schema") != SCHEMA or audit.get("asked_sha256") != number:
+    if audit.schema != AUDIT_SCHEMA or audit.asked_sha256 != number:
         return None
-    if fingerprint is not None and audit.get("cohort_sha256") != digest(fingerprint):
+    if fingerprint is not None and audit.cohort_sha256 != digest(fingerprint):
         return None
     return Result(folder, audit, _broken(audit))
 
 
 def _again(held: Result, say: Say) -> Result:
     say(
-        f"this audit was finished at {held.audit['created']}; nothing is trained, nothing is asked of the ledger "
-        f"(for another one, change a setting or remove {held.folder.audit / 'audit.json'})"
+        f"this audit was finished at {held.audit.created}; nothing is trained, nothing is asked of the ledger "
+        f"(for another one, change a setting or remove {held.folder.audit_json})"
     )
     return held
 
 
-def _broken(audit: dict[str, Any]) -> str | None:
+def _broken(audit: Audit) -> str | None:
     """The sentence of a broken guarantee, from audit.json."""
-    canary, promised = audit["canary"], audit["promised"]["epsilon"]
-    if not canary or not canary["broken"]:
+    canary, promised = audit.canary, audit.promised.epsilon if audit.promised else None
+    if canary is None or not canary.broken:
         return None
     bound = bounds.LowerBound(
-        epsilon=canary["epsilon_lower"],
-        method=canary["method"],
-        confidence=canary["confidence"],
-        canaries=canary["count"],
-        trainings=canary["trainings"],
+        epsilon=canary.epsilon_lower or 0.0,
+        method=canary.method or "",
+        confidence=canary.confidence or 0.0,
+        canaries=canary.count or 0,
+        trainings=canary.trainings or 0,
         promised=math.inf if promised is None else promised,
-        curve=canary["beyond_curve"],
+        curve=canary.beyond_curve,
         broken=True,
     )
-    return bounds.broken_sentence(bound, audit["unit"])
+    return bounds.broken_sentence(bound, audit.unit or "patient")
 
 
 # what a word may start with that changes where things lie and how to audit, and nothing of the training
@@ -184,27 +184,27 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
         )
         if config.game == "release":
             whole = dataclasses.replace(material, plan=plan)
-            summary.audit["confirmed"] = confirm(whole, scores, member, summary, config, work, device)
+            confirmed = confirm(whole, scores, member, summary, config, work, device)
+            summary.audit = dataclasses.replace(summary.audit, confirmed=confirmed)
         bound = canary_bound(dataclasses.replace(material, plan=plan), promise, config, device=device, work=work)
-        audit = {
-            "schema": SCHEMA,
-            "created": utc_now(),
-            "game": config.game,
-            "attack": config.attack,
-            "verdicts_by": patients.TEST,
-            **summary.audit,
-            "promised": promised_json(promise),
-            "canary": None if bound is None else canary_json(bound[0], bound[1]),
-            "masks_sha256": masks.digest(member),
-            "plan_sha256": plan.digest,
-            "unit": plan.unit,
-            "trainer": trainer,
-            "asked_sha256": number,
-            "cohort_sha256": digest(cohort.fingerprint),
-            "seconds": round(time.monotonic() - begun, 1),
-        }
-        told = folder.audit / "audit.json"
-        told.unlink(missing_ok=True)  # it stands for the whole: gone before the others change, written when they are
+        audit = dataclasses.replace(
+            summary.audit,
+            created=utc_now(),
+            game=config.game,
+            attack=config.attack,
+            verdicts_by=patients.TEST,
+            promised=promised_json(promise),
+            canary=None if bound is None else canary_json(bound[0], bound[1]),
+            masks_sha256=masks.digest(member),
+            plan_sha256=plan.digest,
+            unit=plan.unit,
+            trainer=trainer,
+            asked_sha256=number,
+            cohort_sha256=digest(cohort.fingerprint),
+            seconds=round(time.monotonic() - begun, 1),
+        )
+        # it stands for the whole: gone before the others change, written when they are
+        folder.audit_json.unlink(missing_ok=True)
         _write_rows(folder.audit / "patients.csv", summary)
         with whole_or_nothing(folder.audit / "scores.npz", "wb") as file:
             np.savez_compressed(
@@ -214,7 +214,7 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
                 patient=material.patient.numpy(),
                 trained=material.trained,
             )
-        write_json(told, audit)
+        write_json(folder.audit_json, audit.to_json())
         work.remove()
         ended = RunStatus.COMPLETE
     finally:

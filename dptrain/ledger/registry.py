@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate, members, rules
@@ -13,6 +14,7 @@ from dptrain.ledger.facts import CohortVersion, PublicDeclaration
 from dptrain.ledger.keys import Controller, normal_issuer
 from dptrain.ledger.kinds import Register, Withdraw
 from dptrain.ledger.state import ADJACENCY, State, Version
+from dptrain.plain import Json
 
 
 def register(
@@ -76,21 +78,9 @@ def register(
         number = len(state.cohorts[name].versions) + 1 if name in state.cohorts else 1
         if version not in (None, number):
             raise LedgerRefused(f"The next version of '{name}' is {number}, not {version}.")
+        book.check_members(connection, state, records=True)
         moved = members.register(connection, state, book.keys, patients)
-        body = Register(
-            name=name,
-            version=number,
-            unit=unit,
-            adjacency=ADJACENCY,
-            issuer=said.issuer,
-            public_size=said.public_size,
-            owner=owner,
-            fingerprint=said.fingerprint,
-            public=said.public,
-            overlaps=tuple(others),
-            cautions=tuple(said.cautions),
-            **moved,
-        )
+        body = _body(replace(said, number=number), others, moved)
         book.add(connection, body, controller if public else None)
         return _cohort_version(state.versions[-1])
 
@@ -111,6 +101,23 @@ def _check(
         check_texts("a public cohort", source=public.source, licence=public.licence)
     check_texts("a cohort", **{f"caution {number}": text for number, text in enumerate(cautions, 1)})
     members.check(patients)
+
+
+def _body(version: Version, overlaps: Sequence[str], moved: Json) -> Register:
+    return Register(
+        name=version.cohort,
+        version=version.number,
+        unit=version.unit,
+        adjacency=ADJACENCY,
+        issuer=version.issuer,
+        public_size=version.public_size,
+        owner=version.owner,
+        fingerprint=version.fingerprint,
+        public=version.public,
+        overlaps=tuple(overlaps),
+        cautions=tuple(version.cautions),
+        **moved,
+    )
 
 
 def _registered(state: State, said: Version, overlaps: Sequence[str], number: int | None) -> CohortVersion | None:
@@ -140,6 +147,7 @@ def withdraw(book: Book, patient_key: bytes) -> None:
     """
     check_patient_key(patient_key)
     with book.write() as (connection, state):
+        book.check_members(connection, state, records=True)
         moved = members.withdraw(connection, state, book.keys, patient_key)
         if moved is not None:
             book.add(connection, Withdraw(**moved))

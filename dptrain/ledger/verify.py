@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from dptrain.accounting.units import budget_units
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate, members, store
-from dptrain.ledger.book import Book, follow, read_entry, snapshot_message
+from dptrain.ledger.book import Book, blob, follow, read_entry, snapshot_message
 from dptrain.ledger.chain import Entry, read_witness
 from dptrain.ledger.charges import Charge, charge_of
 from dptrain.ledger.keys import signed_by
@@ -83,10 +83,12 @@ def _check(book: Book, connection: Connection, witness: str | None, faults: list
             snapshot_seen = True
             snapshot_differs = snap.state != state.dump()
     keys = book.keys
-    if snap is not None:
+    if snap is not None and not isinstance(snap.state, str):
+        faults.append(Fault("snapshot", None, "the snapshot is not what the entries say"))
+    elif snap is not None:
         if not snapshot_seen or len(snapshots) != 1 or snap.id != 1:
             faults.append(Fault("snapshot", None, "the snapshot belongs to no entry of this ledger"))
-        elif not signed_by(state.site_keys[-1], bytes(snap.signature), snapshot_message(snap.seq, snap.state)):
+        elif not signed_by(state.site_keys[-1], blob(snap.signature), snapshot_message(snap.seq, snap.state)):
             faults.append(Fault("snapshot", None, "the snapshot does not carry the site's signature"))
         elif snapshot_differs and State.parse(snap.state).seq:  # one of another program is not ours to compare
             faults.append(Fault("snapshot", None, "the snapshot is not what the entries say"))
@@ -95,7 +97,7 @@ def _check(book: Book, connection: Connection, witness: str | None, faults: list
         len(tops) != 1
         or tops[0].id != 1
         or tops[0].seq != state.seq
-        or bytes(tops[0].hash).hex() != state.hash
+        or blob(tops[0].hash).hex() != state.hash
         or tops[0].site != state.site
     ):
         faults.append(
@@ -111,11 +113,12 @@ def _check(book: Book, connection: Connection, witness: str | None, faults: list
     if state.site != keys.site or state.secret_check != keys.secret_check:
         faults.append(Fault("keys", None, "these are not this ledger's keys: members cannot be checked"))
         return
-    patients, records = members.digests(connection, keys.digest_key)
-    if patients != state.patients_digest:
-        faults.append(Fault("patients", None, "the table of patients is not the one that the entries describe"))
-    if records != state.records_digest:
-        faults.append(Fault("records", None, "the table of records is not the one that the entries describe"))
+    for table, fault in (
+        ("patients", members.fault_of_patients(connection, state, keys)),
+        ("records", members.fault_of_records(connection, state, keys)),
+    ):
+        if fault is not None:
+            faults.append(Fault(table, None, fault))
     if witness is not None:
         try:
             heads = read_witness(witness)

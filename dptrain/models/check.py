@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from dptrain import data
 from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
-from dptrain.models.losses import loss_for_task
+from dptrain.models.losses import Loss, loss_for_task
 from dptrain.models.network import Network, build_network
 from dptrain.models.preflight import Finding, first_line, made_up, preflight, shaken
+from dptrain.models.private import Change
 from dptrain.settings import DataConfig, Settings
 from dptrain.settings.data import shape_of
 
@@ -72,6 +73,9 @@ def _pipeline(config: DataConfig) -> tuple[list[Finding], list[Any]]:
                 target = node.get("_target_", "") if isinstance(node, Mapping) else type(node).__name__
                 what = f"{name}: {str(target).rpartition('.')[2]}"
                 findings.append(Finding(what, "refused", error.message, error.remedy or ""))
+    if not findings:
+        for name, fault in data.label_images.try_pipeline(config):
+            findings.append(Finding(f"{name}: labels", "refused", f"{fault.cause}.", fault.remedy))
     return findings, built
 
 
@@ -96,7 +100,7 @@ def _tried(settings: Settings, network: Network, loss: nn.Module) -> list[Findin
 
 def check_rules(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     image: Tensor,
     label: Tensor,
     *,
@@ -142,9 +146,9 @@ def check_rules(
     return [Finding(what, "ok", text) for text in slow]
 
 
-def _changes(changes: list[Any]) -> list[Finding]:
+def _changes(changes: list[Change]) -> list[Finding]:
     """One row for all layers that were changed alike."""
-    alike: dict[tuple[str, str, str], list[Any]] = {}
+    alike: dict[tuple[str, str, str], list[Change]] = {}
     for change in changes:
         before, after = (text.partition("(")[0] for text in (change.before, change.after))
         alike.setdefault((before, after, change.why), []).append(change)

@@ -77,7 +77,7 @@ def test_planted_patients_rank_on_top_without_privacy_and_are_confirmed() -> Non
     assert summary.exposed[list(PLANTED)].all()
     config = AuditConfig(confirm=2, confirm_models=24, stack=96)
     found = confirm(material, scores, member, summary, config, None, torch.device("cpu"))
-    assert (found["tested"], found["confirmed"]) == (2, 2)
+    assert (found.tested, found.confirmed) == (2, 2)
     named = {int(row["patient"], 16) for row in summary.rows if row["confirmed"]}
     assert len(named) == 2
     assert named <= set(PLANTED)

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import math
 import os
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from dptrain.audit.games.population import train_references
 from dptrain.audit.promise import Promise
 from dptrain.audit.reference import Material
 from dptrain.audit.work import Work
+from dptrain.records.audit import Canary
 from dptrain.settings import AuditConfig
 from dptrain.vocabulary import Labels, task_spec
 
@@ -170,14 +170,15 @@ def canary_bound(
     return bound, kind
 
 
-def canary_json(bound: bounds.LowerBound, kind: str) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "count": bound.canaries,
-        "trainings": bound.trainings,
-        "epsilon_lower": bound.epsilon,
-        "confidence": bound.confidence,
-        "method": bound.method,
-        "beyond_curve": bound.curve,
-        "broken": bound.broken,
-    }
+def canary_json(bound: bounds.LowerBound, kind: str) -> Canary:
+    """As audit.json has it."""
+    return Canary(
+        kind=kind,
+        count=bound.canaries,
+        trainings=bound.trainings,
+        epsilon_lower=bound.epsilon,
+        confidence=bound.confidence,
+        method=bound.method,
+        beyond_curve=bound.curve,
+        broken=bound.broken,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from dptrain.audit.reference import Material
 from dptrain.audit.results import Summary, number_of
 from dptrain.audit.scores import Array
 from dptrain.audit.work import Work
+from dptrain.records.audit import Confirmed, FreshAuc, Withheld
 from dptrain.settings import AuditConfig
 
 
@@ -24,7 +25,7 @@ def confirm(
     config: AuditConfig,
     work: Work | None,
     device: torch.device,
-) -> dict[str, Any] | None:
+) -> Confirmed | None:
     """Release game: the whole cohort with and without one patient, on fresh models, for the most exposed.
 
     The attack is fitted on the population's models, so it owes nothing to the fresh ones: no winner's curse.
@@ -34,13 +35,13 @@ def confirm(
     """
     order = np.argsort(-np.nan_to_num(summary.area.auc, nan=0.0), kind="stable")
     top = [int(i) for i in order if summary.exposed[i]][: config.confirm]
-    result: dict[str, Any] = {"game": "release", "tested": len(top), "confirmed": 0, "auc": []}
     if not top:
-        return result
+        return Confirmed(game="release", tested=0, confirmed=0)
     half = config.confirm_models // 2
     need = 2 * statistics.confirming(len(top), config.false_discovery_rate)
     if 2 * half < need:  # not even a patient recognised without an error could be confirmed
-        summary.audit["withheld"].append({"what": "confirmed", "have": 2 * half, "need": need})
+        withheld = (*summary.audit.withheld, Withheld(what="confirmed", have=2 * half, need=need))
+        summary.audit = replace(summary.audit, withheld=withheld)
         return None
     games = np.ones((half * (1 + len(top)), material.patients), dtype=bool)
     for number, who in enumerate(top):
@@ -57,6 +58,7 @@ def confirm(
         task=material.task,
     )
     p = np.empty(len(top))
+    fresh_auc = []
     for number, who in enumerate(top):
         rows = np.r_[0:half, half * (1 + number) : half * (2 + number)]
         rows = rows[np.isfinite(evidence[rows, who])]  # a fresh model may diverge, too
@@ -65,10 +67,10 @@ def confirm(
         )
         low, high = statistics.auc_interval(area)
         p[number] = statistics.auc_p_values(area)[0]
-        result["auc"].append({"auc": number_of(area.auc[0]), "low": number_of(low[0]), "high": number_of(high[0])})
+        fresh_auc.append(FreshAuc(auc=number_of(area.auc[0]), low=number_of(low[0]), high=number_of(high[0])))
     adjusted = statistics.benjamini_hochberg(p, arbitrary_dependence=True)
     confirmed = adjusted <= config.false_discovery_rate
-    result["confirmed"] = int(np.sum(confirmed))
     for number, who in enumerate(top):
-        summary.rows[who].update(confirmed=bool(confirmed[number]), fresh_auc=result["auc"][number]["auc"])
-    return result
+        summary.rows[who].update(confirmed=bool(confirmed[number]), fresh_auc=fresh_auc[number].auc)
+    hits = int(np.sum(confirmed))
+    return Confirmed(game="release", tested=len(top), confirmed=hits, auc=tuple(fresh_auc))
