@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import subprocess
 import sys
 from pathlib import Path
@@ -102,9 +103,12 @@ def test_settings_import_no_torch() -> None:
 
 
 @pytest.mark.parametrize("name", ["run/config.yaml", "run/model/configs/network.yaml"])
-def test_a_run_folder_made_before_is_read_and_written_again_to_the_byte(name: str) -> None:
+def test_a_run_folder_made_before_is_read_and_written_again_with_nothing_changed(name: str) -> None:
+    """Settings that came since then have their defaults; no line of the old file is another one."""
     file = ROOT / "tests/fixtures/run_42972b7" / name
-    assert to_yaml(from_yaml(file)) == file.read_text(encoding="utf-8")
+    written = to_yaml(from_yaml(file)).splitlines()
+    kept = [line for line in difflib.ndiff(file.read_text(encoding="utf-8").splitlines(), written) if line[0] != "+"]
+    assert all(line.startswith("  ") for line in kept if line[0] != "?"), kept
 
 
 @pytest.mark.parametrize("text", [".inf", "inf", "+.inf", ".Inf"])
