@@ -20,7 +20,6 @@ from dptrain.models.preflight import Finding, first_line, made_up, preflight, sh
 from dptrain.settings import DataConfig, Settings
 from dptrain.settings.data import shape_of
 
-
 #: Findings after whose refusal a step of made-up patients would only fail again.
 UNTRIED = ("inputs of the network", "outputs of the network", "separability")
 
@@ -76,6 +75,9 @@ def _pipeline(config: DataConfig) -> tuple[list[Finding], list[Any]]:
                 target = node.get("_target_", "") if isinstance(node, Mapping) else type(node).__name__
                 what = f"{name}: {str(target).rpartition('.')[2]}"
                 findings.append(Finding(what, "refused", error.message, error.remedy or ""))
+    if not findings:
+        for name, fault in data.label_images.try_pipeline(config):
+            findings.append(Finding(f"{name}: labels", "refused", f"{fault.cause}.", fault.remedy))
     return findings, built
 
 

@@ -220,7 +220,7 @@ def check_outputs(model: nn.Module, input_shape: Sequence[int], task: str, *, cl
         if taken is None or taken == shape[0]:
             return []
         why = f"it takes {taken} channels or features, and data.image_shape={shape} has {shape[0]}"
-        remedy = "Leave it to the data: in_channels (of tables in_features) =data.channels, or change data.image_shape."
+        remedy = "Leave it to the data (in_channels=data.channels, in_features=data.features), or change the shape."
         return [Finding("inputs of the network", "refused", why, remedy)]
     if not isinstance(output, Tensor):
         return []

@@ -131,7 +131,7 @@ def load(overrides: Sequence[str]) -> Settings:
 
 
 def settings_of(config: object) -> Settings:
-    """The typed settings of a DictConfig that Hydra composed for a run, what the network takes from its data filled in.
+    """The typed settings of a DictConfig that Hydra composed for a run, with what the network takes from its data.
 
     Raises:
         ConfigError: an unknown name, a value of the wrong kind or range, or settings of which no cohort can be made.

@@ -1,4 +1,4 @@
-"""Arguments of a network that follow from its data: said once, in `data`, and looked up where the network needs them."""
+"""Arguments of a network that follow from its data: said once, in `data`, and looked up for the network."""
 
 from __future__ import annotations
 

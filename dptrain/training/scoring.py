@@ -73,6 +73,12 @@ def score(
     if len(record) == 0:
         raise ConfigError(f"the {split} split holds no patient.", remedy="Set data.split so that it does.")
     logits, label = outputs_of(cohort, record, leave, network, device)
+    fine = logits.reshape(len(logits), -1).isfinite().all(dim=1)
+    if fine.all() or not fine.any():  # of nobody who can be scored, nothing is left but zeros
+        logits = torch.nan_to_num(logits, nan=0.0, posinf=0.0, neginf=0.0)
+    else:  # one patient's data stop nothing (contract 13): what has no score is in no metric
+        kept = fine.numpy()
+        record, patient, logits, label = record[kept], patient[kept], logits[fine], label[fine]
     groups = {column: [values[r] for r in record] for column, values in cohort.groups.items()}
     names = np.array([cohort.patients[p].key.hex()[:12] for p in patient])
     task, classes = settings.data.task, list(settings.data.classes)

@@ -7,6 +7,7 @@ import pytest
 from dptrain.errors import ConfigError
 from dptrain.settings import load
 
+TABLE = ["data=table", "+data.table.numeric.age=[0,100]", "+data.table.numeric.weight=[0,200]"]
 THREE = ["data.task=multiclass", "data.classes=[a,b,c]"]
 
 
@@ -21,7 +22,7 @@ THREE = ["data.task=multiclass", "data.classes=[a,b,c]"]
         (["model=densenet121", "data.image_shape=[2,32,32,32]"], "spatial_dims", 3),
         (["model=densenet121", *THREE], "out_channels", 3),
         (["model=unet3d", "data.task=segmentation", "data.classes=[liver]"], "out_channels", 2),
-        (["model=mlp", "data=table", "+data.table.numeric.age=[0,100]", "+data.table.numeric.weight=[0,200]"], "in_features", 2),
+        (["model=mlp", *TABLE], "in_features", 2),
         (["model=linear", "data.image_shape=[1,8,8]"], "in_features", 64),
         (["+model.network.extra=data.features", "data.image_shape=[1,8,8]"], "extra", 64),
     ],

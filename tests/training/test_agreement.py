@@ -60,7 +60,10 @@ def test_check_names_a_batch_above_the_declared_size(
 
 
 def test_check_names_weights_that_nobody_declared_and_a_plan_that_the_budget_does_not_hold(
-    make_site: Callable[..., Site], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_site: Callable[..., Site],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     site = make_site(epsilon=1.0)

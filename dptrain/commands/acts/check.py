@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from dptrain import models
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, CheckRefused, ConfigError, DptrainError, LedgerRefused
@@ -16,10 +18,8 @@ def check(call: Call) -> int:
     """Check with made-up images, and compare with the ledger where there is one; the data are not looked at."""
     settings = load(call.settings)
     network: Network | None = None
-    try:
+    with contextlib.suppress(CheckRefused):  # its finding is made below, beside what else would be refused
         network = build_network(settings)
-    except CheckRefused:  # its finding is made below, beside what else would be refused
-        pass
     findings = check_run(settings, network)
     fit = not any(finding.status == "refused" for finding in findings)
     errors, standing = refused_later(settings, network)
