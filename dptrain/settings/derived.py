@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.settings.data import DataConfig, shape_of
@@ -25,14 +24,14 @@ def facts_of(data: DataConfig) -> dict[str, int]:
     }
 
 
-def derived(network: Mapping[str, Any], data: DataConfig) -> dict[str, Any]:
+def derived(network: Mapping[str, object], data: DataConfig) -> dict[str, object]:
     """The network's configuration with numbers in place of `data.outputs` and the like; what was set stays.
 
     Raises ConfigError for a name that starts with `data.` and stands for nothing.
     """
     facts = facts_of(data)
 
-    def filled(value: Any, name: str) -> Any:
+    def filled(value: object, name: str) -> object:
         if isinstance(value, Mapping):
             return {key: filled(inner, f"{name}.{key}") for key, inner in value.items()}
         if isinstance(value, list | tuple):
