@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -15,6 +14,7 @@ from dptrain.ledger.charges import charge_of
 from dptrain.ledger.facts import Bound, Released, ReleaseTerms, Result, WeightsSource
 from dptrain.ledger.state import RunState
 from dptrain.ledger.status import CohortStatus, status_of
+from dptrain.plain import Json
 from dptrain.plan import Plan
 
 
@@ -93,7 +93,7 @@ def bound(book: Book, run: str) -> Bound:
         )
 
 
-def _released(release: dict[str, Any]) -> Released:
+def _released(release: Json) -> Released:
     values = {name: release[name] for name in ReleaseTerms.__dataclass_fields__}
     terms = ReleaseTerms(**{**values, "items": tuple(values["items"]), "accepted": tuple(values["accepted"])})
     return Released(entry=release["seq"], hash=release["hash"], time=release["time"], terms=terms)

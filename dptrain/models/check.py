@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from dptrain import data
 from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
-from dptrain.models.losses import loss_for_task
+from dptrain.models.losses import Loss, loss_for_task
 from dptrain.models.network import Network, build_network
 from dptrain.models.preflight import Finding, first_line, made_up, preflight, shaken
+from dptrain.models.private import Change
 from dptrain.settings import DataConfig, Settings
 from dptrain.settings.data import shape_of
 
@@ -102,7 +103,7 @@ def _tried(settings: Settings, network: Network, loss: nn.Module) -> list[Findin
 
 def check_rules(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     image: Tensor,
     label: Tensor,
     *,
@@ -148,9 +149,9 @@ def check_rules(
     return [Finding(what, "ok", text) for text in slow]
 
 
-def _changes(changes: list[Any]) -> list[Finding]:
+def _changes(changes: list[Change]) -> list[Finding]:
     """One row for all layers that were changed alike."""
-    alike: dict[tuple[str, str, str], list[Any]] = {}
+    alike: dict[tuple[str, str, str], list[Change]] = {}
     for change in changes:
         before, after = (text.partition("(")[0] for text in (change.before, change.after))
         alike.setdefault((before, after, change.why), []).append(change)
