@@ -21,6 +21,9 @@ from dptrain.models.private import Change
 from dptrain.settings import DataConfig, Settings
 from dptrain.settings.data import shape_of
 
+#: Findings after whose refusal a step of made-up patients would only fail again.
+UNTRIED = ("inputs of the network", "outputs of the network", "separability")
+
 
 def check(settings: Settings, network: Network | None = None) -> list[Finding]:
     """The pre-flight check: network, loss, pipeline and gradient rules, on made-up data only.
@@ -49,7 +52,7 @@ def check(settings: Settings, network: Network | None = None) -> list[Finding]:
         classes=len(settings.data.classes),
         transforms=transforms,
     )
-    if not any(finding.what == "separability" and finding.status == "refused" for finding in findings):
+    if not any(finding.what in UNTRIED and finding.status == "refused" for finding in findings):
         findings += _tried(settings, network, loss)
     if settings.data.same_pixels == "merge":
         why = (
