@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from dptrain.errors import LedgerRefused
 from dptrain.plan import Plan
+from dptrain.vocabulary import Purpose
 
 
 @runtime_checkable
@@ -107,7 +108,7 @@ class PaidLeave:
     first: int
     committed: int
     process: int
-    purpose: str = "train"
+    purpose: str = Purpose.TRAIN
     _next: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -138,7 +139,7 @@ def lend(grant: Leave, *, first: int, process: int) -> PaidLeave:
     Raises:
         LedgerRefused: a grant that is closed, not for training, or that has paid no step from `first` on.
     """
-    grant.require(purpose="train")
+    grant.require(purpose=Purpose.TRAIN)
     if grant.plan is None or not 0 <= first < grant.committed:
         raise LedgerRefused(
             f"Run '{grant.run}' has paid {grant.committed} steps: there is none from {first} on to lend.",

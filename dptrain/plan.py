@@ -12,13 +12,12 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from dptrain.errors import ConfigError
+from dptrain.vocabulary import Generator, Purpose
 
 PLAN_VERSION = 1
-PURPOSES = ("train", "evaluate", "audit")
-Generator = Literal["cryptographic", "fast"]
 
 
 def default_delta(public_size: int) -> float:
@@ -87,9 +86,9 @@ class Plan:
     delta: float
     max_records_per_patient: int = 8
     views: int = 1
-    generator: Generator = "cryptographic"
+    generator: Generator = Generator.CRYPTOGRAPHIC
     calibration_noise_multiplier: float | None = None
-    declares: tuple[str, ...] = ("evaluate",)
+    declares: tuple[str, ...] = (Purpose.EVALUATE,)
     unit: str = "patient"
     version: int = PLAN_VERSION
 
@@ -121,14 +120,15 @@ class Plan:
             raise ConfigError(f"max_grad_norm={self.max_grad_norm} must be above 0.")
         if self.noise_multiplier > 0 and not math.isfinite(self.max_grad_norm):
             raise ConfigError("Noise without clipping protects nobody: max_grad_norm must be finite.")
-        if self.generator not in ("cryptographic", "fast"):
+        if self.generator not in list(Generator):
             raise ConfigError(f"generator={self.generator} is unknown: cryptographic or fast.")
+        object.__setattr__(self, "generator", Generator(self.generator))
         noise = self.calibration_noise_multiplier
         if noise is not None and not (math.isfinite(noise) and noise >= 0):
             raise ConfigError(f"calibration_noise_multiplier={noise} must be finite and at least 0.")
         for purpose in self.declares:
-            if purpose not in PURPOSES:
-                raise ConfigError(f"'{purpose}' is no purpose: allowed are {', '.join(PURPOSES)}.")
+            if purpose not in list(Purpose):
+                raise ConfigError(f"'{purpose}' is no purpose: allowed are {', '.join(Purpose)}.")
 
     @property
     def sample_rate(self) -> float:
@@ -151,7 +151,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON (an infinite norm as "inf"); :meth:`from_dict` gives the same plan back."""
         norm = self.max_grad_norm if math.isfinite(self.max_grad_norm) else "inf"
-        return {**dataclasses.asdict(self), "max_grad_norm": norm, "declares": list(self.declares)}
+        words = {"generator": str(self.generator), "declares": [str(purpose) for purpose in self.declares]}
+        return {**dataclasses.asdict(self), "max_grad_norm": norm, **words}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Plan:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dptrain.vocabulary import Generator
+
 
 def new_generator() -> np.random.Generator:
     """A NumPy generator over AES-128 in counter mode with a fresh key of 128 bits from the operating system."""
@@ -20,7 +22,7 @@ def new_generator() -> np.random.Generator:
     return np.random.Generator(AESCounter(key=int.from_bytes(os.urandom(16), "little")))
 
 
-def new_bits(kind: str = "cryptographic") -> Callable[[np.ndarray], None]:
+def new_bits(kind: str = Generator.CRYPTOGRAPHIC) -> Callable[[np.ndarray], None]:
     """A stream of random bits with a fresh key; called with a contiguous int64 array, it fills the array.
 
     Args:
@@ -28,7 +30,7 @@ def new_bits(kind: str = "cryptographic") -> Callable[[np.ndarray], None]:
             seeded with 256 bits but predictable for who sees enough of its output (by explicit choice only; it is
             the faster one only where a processor has no instructions for AES).
     """
-    if kind == "fast":
+    if kind == Generator.FAST:
         generator = np.random.SFC64(int.from_bytes(os.urandom(32), "little"))
 
         def fill(words: np.ndarray) -> None:

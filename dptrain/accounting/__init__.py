@@ -11,6 +11,7 @@ noise, as :class:`dptrain.plan.Mechanism` describes them. A noise multiplier of 
 :mod:`.losses`    privacy loss distributions: what a *planned* budget gates, and what reports show
 :mod:`.noise`     the least noise that meets a target
 :mod:`.attacks`   what an attacker can reach at most: trade-off curve and its readings
+:mod:`.budgets`   what a budget allows, the noise with which runs fit it, what more runs would make of it
 :mod:`.trials`    choosing the best of a random number of trials
 ================  ===========================================================================================
 
@@ -27,6 +28,13 @@ from dptrain.lazy import attach
 if TYPE_CHECKING:
     from dptrain.accounting.attacks import TradeOff as TradeOff
     from dptrain.accounting.attacks import tradeoff as tradeoff
+    from dptrain.accounting.budgets import After as After
+    from dptrain.accounting.budgets import Terms as Terms
+    from dptrain.accounting.budgets import after_more_runs as after_more_runs
+    from dptrain.accounting.budgets import noise_for_open as noise_for_open
+    from dptrain.accounting.budgets import noise_for_planned as noise_for_planned
+    from dptrain.accounting.budgets import open_terms as open_terms
+    from dptrain.accounting.budgets import planned_terms as planned_terms
     from dptrain.accounting.gaussian import GaussianBudget as GaussianBudget
     from dptrain.accounting.gaussian import gaussian_budget as gaussian_budget
     from dptrain.accounting.gaussian import gaussian_charge as gaussian_charge
@@ -55,6 +63,8 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "attacks": ("TradeOff", "tradeoff"),
+        "budgets": ("After", "Terms", "after_more_runs", "noise_for_open", "noise_for_planned", "open_terms",
+                    "planned_terms"),
         "gaussian": ("GaussianBudget", "gaussian_budget", "gaussian_charge"),
         "losses": ("epsilon_over_steps", "event", "group", "pld_delta", "pld_epsilon"),
         "noise": ("calibrate_noise",),

@@ -37,7 +37,7 @@ from dptrain.plan import Plan
 from dptrain.settings import OptimizerConfig
 from dptrain.training.loop import fit
 from dptrain.training.step import PrivateStep, Update
-from dptrain.vocabulary import Activation, Labels, task_spec
+from dptrain.vocabulary import Activation, Labels, Purpose, task_spec
 
 Tick = Callable[[int], None]
 STACK_BYTES = 256 << 20
@@ -87,7 +87,11 @@ def half_plan(plan: Plan) -> Plan:
     batch = max(1, round(plan.expected_batch_size / 2))
     size = math.ceil(batch * plan.public_size / plan.expected_batch_size)
     return dataclasses.replace(
-        plan, public_size=size, expected_batch_size=batch, delta=min(plan.delta, 0.5 / size), declares=("audit",)
+        plan,
+        public_size=size,
+        expected_batch_size=batch,
+        delta=min(plan.delta, 0.5 / size),
+        declares=(Purpose.AUDIT,),
     )
 
 
@@ -545,7 +549,7 @@ class _ReferenceLeave:
     plan: Plan
     excluded: frozenset[bytes]
     run: str = "reference"
-    purpose: str = "audit"
+    purpose: str = Purpose.AUDIT
     cohort: str = "reference"
     fingerprint: str = _Roster.fingerprint
     lease: int = 1 << 30

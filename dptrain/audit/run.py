@@ -37,7 +37,7 @@ from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
 from dptrain.settings.explain import friendly_errors
 from dptrain.terminal.progress import progress
 from dptrain.training import losses, session
-from dptrain.vocabulary import Labels, task_spec
+from dptrain.vocabulary import Labels, Purpose, RunStatus, Split, task_spec
 
 if TYPE_CHECKING:
     from dptrain.data import Cohort
@@ -86,7 +86,7 @@ def audit_run(path: str | Path, words: list[str], *, say: Say = print) -> Result
         LedgerRefused: a changed manifest, or a locked cohort without permission.
     """
     run = session.load_run(path)
-    if run.facts.status == "running":
+    if run.facts.status == RunStatus.RUNNING:
         raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
     settings = override(run.settings, words)
     run.folder.note_access("audit")
@@ -214,8 +214,8 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
     held = finished(folder, number, cohort.fingerprint)
     if held is not None:
         return _again(held, say)
-    grant = ledger.admit(status.name, purpose="audit", run=identity, fingerprint=cohort.fingerprint)
-    ended = "interrupted"
+    grant = ledger.admit(status.name, purpose=Purpose.AUDIT, run=identity, fingerprint=cohort.fingerprint)
+    ended = RunStatus.INTERRUPTED
     try:
         make_folder(folder.restricted, private=True)
         make_folder(folder.audit, private=True)
@@ -279,7 +279,7 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
             )
         write_json(told, audit)
         work.remove()
-        ended = "complete"
+        ended = RunStatus.COMPLETE
     finally:
         grant.close(ended, steps_run=0)
     return Result(folder, audit, _broken(audit))
@@ -299,14 +299,14 @@ def prepare(
     device = session.device_of(settings.training.device)
     module: nn.Module = network.trainable
     if session.in_memory(settings, network):
-        prepared = session.prepare(settings, cohort, grant, splits=("train",), network=network, device=device)
+        prepared = session.prepare(settings, cohort, grant, splits=(Split.TRAIN,), network=network, device=device)
     else:
         whole = dataclasses.replace(network, frozen=None)
-        prepared = session.prepare(settings, cohort, grant, splits=("train",), network=whole, device=device)
+        prepared = session.prepare(settings, cohort, grant, splits=(Split.TRAIN,), network=whole, device=device)
         if network.frozen is not None:
             module = nn.Sequential(network.frozen, network.trainable)
     excluded = frozenset(grant.excluded)
-    places = [p for p in cohort.split("train") if not cohort.patients[p].excluded(excluded)]
+    places = [p for p in cohort.split(Split.TRAIN) if not cohort.patients[p].excluded(excluded)]
     position = np.full(len(cohort.patients), -1)
     position[places] = np.arange(len(places))
     owner = position[prepared.patient.numpy()]

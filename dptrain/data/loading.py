@@ -26,7 +26,7 @@ from dptrain.leave import Leave, require_leave
 from dptrain.plan import Plan
 from dptrain.randomness import CryptoRandom
 from dptrain.settings.data import shape_of
-from dptrain.vocabulary import Labels, Split, task_spec
+from dptrain.vocabulary import Labels, Purpose, Split, task_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,7 +239,7 @@ class PatientLoader:
 
         self.cohort = source if isinstance(source, Cohort) else source.cohort
         require_leave(grant, self.cohort.fingerprint)
-        if grant.purpose == "train" and (grant.plan is None or grant.plan.digest != plan.digest):
+        if grant.purpose == Purpose.TRAIN and (grant.plan is None or grant.plan.digest != plan.digest):
             raise CheckRefused("the plan that draws is not the plan that was granted.", remedy="Reserve again.")
         self.tensors = None if isinstance(source, Cohort) else source
         self.plan, self.grant, self.chunk = plan, grant, chunk

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from dptrain.errors import ConfigError
 from dptrain.randomness import new_bits
+from dptrain.vocabulary import Generator
 
 BLOCK = 1 << 15
 """Numbers that are worked on at a time: they stay in the cache of one core."""
@@ -50,10 +50,8 @@ class NoiseSource:
         ahead: draw the next request's numbers in the background.
     """
 
-    def __init__(
-        self, generator: Literal["cryptographic", "fast"] | str = "cryptographic", *, ahead: bool = True
-    ) -> None:
-        if generator not in ("cryptographic", "fast"):
+    def __init__(self, generator: str = Generator.CRYPTOGRAPHIC, *, ahead: bool = True) -> None:
+        if generator not in list(Generator):
             raise ConfigError(f"generator={generator} is unknown: cryptographic or fast.")
         self.generator = generator
         self._ahead = ahead

@@ -11,7 +11,6 @@ from dptrain.lazy import attach
 
 if TYPE_CHECKING:
     from dptrain.ledger.chain import SignedHead as SignedHead
-    from dptrain.ledger.commands import ScanResult as ScanResult
     from dptrain.ledger.grants import CohortVersion as CohortVersion
     from dptrain.ledger.grants import GateFacts as GateFacts
     from dptrain.ledger.grants import Grant as Grant
@@ -35,7 +34,6 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "chain": ("SignedHead",),
-        "commands": ("ScanResult",),
         "keys": ("Controller", "Keys", "recovery"),
         "grants": (
             "CohortVersion",

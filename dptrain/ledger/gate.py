@@ -30,12 +30,13 @@ from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger.charges import Charge
 from dptrain.ledger.state import Budget, PatientClass, RunState, State, Version
 from dptrain.plan import Mechanism, Plan
+from dptrain.vocabulary import BudgetKind, RunStatus
 
 
 def carrier(state: State, cohort: str) -> Budget | None:
     """The budget that takes charges from elsewhere: the open one, else the first planned one."""
     budgets = [state.budgets[number] for number in state.cohorts[cohort].budgets]
-    return next((budget for budget in budgets if budget.kind == "open"), budgets[0] if budgets else None)
+    return next((budget for budget in budgets if budget.kind == BudgetKind.OPEN), budgets[0] if budgets else None)
 
 
 def counts(state: State, budget: int | None, carrying: Budget) -> bool:
@@ -43,7 +44,7 @@ def counts(state: State, budget: int | None, carrying: Budget) -> bool:
     if budget is None:
         return False  # a public cohort gates nothing
     if state.budgets[budget].cohort == carrying.cohort:
-        return carrying.kind == "open" and budget == carrying.id
+        return carrying.kind == BudgetKind.OPEN and budget == carrying.id
     return True
 
 
@@ -101,7 +102,7 @@ def spent_epsilon(state: State, budget: Budget) -> float:
 
     open: :func:`epsilon_at`. planned: the joint epsilon of the shortest declared prefix that holds all runs.
     """
-    if budget.kind == "open":
+    if budget.kind == BudgetKind.OPEN:
         return epsilon_at(budget, spent(state, budget))
     total = Counter(_key(mechanism) for mechanism in budget.mechanisms)
     used_up = total - unused(state, budget)
@@ -113,7 +114,7 @@ def spent_epsilon(state: State, budget: Budget) -> float:
 
 def exhausted(state: State, budget: Budget) -> bool:
     """Whether nothing is left, or less than the budget's signed minimum charge (planned: nothing left to run)."""
-    if budget.kind == "open":
+    if budget.kind == BudgetKind.OPEN:
         return remaining(state, budget) < max(1, budget.minimum_units)
     return not unused(state, budget)
 
@@ -131,14 +132,14 @@ def locked(state: State, cohort: str) -> bool:
 def holders(state: State, cohort: str) -> list[RunState]:
     """Open runs that hold steps reserved which they have not paid: a close would give these back (open budgets)."""
     carrying = carrier(state, cohort)
-    if carrying is None or carrying.kind != "open":
+    if carrying is None or carrying.kind != BudgetKind.OPEN:
         return []
     members = lineage(state, cohort)
     return [
         run
         for run in state.runs.values()
         if run.cohort in members
-        and run.status == "open"
+        and run.status == RunStatus.OPEN
         and not run.planned
         and run.committed < run.steps
         and counts(state, run.budget, carrying)
@@ -163,10 +164,10 @@ def choose(state: State, version: Version, plan: Plan, charge: Charge) -> Budget
     """The budget that pays for a plan: a planned one that declares it, else the open one; None if none fits."""
     for number in state.cohorts[version.cohort].budgets:
         budget = state.budgets[number]
-        if budget.kind == "planned" and not Counter(map(_key, plan.mechanisms)) - unused(state, budget):
+        if budget.kind == BudgetKind.PLANNED and not Counter(map(_key, plan.mechanisms)) - unused(state, budget):
             return budget
     shared = carrier(state, version.cohort)
-    if shared is None or shared.kind != "open" or exhausted(state, shared):
+    if shared is None or shared.kind != BudgetKind.OPEN or exhausted(state, shared):
         return None
     if spent(state, shared) + charge.at(shared.order_index, plan.steps) > shared.units:
         return None

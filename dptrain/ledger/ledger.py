@@ -42,7 +42,8 @@ from dptrain.ledger.grants import (
 from dptrain.ledger.keys import Controller, Keys, normal_issuer
 from dptrain.ledger.state import ADJACENCY, Budget, RunState, State, Version
 from dptrain.ledger.status import CohortStatus
-from dptrain.plan import PURPOSES, Mechanism, Plan
+from dptrain.plan import Mechanism, Plan
+from dptrain.vocabulary import Purpose
 
 if TYPE_CHECKING:
     from dptrain.ledger.verify import Fault
@@ -427,8 +428,8 @@ class Ledger(Book):
         runs and what to do.
         """
         _check_name("run", run)
-        if purpose not in PURPOSES:
-            raise LedgerRefused(f"'{purpose}' is no purpose that a ledger knows: {', '.join(PURPOSES)}.")
+        if purpose not in list(Purpose):
+            raise LedgerRefused(f"'{purpose}' is no purpose that a ledger knows: {', '.join(Purpose)}.")
         if purpose != "train":
             return self.admit(cohort, purpose=purpose, run=run, fingerprint=fingerprint)
         lease = default_lease(plan.steps) if lease is None else min(whole("lease", lease, least=1), plan.steps)

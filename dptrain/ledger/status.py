@@ -10,6 +10,7 @@ from dptrain.ledger.chain import SignedHead
 from dptrain.ledger.state import Budget, RunState, State
 from dptrain.plan import Mechanism, Plan
 from dptrain.terminal.output import number
+from dptrain.vocabulary import BudgetKind, RunStatus
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class CohortStatus:
 
 def accountant_of(budget: Budget) -> str:
     """The accountant that gates, in words."""
-    return f"RDP of order {budget.order:g}" if budget.kind == "open" else "joint PLD"
+    return f"RDP of order {budget.order:g}" if budget.kind == BudgetKind.OPEN else "joint PLD"
 
 
 def status_of(
@@ -115,7 +116,7 @@ def status_of(
     budgets = [state.budgets[number] for number in cohort.budgets]
     facts = [_budget_status(state, budget) for budget in budgets]
     kinds = sorted({budget.kind for budget in budgets})
-    opened = next((budget for budget in budgets if budget.kind == "open"), None)
+    opened = next((budget for budget in budgets if budget.kind == BudgetKind.OPEN), None)
     public = version.public is not None
     locked = gate.locked(state, name)
     reason = None
@@ -159,7 +160,7 @@ def status_of(
 def _budget_status(state: State, budget: Budget) -> BudgetStatus:
     used = gate.spent_epsilon(state, budget)
     left: tuple[Mechanism, ...] = ()
-    if budget.kind == "planned":
+    if budget.kind == BudgetKind.PLANNED:
         counter = gate.unused(state, budget)
         for mechanism in budget.mechanisms:
             key = (mechanism.sample_rate, mechanism.noise_multiplier, mechanism.steps)
@@ -189,7 +190,7 @@ def charges(state: State, name: str) -> list[RunCharge]:
     """The runs of a cohort and its lineage, in order."""
     members = gate.lineage(state, name)
     opened = gate.carrier(state, name)
-    if opened is not None and opened.kind != "open":
+    if opened is not None and opened.kind != BudgetKind.OPEN:
         opened = None
     total = 0
     found = []
@@ -229,7 +230,7 @@ def _charge(run: RunState, opened: Budget | None, units: int | None, total: int)
 
 def steps(run: RunCharge) -> str:
     """How many steps count, in words: an open run holds all of them reserved, whatever it has paid."""
-    if run.status == "open":
+    if run.status == RunStatus.OPEN:
         return f"{run.steps_paid} paid, {run.steps} reserved"
     return f"{run.steps}/{run.steps_planned} paid"
 

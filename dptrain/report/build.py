@@ -19,6 +19,7 @@ from dptrain.files import make_folder, whole_or_nothing
 from dptrain.records import RunFolder
 from dptrain.report import facts as facts_module
 from dptrain.report.facts import Facts
+from dptrain.vocabulary import Edition
 
 MANIFEST_SCHEMA = "dptrain.report/1"
 MANIFEST = "manifest.json"
@@ -26,7 +27,7 @@ MAKERS = ("typst", "matplotlib", "Jinja2", "PyYAML")
 
 
 def build(
-    folder: str | os.PathLike[str], lang: str = "en", edition: str = "controller", *, ledger: Any = None
+    folder: str | os.PathLike[str], lang: str = "en", edition: str = Edition.CONTROLLER, *, ledger: Any = None
 ) -> Path:
     """Write the report of a run folder and return the folder it was written to.
 
@@ -40,13 +41,13 @@ def build(
     """
     place = RunFolder(folder)
     facts = facts_module.read(place.path, ledger=ledger)
-    if edition == "public":
+    if edition == Edition.PUBLIC:
         facts = facts_module.public(facts)
-    elif edition != "controller":
+    elif edition != Edition.CONTROLLER:
         raise ConfigError(f"edition={edition} is unknown: controller or public.")
-    target = place.restricted_report if edition == "controller" else place.report
-    write(target, facts, lang, private=edition == "controller")
-    if edition == "controller":
+    target = place.restricted_report if edition == Edition.CONTROLLER else place.report
+    write(target, facts, lang, private=edition == Edition.CONTROLLER)
+    if edition == Edition.CONTROLLER:
         place.note_access(f"report written ({lang})")
     return target
 

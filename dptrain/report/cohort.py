@@ -12,6 +12,7 @@ from dptrain.files import utc_now
 from dptrain.report.content import Block, heading, history_table, p, rows, section, table
 from dptrain.report.facts import Facts, clean, cohort_history, number
 from dptrain.report.language import Language
+from dptrain.vocabulary import BudgetKind
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus
@@ -75,7 +76,7 @@ def forecast(status: CohortStatus) -> list[Facts]:
     """
     from dptrain.accounting import rdp_epsilon
 
-    opened = next((budget for budget in status.budgets if budget.kind == "open"), None)
+    opened = next((budget for budget in status.budgets if budget.kind == BudgetKind.OPEN), None)
     charged = [run for run in status.runs if run.epsilon_gate]
     if opened is None or not charged:
         return []

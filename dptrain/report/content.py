@@ -12,6 +12,7 @@ from dptrain.report import figures
 from dptrain.report.facts import Facts, extrapolated, person_checks
 from dptrain.report.frameworks import frameworks
 from dptrain.report.language import Language
+from dptrain.vocabulary import Edition
 
 Block = dict[str, Any]
 Section = dict[str, Any]
@@ -191,7 +192,7 @@ def _numbers(facts: Facts, t: Language) -> list[Block]:
         }
     ]
     if audit is None or audit["exposed"]["count"] is None:
-        key = "number.measured.none" if facts["edition"] == "controller" else "number.measured.unreleased"
+        key = "number.measured.none" if facts["edition"] == Edition.CONTROLLER else "number.measured.unreleased"
         key = key if audit is None else "number.measured.undecided"
         items.append({"value": "–", "label": t("number.measured"), "note": t(key)})
     else:
@@ -231,7 +232,7 @@ def _numbers(facts: Facts, t: Language) -> list[Block]:
 def _benefit(facts: Facts, t: Language) -> str:
     utility = facts["utility"]
     if utility is None or utility["main"] is None or utility["main"] not in utility["overall"]:
-        return t("decision.benefit.none" if facts["edition"] == "controller" else "decision.benefit.unreleased")
+        return t("decision.benefit.none" if facts["edition"] == Edition.CONTROLLER else "decision.benefit.unreleased")
     cell = utility["overall"][utility["main"]]
     return t(
         "decision.benefit.value",
@@ -466,7 +467,7 @@ def risk(facts: Facts, t: Language) -> Section:
     """Measured risk: by count and group, never by name."""
     audit = facts["audit"]
     if audit is None:
-        key = "risk.none" if facts["edition"] == "controller" else "risk.unreleased"
+        key = "risk.none" if facts["edition"] == Edition.CONTROLLER else "risk.unreleased"
         return section("risk", t, [p(t(key))])
     exposed, verdicts = audit["exposed"], audit["verdicts"]
     blocks = [
@@ -593,7 +594,7 @@ def _largest_auc(auc: Facts, t: Language) -> str:
 def _baseline(facts: Facts, t: Language) -> str:
     """The best-record baseline; the controller's edition alone shows it, by its name and not as a risk."""
     baseline = facts["audit"]["baseline_max"]
-    if facts["edition"] != "controller" or baseline["mean"] is None:
+    if facts["edition"] != Edition.CONTROLLER or baseline["mean"] is None:
         return ""
     return t("risk.baseline.value", mean=t.number(baseline["mean"], 3), most=t.number(baseline["max"], 3))
 
@@ -622,7 +623,7 @@ def utility(facts: Facts, t: Language) -> Section:
     """What the model is good for, and for whom."""
     found = facts["utility"]
     if found is None:
-        key = "utility.none" if facts["edition"] == "controller" else "utility.unreleased"
+        key = "utility.none" if facts["edition"] == Edition.CONTROLLER else "utility.unreleased"
         return section("utility", t, [p(t(key))])
     blocks: list[Block] = []
     level = t("level", value=t.integer(100 * (found["bootstrap"]["level"] or 0.95)))
@@ -890,7 +891,7 @@ def signature(facts: Facts, t: Language) -> Section:
                 ]
             ),
         ]
-    if facts["edition"] == "public":
+    if facts["edition"] == Edition.PUBLIC:
         if not released:
             blocks.append(p(t("signature.unrecorded")))
         return section("signature", t, blocks)

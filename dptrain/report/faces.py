@@ -14,6 +14,7 @@ from typing import Any
 from dptrain.report.content import document
 from dptrain.report.facts import Facts
 from dptrain.report.language import Language
+from dptrain.vocabulary import Edition
 
 
 def figures(doc: dict[str, Any], facts: Facts, t: Language) -> dict[str, str]:
@@ -88,7 +89,7 @@ def render(facts: Facts, lang: str) -> dict[str, bytes]:
         "report.html": html(doc, drawings).encode(),
         "report.pdf": pdf(doc, drawings, facts["made"]),
     }
-    if facts["edition"] == "public":
+    if facts["edition"] == Edition.PUBLIC:
         from dptrain.report.cards import model_card, registry
 
         faces["registry.yaml"] = registry(facts).encode()

@@ -27,6 +27,7 @@ from dptrain.files import file_sha256, utc_now
 from dptrain.records import RunFolder
 from dptrain.records.metrics import METRICS_SCHEMA
 from dptrain.records.run import RUN_SCHEMA
+from dptrain.vocabulary import Edition, Generator, RunStatus
 
 FACTS_SCHEMA = "dptrain.facts/1"
 AUDIT_SCHEMA = "dptrain.audit/1"
@@ -723,10 +724,11 @@ def person_checks(facts: Facts) -> list[dict[str, str]]:
 def _judge(facts: Facts) -> None:
     """Fill in `complete`, `warnings`, `verdict` and `risks`: ids that the faces turn into sentences."""
     privacy, audit, run, utility = facts["privacy"], facts["audit"], facts["run"], facts["utility"]
-    controller = facts["edition"] == "controller"
+    controller = facts["edition"] == Edition.CONTROLLER
     items = set((facts["released"] or {}).get("items", ()))
     no_audit = audit is None and (controller or "audit" in items)
-    complete = run["status"] == "complete" and all(row["piece"] in ("audit", "metrics") for row in facts["missing"])
+    every_piece = all(row["piece"] in ("audit", "metrics") for row in facts["missing"])
+    complete = run["status"] == RunStatus.COMPLETE and every_piece
     canary = (audit or {}).get("canary") or {}
     unknown = privacy["epsilon"] is None and not privacy["infinite"]
     mismatch = [name for name, row in facts["integrity"].items() if row["match"] is False]
@@ -737,7 +739,7 @@ def _judge(facts: Facts) -> None:
         ("incomplete", not complete),
         ("hash_mismatch", bool(mismatch)),
         ("infinite", privacy["infinite"]),
-        ("fast_generator", privacy["generator"] == "fast"),
+        ("fast_generator", privacy["generator"] == Generator.FAST),
         ("check_failed", bool(set(failed) - {"noise"})),
         ("audit_missing", no_audit),
         ("audit_thin", len((audit or {}).get("withheld", [])) > len(extrapolated(audit))),

@@ -20,6 +20,7 @@ from dptrain.records import RunFolder
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, makers
 from dptrain.report.facts import Facts
+from dptrain.vocabulary import Edition
 
 if TYPE_CHECKING:
     from dptrain.ledger import Ledger
@@ -85,7 +86,7 @@ def _edition(path: Path, run: Facts) -> list[Tie]:
 def _against_run(name: str, facts: Facts, run: Facts) -> Tie:
     """The facts as written against those that the folder gives now. The ledger's history is left aside: it grows."""
     now = dict(run, made=facts.get("made"), program=facts.get("program"))
-    now = facts_module.public(now) if facts.get("edition") == "public" else now
+    now = facts_module.public(now) if facts.get("edition") == Edition.PUBLIC else now
     different = [path for path in differences(facts, now) if not path.startswith("budget.history")]
     shown = ", ".join(different[:MOST_SHOWN]) + (" …" if len(different) > MOST_SHOWN else "")
     return Tie(f"{name}: says what the run says", not different, f"differs: {shown}" if different else "")

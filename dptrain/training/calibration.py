@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from dptrain.engine import NoiseSource
-from dptrain.vocabulary import Activation, Labels, task_spec
+from dptrain.vocabulary import Activation, Generator, Labels, task_spec
 
 EDGES = np.linspace(-8, 8, 33)
 CENTRES = np.concatenate([[-9.0], (EDGES[1:] + EDGES[:-1]) / 2, [9.0]])
@@ -103,7 +103,7 @@ def fit_calibration(
     task: str,
     *,
     noise_multiplier: float,
-    generator: str = "cryptographic",
+    generator: str = Generator.CRYPTOGRAPHIC,
 ) -> Calibration:
     """Release the noisy histogram once and fit temperature and threshold to it.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dptrain.cells import SMALL_CELL, nested, to_hide
 from dptrain.records.metrics import METRICS_SCHEMA
-from dptrain.vocabulary import Activation, Labels, Task, task_spec
+from dptrain.vocabulary import Activation, Labels, Split, Task, task_spec
 
 Array = NDArray[np.float64]
 REPLICATES = 500
@@ -207,7 +207,7 @@ def evaluate_classification(
     *,
     task: str,
     classes: Sequence[str],
-    split: str = "test",
+    split: str = Split.TEST,
 ) -> dict[str, Any]:
     """`restricted/metrics.json` of a classification: overall, by class, by group, with small cells suppressed."""
     overall, by_class = classification(probability, label, patient, classes, task)
@@ -287,7 +287,7 @@ def evaluate_segmentation(
     groups: Mapping[str, Sequence[str]],
     *,
     classes: Sequence[str],
-    split: str = "test",
+    split: str = Split.TEST,
 ) -> dict[str, Any]:
     """`restricted/metrics.json` of a segmentation. dice: [R, C], one value a record and structure."""
 

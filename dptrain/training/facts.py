@@ -29,8 +29,9 @@ from dptrain.records.run import (
 )
 from dptrain.settings import Settings
 from dptrain.settings.compose import without_password
-from dptrain.sweep import sweep_id
 from dptrain.training.planning import finite, promise
+from dptrain.training.sweeps import sweep_id
+from dptrain.vocabulary import Generator, RunStatus
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus, GateFacts, Grant, SignedHead
@@ -121,6 +122,7 @@ def checks(plan: Plan, *, witness: bool) -> tuple[Check, ...]:
         status = "not_checked" if done is None else "passed" if done else "failed"
         return Check(id=identity, name=name, status=status, by=by, note=note)
 
+    unpredictable = plan.generator == Generator.CRYPTOGRAPHIC
     return (
         row("one_plan", "Sampler, clipping, noise and charge came from one plan", True, "program"),
         row("charged_first", "Every step was paid before it ran", True, "program"),
@@ -132,7 +134,7 @@ def checks(plan: Plan, *, witness: bool) -> tuple[Check, ...]:
         ),
         row("rules", "Every trained parameter has an exact gradient rule", True, "program"),
         row("poisson", "Patients were drawn independently by a cryptographic generator", True, "program"),
-        row("noise", "Noise came from a cryptographic generator", plan.generator == "cryptographic", "program"),
+        row("noise", "Noise came from a cryptographic generator", unpredictable, "program"),
         row("rollback", "The ledger is held against a witness head", True if witness else None, "program"),
         row("unit", "One unit is one person (ids were joined correctly, issuer by issuer)", None, "person"),
         row(
@@ -204,7 +206,7 @@ def base(
     return Run(
         id=identity,
         created=created,
-        status="running",
+        status=RunStatus.RUNNING,
         program=program(device),
         recipe=settings.name,
         command=without_password(command),

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain import accounting
 from dptrain.errors import ConfigError
-from dptrain.plan import Generator, Mechanism, Plan, default_delta
+from dptrain.plan import Mechanism, Plan, default_delta
 from dptrain.records import Run
 from dptrain.records.run import Sweep
 from dptrain.settings import PrivacyConfig
+from dptrain.vocabulary import BudgetKind, Generator, Purpose
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus
@@ -21,7 +22,7 @@ def make_plan(
     *,
     public_size: int,
     unit: str = "patient",
-    declares: tuple[str, ...] = ("evaluate",),
+    declares: tuple[str, ...] = (Purpose.EVALUATE,),
     gate: CohortStatus | None = None,
 ) -> Plan:
     """The plan of a run; noise is calibrated so that its own epsilon (PLD) stays within the target.
@@ -52,7 +53,6 @@ def make_plan(
         noise, norm, calibration = 0.0, math.inf, None if calibration is None else 0.0
     else:
         noise = calibrate(privacy.target_epsilon, delta, rate, steps, also=also, gate=gate)
-    generator: Generator = "fast" if privacy.generator == "fast" else "cryptographic"
     return Plan(
         public_size=public_size,
         expected_batch_size=privacy.expected_batch_size,
@@ -62,7 +62,7 @@ def make_plan(
         delta=delta,
         max_records_per_patient=privacy.max_records_per_patient,
         views=privacy.views,
-        generator=generator,
+        generator=Generator(privacy.generator),
         calibration_noise_multiplier=calibration,
         declares=declares,
         unit=unit,
@@ -87,7 +87,7 @@ def calibrate(
     """
     noise = accounting.calibrate_noise(target_epsilon, delta, sample_rate, steps, also=also)
     for budget in gate.budgets if gate is not None else ():
-        if budget.kind == "planned":
+        if budget.kind == BudgetKind.PLANNED:
             declared = [m for m in budget.unused if m.sample_rate == sample_rate and m.steps == steps]
             if declared:
                 return declared[0].noise_multiplier
@@ -152,16 +152,16 @@ def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient",
         target, plan.delta, plan.sample_rate, plan.steps, also=also, accountant="rdp", order=order
     )
     budgets = []
-    for kind, noise in (("planned", plan.noise_multiplier), ("open", open_noise)):
+    for kind, noise in ((BudgetKind.PLANNED, plan.noise_multiplier), (BudgetKind.OPEN, open_noise)):
         mechanisms = (Mechanism(plan.sample_rate, noise, plan.steps), *also)
         by_pld = accounting.pld_epsilon(mechanisms, plan.delta)
         by_rdp = accounting.rdp_epsilon(float(accounting.rdp(mechanisms, (order,))[0]), order, plan.delta)
         budgets.append(
             {
                 "kind": kind,
-                "gate": "joint PLD of declared runs" if kind == "planned" else f"RDP at order {order:g}",
+                "gate": "joint PLD of declared runs" if kind == BudgetKind.PLANNED else f"RDP at order {order:g}",
                 "noise_multiplier": noise,
-                "gate_epsilon": by_pld if kind == "planned" else by_rdp,
+                "gate_epsilon": by_pld if kind == BudgetKind.PLANNED else by_rdp,
                 "pld_epsilon": by_pld,
             }
         )

@@ -47,7 +47,7 @@ from dptrain.training.session import (
     prepare,
 )
 from dptrain.training.step import PrivateStep, State, StepLog, build_optimizer
-from dptrain.vocabulary import Activation, Labels, task_spec
+from dptrain.vocabulary import Activation, Labels, Purpose, RunStatus, Split, task_spec
 
 Say = Callable[[str], None]
 
@@ -77,7 +77,7 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
         for name in ("url", "keys", "witness"):
             if getattr(ledger_settings, name) is not None:
                 setattr(settings.ledger, name, getattr(ledger_settings, name))
-        if resumed.facts.status not in ("running", "crashed"):
+        if resumed.facts.status not in (RunStatus.RUNNING, RunStatus.CRASHED):
             raise ConfigError(
                 f"{resumed.folder.path} is {resumed.facts.status}: there is nothing to resume.",
                 remedy="A run that ended cleanly has closed its charge; start a new one.",
@@ -109,7 +109,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
     say(f"reading and hashing {settings.data.name}")
     cohort = data.scan(settings.data, keys)
 
-    if settings.training.evaluate and not cohort.split("test"):
+    if settings.training.evaluate and not cohort.split(Split.TEST):
         raise ConfigError(
             "the test split holds no patient.", remedy="Set data.split so that it does, or evaluate=false."
         )
@@ -145,7 +145,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
         start = _resume_state(folder, grant, plan, network, settings, say)
         spent_before = None if facts.gate is None else facts.gate.spent_before
         resume = Resume(crashes=start.crashes, steps_lost=start.steps_lost)
-        facts = replace(facts, resume=resume, status="running")
+        facts = replace(facts, resume=resume, status=RunStatus.RUNNING)
         watch.grant, watch.folder = grant, folder
     facts = replace(facts, config_sha256=file_sha256(folder.config))
     folder.write(facts)
@@ -160,7 +160,7 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
         begun = ledger.run(identity).calibrated
         calibration = _calibrate_once(folder, settings, cohort, grant, plan, network, device, begun, say)
     metrics = None
-    if settings.training.evaluate and not result.interrupted and cohort.split("test", excluded=grant.excluded):
+    if settings.training.evaluate and not result.interrupted and cohort.split(Split.TEST, excluded=grant.excluded):
         metrics, predictions = score(settings, cohort, grant, network, device, calibration)
         write_json(folder.metrics, metrics)
         save_predictions(folder, predictions)
@@ -172,14 +172,14 @@ def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watc
         "interrupted" if result.interrupted else "complete",
         steps_run=result.state.step,
         model=model.sha256,
-        did=("evaluate",) if metrics is not None else (),
+        did=(Purpose.EVALUATE,) if metrics is not None else (),
     )
     assert receipt is not None  # a training's grant always gives one
     folder.checkpoint.unlink(missing_ok=True)
     facts = replace(
         facts,
         finished=utc_now(),
-        status="interrupted" if result.interrupted else "complete",
+        status=RunStatus.INTERRUPTED if result.interrupted else RunStatus.COMPLETE,
         privacy=make.privacy(
             plan,
             settings.privacy.target_epsilon,
@@ -262,7 +262,7 @@ def _loader(
 ) -> PatientLoader:
     first = 0 if start is None else start.step
     if in_memory(settings, network):
-        prepared = prepare(settings, cohort, grant, splits=("train",), network=network, device=device)
+        prepared = prepare(settings, cohort, grant, splits=(Split.TRAIN,), network=network, device=device)
         return PatientLoader(prepared.tensors(), plan, grant, chunk=settings.training.chunk, start=first)
     augment = settings.data.augment
     return PatientLoader(cohort, plan, grant, augment=augment, chunk=settings.training.chunk, start=first)
@@ -337,7 +337,7 @@ def _fit(
 
 def _reserved(ledger: Ledger, identity: str) -> bool:
     try:
-        return ledger.run(identity).status == "open"
+        return ledger.run(identity).status == RunStatus.OPEN
     except LedgerRefused:
         return False
 
@@ -466,7 +466,7 @@ def _calibrate(
 ) -> Calibration:
     """One noisy histogram over the calibration patients."""
     assert plan.calibration_noise_multiplier is not None
-    record, patient = _of_split(cohort, "calibration", grant.excluded)
+    record, patient = _of_split(cohort, Split.CALIBRATION, grant.excluded)
     logits, label = _logits(cohort, record, grant, network, device, fixed=True)
     if len(record) == 0:
         shape = (0,) if task_spec(settings.data.task).one_logit else (0, len(settings.data.classes))
@@ -488,7 +488,7 @@ def score(
     network: Network,
     device: torch.device,
     calibration: Calibration | None,
-    split: str = "test",
+    split: str = Split.TEST,
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Metrics of a split and the predictions behind them, by pseudonym. Un-noised: restricted."""
     record, patient = _of_split(cohort, split, grant.excluded)
@@ -555,34 +555,35 @@ def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
     return torch.stack(columns, 1).double().numpy()
 
 
-def save_predictions(folder: RunFolder, predictions: dict[str, NDArray[Any]], split: str = "test") -> None:
+def save_predictions(folder: RunFolder, predictions: dict[str, NDArray[Any]], split: str = Split.TEST) -> None:
     """`restricted/predictions.npz` (another split: `predictions-<split>.npz`): pseudonym, record, label, score."""
     arrays: dict[str, Any] = predictions
-    target = folder.predictions if split == "test" else folder.predictions.with_name(f"predictions-{split}.npz")
+    target = folder.predictions if split == Split.TEST else folder.predictions.with_name(f"predictions-{split}.npz")
     with whole_or_nothing(target, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
-def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str | None] | None = None) -> Path:
+def evaluate_run(path: str | Path, *, split: str = Split.TEST, ledger: dict[str, str | None] | None = None) -> Path:
     """Score a finished run again. A new request to the ledger: refused on a locked cohort (exit code 3)."""
     run = load_run(path)
     settings = run.settings
     for name, value in (ledger or {}).items():
         if value is not None:
             setattr(settings.ledger, name, value)
-    if run.facts.status == "running":
+    if run.facts.status == RunStatus.RUNNING:
         raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
     store, keys, status = open_status(settings)
     _only_public(split, status.public)
     cohort = data.scan(settings.data, keys)
-    with store.admit(status.name, purpose="evaluate", run=str(run.facts.id), fingerprint=cohort.fingerprint) as grant:
+    identity = str(run.facts.id)
+    with store.admit(status.name, purpose=Purpose.EVALUATE, run=identity, fingerprint=cohort.fingerprint) as grant:
         _only_public(split, grant.public)  # the data may be of an earlier version
         network = build_network(settings)
         load_trained(network, run.folder)
         calibration = Calibration(**run.facts.calibration) if run.facts.calibration else None
         device = device_of(settings.training.device)
         metrics, predictions = score(settings, cohort, grant, network, device, calibration, split)
-    target = run.folder.metrics if split == "test" else run.folder.metrics.with_name(f"metrics-{split}.json")
+    target = run.folder.metrics if split == Split.TEST else run.folder.metrics.with_name(f"metrics-{split}.json")
     write_json(target, metrics)
     save_predictions(run.folder, predictions, split)
     run.folder.note_access(f"evaluate {split}")
@@ -591,7 +592,7 @@ def evaluate_run(path: str | Path, *, split: str = "test", ledger: dict[str, str
 
 def _only_public(split: str, public: bool) -> None:
     """Refuse un-noised scores of the patients whom epsilon protects."""
-    if split in ("train", "calibration") and not public:
+    if split in (Split.TRAIN, Split.CALIBRATION) and not public:
         raise LedgerRefused(
             f"Scores of the {split} patients would be un-noised and outside of epsilon, which protects just them: "
             "only cohorts declared public may have them.",

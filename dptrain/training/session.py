@@ -30,6 +30,7 @@ from dptrain.terminal.progress import progress
 from dptrain.terminal.words import suggest
 from dptrain.training import losses
 from dptrain.training.planning import make_plan
+from dptrain.vocabulary import Purpose, Split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -350,7 +351,7 @@ def open_status(settings: Settings) -> tuple[Ledger, Keys, CohortStatus]:
 
 def plan_for(settings: Settings, status: CohortStatus) -> Plan:
     """The plan that these settings and this cohort's budget make."""
-    declares = ("evaluate",) if settings.training.evaluate else ()
+    declares = (Purpose.EVALUATE,) if settings.training.evaluate else ()
     if settings.audit.declare:
         declares = (*declares, "audit")
     return make_plan(
@@ -398,7 +399,7 @@ def prepare(
     cohort: Cohort,
     grant: Grant,
     *,
-    splits: tuple[str, ...] = ("train",),
+    splits: tuple[str, ...] = (Split.TRAIN,),
     network: Network | None = None,
     device: torch.device | None = None,
 ) -> Prepared:

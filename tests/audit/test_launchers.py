@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from dptrain import cli
+from dptrain.commands.acts.sweep import flags_first
 from dptrain.records import RunFolder
-from dptrain.sweep import flags_first
 from tests.training.conftest import Site, make_site
 
 __all__ = ["make_site"]

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from benchmarks._ledger_site import COHORT, Site, people, small_plan
+from dptrain.commands.table import run
 from dptrain.errors import EXIT_REFUSED_BY_LEDGER, EXIT_USAGE, ConfigError, LedgerRefused
-from dptrain.ledger import Keys, Ledger, PublicDeclaration, charges, commands, ledger
+from dptrain.ledger import Keys, Ledger, PublicDeclaration, charges, ledger
 from dptrain.ledger.charges import Charge
 from tests.ledger.conftest import Home
-from tests.ledger.test_commands import Desk, desk
+from tests.ledger.test_commands import Desk, desk, make_up_data
 
 __all__ = ["desk"]
 
@@ -245,7 +246,7 @@ def test_an_empty_place_is_not_the_default_place(desk: Desk) -> None:
     """`ledger.witness=$HEADS` with HEADS unset must not mean: no witness."""
     for word in ("ledger.url", "ledger.keys", "ledger.witness"):
         with pytest.raises(ConfigError, match=word):
-            commands.main(["show", f"{word}="])
+            run(["ledger", "show", f"{word}="])
 
 
 # -- places ------------------------------------------------------------------------------------------------------
@@ -266,6 +267,7 @@ def test_what_init_makes_is_closed_whatever_the_umask(
     monkeypatch.setenv("DPTRAIN_PASSPHRASE", "correct horse")
     before = os.umask(0)
     try:
+        make_up_data(monkeypatch)
         made = Desk(tmp_path / "new", capsys)
         made("init")
         made("register public_size=20 owner=Radiology")

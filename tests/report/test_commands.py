@@ -11,12 +11,11 @@ import pytest
 
 from benchmarks._ledger_site import COHORT, PASSPHRASE, Site, make_site
 from dptrain.cli import main as cli
+from dptrain.commands.table import run
 from dptrain.errors import ConfigError, GuaranteeBroken, LedgerRefused
 from dptrain.ledger import Keys
 from dptrain.report import cohort
-from dptrain.report.commands import main
 from dptrain.report.language import Language
-from dptrain.report.release import release_main
 from tests.report.made import PLANTED, audit, make_run, run_facts
 from tests.report.text import html_text
 
@@ -51,7 +50,7 @@ def world(tmp_path, keys, monkeypatch) -> World:
 
 
 def test_report_of_a_run_has_the_history(world, capsys):
-    assert main([f"run={world.folder}", "lang=de", *world.words]) == 0
+    assert run(["report", f"run={world.folder}", "lang=de", *world.words]) == 0
     assert "report.pdf" in capsys.readouterr().out
     facts = json.loads((world.folder / "restricted/report/facts.json").read_text())
     assert [row["this"] for row in facts["budget"]["history"]] == [True]
@@ -69,21 +68,21 @@ def test_language_and_ledger_come_from_the_run_where_nobody_says_otherwise(world
     values = json.loads((world.folder / "run.json").read_text())
     values["config_sha256"] = hashlib.sha256((world.folder / "config.yaml").read_bytes()).hexdigest()
     (world.folder / "run.json").write_text(json.dumps(values))
-    assert main([f"run={world.folder}"]) == 0
+    assert run(["report", f"run={world.folder}"]) == 0
     facts = json.loads((world.folder / "restricted/report/facts.json").read_text())
     assert facts["budget"]["history"]
     assert 'lang="de"' in (world.folder / "restricted/report/report.html").read_text()
-    assert release_main([f"run={world.folder}", "items=model", "recipient=x", "lang=en"]) == 0
+    assert run(["release", f"run={world.folder}", "items=model", "recipient=x", "lang=en"]) == 0
     assert 'lang="en"' in (world.folder / "report/report.html").read_text()
     (world.folder / "config.yaml").write_text("[torn: {")
-    assert main([f"run={world.folder}"]) == 0
+    assert run(["report", f"run={world.folder}"]) == 0
 
 
 def test_release_records_publishes_and_still_verifies(world, capsys):
-    main([f"run={world.folder}", *world.words])
+    run(["report", f"run={world.folder}", *world.words])
     before = len(world.site.ledger.entries())
     words = [f"run={world.folder}", "items=model,groups", "recipient=Klinikum Nord", "purpose=Triage", "advice=none"]
-    assert release_main([*words, *world.words]) == 0
+    assert run(["release", *words, *world.words]) == 0
     entries = world.site.ledger.entries()
     assert len(entries) == before + 1
     assert entries[-1].facts["items"] == ["model", "groups"]
@@ -100,7 +99,7 @@ def test_release_records_publishes_and_still_verifies(world, capsys):
         json.loads((world.folder / "model/configs/metadata.json").read_text())["privacy"]["run"] == run_facts()["id"]
     )
     capsys.readouterr()
-    code = main(["verify", f"run={world.folder}", *world.words])
+    code = run(["report", "verify", f"run={world.folder}", *world.words])
     said = capsys.readouterr().out
     wrong = [line for line in said.splitlines() if line.startswith("DIFFERS")]
     assert wrong == [line for line in wrong if "ε follows" in line], said  # the made-up numbers are not this ledger's
@@ -112,27 +111,27 @@ def test_release_records_publishes_and_still_verifies(world, capsys):
 def test_release_refuses(world, monkeypatch):
     words = [f"run={world.folder}", "recipient=x", *world.words]
     with pytest.raises(ConfigError):
-        release_main([*words, "items=modell"])
+        run(["release", *words, "items=modell"])
     with pytest.raises(ConfigError):
-        release_main([*words, "items="])
+        run(["release", *words, "items="])
     (world.folder / "model/model.safetensors").write_bytes(b"other")
     with pytest.raises(ConfigError, match="do not match"):
-        release_main([*words, "items=model"])
+        run(["release", *words, "items=model"])
     (world.folder / "model/model.safetensors").write_bytes(b"weights")
     found = audit()
     found["canary"].update(broken=True, epsilon_lower=20.0)
     (world.folder / "restricted/audit/audit.json").write_text(json.dumps(found))
     with pytest.raises(GuaranteeBroken):
-        release_main([*words, "items=model,metrics"])
+        run(["release", *words, "items=model,metrics"])
     (world.folder / "restricted/audit/audit.json").unlink()
     with pytest.raises(ConfigError, match="audit"):
-        release_main([*words, "items=audit"])
+        run(["release", *words, "items=audit"])
     monkeypatch.setenv("DPTRAIN_PASSPHRASE", "wrong")
     with pytest.raises(LedgerRefused):
-        release_main([*words, "items=model"])
+        run(["release", *words, "items=model"])
     monkeypatch.delenv("DPTRAIN_PASSPHRASE")
     with pytest.raises(LedgerRefused, match="passphrase"):
-        release_main([*words, "items=model"])
+        run(["release", *words, "items=model"])
     assert json.loads((world.folder / "run.json").read_text())["released"] is None
     assert not (world.folder / "report").exists()
 
@@ -143,16 +142,16 @@ def test_release_of_an_unfinished_or_unknown_run(world):
     words = [f"run={world.folder}", "items=model", "recipient=x", *world.words]
     path.write_text(json.dumps({**values, "status": "running"}))
     with pytest.raises(ConfigError, match="running"):
-        release_main(words)
+        run(["release", *words])
     path.write_text(json.dumps({**values, "id": "other"}))
     with pytest.raises(LedgerRefused):
-        release_main(words)
+        run(["release", *words])
 
 
 @pytest.mark.parametrize("lang", ["en", "de"])
 def test_report_of_a_cohort(world, tmp_path, lang, capsys):
     out = tmp_path / "out"
-    assert main(["ledger", f"cohort={COHORT}", f"lang={lang}", f"out={out}", *world.words]) == 0
+    assert run(["report", "ledger", f"cohort={COHORT}", f"lang={lang}", f"out={out}", *world.words]) == 0
     facts = json.loads((out / "facts.json").read_text())
     assert [row["runs"] for row in facts["forecast"]] == [1, 2, 3]
     status = world.site.ledger.status(COHORT)
@@ -200,7 +199,7 @@ def test_import_is_light():
     import subprocess
     import sys
 
-    code = "import sys, dptrain.report, dptrain.report.commands, dptrain.report.release; " + (
+    code = "import sys, dptrain.report, dptrain.commands.table, dptrain.report.release; " + (
         "print([m for m in ('torch', 'matplotlib', 'typst', 'jinja2', 'numpy', 'sqlalchemy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,12 +20,12 @@ import pytest
 import torch
 
 from dptrain import accounting, cli
+from dptrain.commands.acts import train as commands
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.ledger import Grant, Ledger
 from dptrain.plan import Mechanism, Plan
 from dptrain.records import Run, RunFolder
 from dptrain.records.run import Sweep
-from dptrain.training import commands
 from dptrain.training import run as spine
 from dptrain.training.planning import sweep_cost
 from dptrain.training.run import evaluate_run, train

@@ -4,60 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dptrain.audit.run import audit_run, audit_settings
+from dptrain.commands.acts.sweep import compose_and_run, is_sweep, job_settings, job_words, write_outcome
+from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError, DptrainError, quiet
-
-HELP = """\
-usage: dptrain audit run=FOLDER [audit.…=… ledger.…=… data.root=… training.device=… training.chunk=…]
-       dptrain audit recipe=… [name=value …] [-m for a sweep]
-
-Measure the risk that remains, patient by patient: train reference models on random halves of the patients, attack
-them, and plant canaries to test the promise. Charges nothing; needs the ledger's leave. Everything it writes is
-restricted: restricted/audit/audit.json (aggregates), patients.csv (pseudonymised), scores.npz.
-
-  dptrain audit run=runs/demo
-  dptrain audit run=runs/demo audit.game=release audit.confirm=5     confirm the most exposed on fresh models
-  dptrain audit run=runs/demo audit.models=128 audit.attack=lira_online
-  dptrain audit recipe=chest_xray_pneumonia privacy.target_epsilon=1   without a run
-  dptrain audit -m recipe=chest_xray_pneumonia privacy.target_epsilon=1,2,8 hydra/launcher=joblib
-
-settings: audit.models=64 audit.attack=student_t|lira_online|lira_offline|rmia|loss audit.game=population|release
-          audit.false_discovery_rate=0.05 audit.tolerance=0.75 audit.small_cell=10 audit.canaries=200
-          audit.canary_trainings=2 audit.new_scan=0.25 audit.trainer=auto|together|engine audit.processes=0
-audit.attack decides the AUCs, the TPRs and the ROC; who counts as exposed is decided by exact tests of its own.
-Mislabelled canaries are planted from audit.canary_trainings=16 on; with fewer all are gradient-aligned.
-An audit that was interrupted goes on where it stopped when the same command is given again; one that was finished
-is told again, without training anything or asking the ledger.
-exit codes: 0 done · 2 configuration · 3 refused by the ledger · 5 data unreadable · 6 the guarantee is broken"""
+from dptrain.settings import load
 
 
-def main(argv: list[str]) -> int:
-    """`dptrain audit`."""
-    if any(word in ("-h", "--help") for word in argv):
-        print(HELP)
-        return EXIT_DONE
-    from dptrain.sweep import is_sweep
-
-    runs = [word.removeprefix("run=") for word in argv if word.startswith("run=")]
-    words = [word for word in argv if not word.startswith("run=")]
-    if len(runs) > 1:
-        raise ConfigError("'run' is given twice.", remedy="Give it once.")
-    if not runs and not any(word.startswith(("recipe=", "data.", "name=")) for word in words):
+def audit(call: Call) -> int:
+    """Audit a run, a recipe, or several recipes."""
+    path, words = call.words["run"], call.settings
+    if path is None and not any(word.startswith(("recipe=", "data.", "name=")) for word in words):
         raise ConfigError("There is nothing to audit.", remedy="Give run=<folder of a run> or recipe=<task>.")
     if is_sweep(words):
-        if runs:
+        if path is not None:
             raise ConfigError("A sweep audits recipes, not runs.", remedy="Leave run=… out, or -m.")
         return sweep(words)
-    from dptrain.audit.run import audit_run, audit_settings
-
-    if runs:
-        result = audit_run(runs[0], words)
-    else:
-        from dptrain.settings import load
-
-        result = audit_settings(load(words))
+    result = audit_settings(load(words)) if path is None else audit_run(path, list(words))
     tell(result.audit)
     print(f"results (restricted, not covered by epsilon): {result.folder.audit}")
     if result.broken is not None:
@@ -66,10 +33,8 @@ def main(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-def sweep(words: list[str]) -> int:
+def sweep(words: Sequence[str]) -> int:
     """Audits of several settings through Hydra, on one machine or many (hydra/launcher=joblib, submitit_slurm)."""
-    from dptrain.sweep import compose_and_run
-
     rows = compose_and_run("audit", words, sweep_job)
     for row in rows:
         print(f"\n{row['trial']}: {row['message']}")
@@ -84,9 +49,6 @@ def sweep_job(config: Any) -> int:
 
     It prints nothing that it measured: launchers keep what a job prints in files of their own.
     """
-    from dptrain.audit.run import audit_settings
-    from dptrain.sweep import job_settings, job_words, write_outcome
-
     quiet()
     row: dict[str, Any] = {"trial": job_words(), "code": EXIT_DONE, "audit": None}
     try:

@@ -22,9 +22,8 @@ from dptrain.settings import Settings, settings_of
 from dptrain.settings.compose import refuse_flags, search_path_override
 from dptrain.settings.explain import explain
 from dptrain.shipped import shipped
+from dptrain.training.sweeps import OUTCOMES, PREFIX
 
-OUTCOMES = "DPTRAIN_SWEEP"
-PREFIX = ".dptrain-sweep-"
 # Hydra's options that make sense here; others would print its own usage.
 FLAGS = ("-m", "--multirun", "-c", "--cfg", "-r", "--resolve", "-p", "--package", "-i", "--info", "--hydra-help")
 
@@ -90,12 +89,6 @@ def compose_and_run(
         sys.argv = before
         ended += [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def sweep_id() -> str | None:
-    """What all jobs of this sweep have in common; None for a job that stands alone."""
-    folder = os.environ.get(OUTCOMES)
-    return None if folder is None else Path(folder).name.removeprefix(PREFIX)
 
 
 def job_words() -> str:

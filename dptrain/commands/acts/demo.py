@@ -9,40 +9,25 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 
+from dptrain.commands import table
+from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, ConfigError, DptrainError
-from dptrain.terminal.words import Word, parse_words, yes_or_no
-
-HELP = """\
-usage: dptrain demo [data.root=FOLDER] [run=runs/demo] [epsilon=8] [audit=yes]
-
-Train on real chest X-rays where they are found (a given root, ../shared/data, a cached or fresh download of the
-public original), else on made-up ones; watch the dataset lock; audit; write the report.
-
-  dptrain demo
-  dptrain demo data.root=/data run=runs/demo epsilon=3"""
+from dptrain.files import make_folder
+from dptrain.samples.sources import find_demo_data
+from dptrain.shipped import resolved
 
 MARK = ".dptrain-demo"
 PASSPHRASE = "for demonstration only"
 RECIPE = "chest_xray_pneumonia"
 
 
-def demo_main(argv: list[str]) -> int:
+def demo(call: Call) -> int:
     """Run the demo; returns an exit code."""
-    if any(word in ("-h", "--help") for word in argv):
-        print(HELP)
-        return EXIT_DONE
-    spec = {
-        "data.root": Word(str, "a folder that holds the data sets", None),
-        "run": Word(str, "the run folder", "runs/demo"),
-        "epsilon": Word(float, "the budget and the target", 8.0),
-        "audit": Word(yes_or_no, "measure the risk for each patient", True),
-    }
-    words = parse_words(argv, spec)
-    from dptrain.samples.sources import find_demo_data
-
+    words = call.words
     begun = time.monotonic()
     run = Path(words["run"])
     root = None if words["data.root"] is None else Path(words["data.root"])
@@ -87,8 +72,6 @@ def demo_main(argv: list[str]) -> int:
 
 def _fresh(run: Path) -> Path:
     """An empty site folder beside the run; an earlier demo's folders are removed, nothing else is."""
-    from dptrain.files import make_folder
-
     site = run.with_name(f"{run.name}-site")
     for folder in (run, site, run.with_name(f"{run.name}-again")):
         if not folder.exists():
@@ -106,10 +89,12 @@ def _fresh(run: Path) -> Path:
 
 def _step(what: str, words: list[str], *, expect: int = EXIT_DONE) -> None:
     """Print what happens and the command, run it, and stop where it does not end as it should."""
-    from dptrain.cli import main
-
     print(f"\n— {what}\n$ dptrain {shlex.join(words)}", flush=True)
-    code = main(words)
+    try:
+        code = table.run(words)
+    except DptrainError as error:
+        print(resolved(f"dptrain {words[0]}: {error}"), file=sys.stderr)
+        code = error.exit_code
     if code != expect:
         raise DptrainError(f"'dptrain {words[0]}' ended with exit code {code} instead of {expect}.")
     if expect != EXIT_DONE:

@@ -1,0 +1,1 @@
+"""What the commands do: words in, plain sentences, tables and JSON out. Imported when a command runs."""

@@ -1,0 +1,175 @@
+"""What the controller signs: budgets, weights, permissions, the end of a lock.
+
+`budget` and `weights` accept a recipe and settings; configuration, and torch for a recipe's network, are imported
+only then, so that `dptrain ledger unlock` starts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dptrain.commands.acts.ledger.desk import controller_of, no_run, opened, show_one, state_of
+from dptrain.commands.command import Call
+from dptrain.errors import EXIT_DONE, ConfigError, LedgerRefused
+from dptrain.files import file_sha256
+from dptrain.ledger import gate
+from dptrain.ledger.status import CohortStatus
+from dptrain.plan import Mechanism, default_delta
+from dptrain.terminal.output import Output
+from dptrain.vocabulary import BudgetKind
+
+MOST_RUNS = 1000  # of a declaration
+
+
+def budget(call: Call) -> int:
+    """Grant a budget, or raise it."""
+    out, words = Output(as_json=call.as_json), call.words
+    ledger, keys = opened(words)
+    before = ledger.status(words["cohort"])
+    gate.check_epsilon(words["epsilon"])
+    controller = controller_of(keys)
+    mechanisms = _use(words, call.settings, before)
+    ledger.budget(
+        words["cohort"],
+        kind=words["kind"],
+        epsilon=words["epsilon"],
+        delta=words["delta"],
+        forecast=mechanisms,
+        minimum_charge=words["minimum_charge"],
+        reason=words["reason"],
+        advice=words["advice"],
+        controller=controller,
+    )
+    status = ledger.status(words["cohort"])
+    out.say("Signed.")
+    show_one(status, out)
+    out.give(status)
+    return EXIT_DONE
+
+
+def _use(words: Mapping[str, Any], settings: Sequence[str], status: CohortStatus) -> tuple[Mechanism, ...]:
+    """The use that the budget is for, from settings or from rate, steps and noise; none where a raise needs none."""
+    runs = words["runs"]
+    if not 1 <= runs <= MOST_RUNS:
+        raise ConfigError(f"runs={runs} must be at least 1, and at most {MOST_RUNS}.")
+    batch, steps, noise = words["expected_batch_size"], words["steps"], words["noise_multiplier"]
+    if batch is None and steps is None and noise is None:
+        if settings:
+            one = forecast(settings, status.public_size, words["epsilon"], words["delta"])
+            chosen = any(word.lstrip("+").startswith("privacy.noise_multiplier=") for word in settings)
+            if (words["kind"] == BudgetKind.OPEN or runs > 1) and not chosen:
+                training, *rest = one  # so much noise that all of them together fit the budget
+                one = (_with_noise(training, words, status, also=tuple(rest) * runs), *rest)
+            return one * int(runs)
+        if words["kind"] == BudgetKind.OPEN and status.order is not None:
+            return ()  # a raise keeps its order
+        raise ConfigError(
+            "a budget needs a forecast of its use: an open one gets its RDP order from it, a planned one its runs.",
+            remedy="Give recipe=…, or expected_batch_size=… steps=… (and noise_multiplier=…).",
+        )
+    if batch is None or steps is None or settings:
+        raise ConfigError("a forecast is either recipe=… (and settings), or expected_batch_size=… and steps=….")
+    typical = Mechanism(batch / status.public_size, 1.0 if noise is None else noise, steps)
+    if noise is None:
+        typical = _with_noise(typical, words, status)
+    return (typical,) * int(runs)
+
+
+def _with_noise(
+    one: Mechanism, words: Mapping[str, Any], status: CohortStatus, also: tuple[Mechanism, ...] = ()
+) -> Mechanism:
+    """The mechanism with the least noise at which all `runs` of it stay within epsilon, by the budget's own gate."""
+    from dptrain import accounting
+
+    before = next((budget for budget in status.budgets if budget.kind == BudgetKind.OPEN), None)
+    epsilon, delta, runs = words["epsilon"], words["delta"], words["runs"]
+    if words["kind"] == BudgetKind.PLANNED:
+        delta = default_delta(status.public_size) if delta is None else delta
+        return replace(one, noise_multiplier=accounting.noise_for_planned(one, runs, epsilon, delta, also=also))
+    if delta is None:
+        delta = default_delta(status.public_size) if before is None else before.delta
+    order = None if before is None else before.order
+    return replace(one, noise_multiplier=accounting.noise_for_open(one, runs, epsilon, delta, also=also, order=order))
+
+
+def forecast(words: Sequence[str], public_size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
+    """The mechanisms of one run as these settings would train it, when it may cost epsilon."""
+    from dptrain.settings import load
+    from dptrain.training.planning import make_plan
+
+    settings = load(
+        [*words, f"privacy.target_epsilon={epsilon}", f"privacy.delta={'null' if delta is None else delta}"]
+    )
+    return make_plan(settings.privacy, public_size=public_size, unit=settings.data.unit).mechanisms
+
+
+def weights(call: Call) -> int:
+    """Declare weights public: those of a file, of a hash, or those that a recipe's network brings."""
+    out, words = Output(as_json=call.as_json), call.words
+    sha, source, licence = words["sha256"], words["source"], words["licence"]
+    if [sha, words["file"], call.settings or None].count(None) != 2:
+        raise ConfigError("give either file=… or sha256=…, or recipe=… for the weights that its network brings.")
+    if call.settings:
+        sha, its_source = weights_of(call.settings)
+        source, licence = source or its_source, licence or "Apache-2.0"
+    for name, value in (("source", source), ("licence", licence)):
+        if value is None:
+            raise ConfigError(f"'{name}' is missing.", remedy=f"Give {name}=… of the weights.")
+    if words["file"] is not None:
+        try:
+            sha = file_sha256(words["file"])
+        except OSError as error:
+            raise ConfigError(f"{words['file']} cannot be read: {error.strerror}.") from None
+    ledger, keys = opened(words)
+    ledger.declare_weights(sha, source=source, licence=licence, controller=controller_of(keys))
+    out.say(f"Declared public: weights {sha[:16]}… ({source}; {licence}).")
+    out.give({"sha256": sha})
+    return EXIT_DONE
+
+
+def weights_of(settings: Sequence[str]) -> tuple[str, str]:
+    """SHA-256 and source of the weights that a recipe's network brings.
+
+    Raises ConfigError for a recipe that starts at random.
+    """
+    from dptrain.settings import load
+    from dptrain.training.session import build_network
+
+    network = build_network(load(settings))
+    if network.weights is None:
+        raise ConfigError("this recipe starts from random weights: there is nothing to declare.")
+    return network.weights.sha256, str(network.weights_note)
+
+
+def permit(call: Call) -> int:
+    """Permit."""
+    out = Output(as_json=call.as_json)
+    ledger, keys = opened(call.words)
+    run = call.words["run"]
+    with ledger.view() as (_, state):
+        known = list(state.runs)
+    if run is not None and run not in known and not call.words["other_ledger"]:
+        refusal = no_run(run, known)
+        raise LedgerRefused(
+            refusal.message,
+            remedy=f"{refusal.remedy} Was it trained under another ledger? Then add other_ledger=yes.",
+        )
+    purpose, cohort = call.words["purpose"], call.words["cohort"]
+    number = ledger.permit(purpose, cohort, controller_of(keys), reason=call.words["reason"], run=run)
+    whose = "any run" if run is None else f"run '{run}'"
+    out.say(f"Permitted (entry {number}): one {purpose} of '{cohort}', for {whose}.")
+    out.give({"permit": number, "run": run})
+    return EXIT_DONE
+
+
+def unlock(call: Call) -> int:
+    """Unlock."""
+    out = Output(as_json=call.as_json)
+    ledger, keys = opened(call.words)
+    ledger.unlock(call.words["cohort"], reason=call.words["reason"], controller=controller_of(keys))
+    status = ledger.status(call.words["cohort"])
+    out.say(f"The lock by hand is gone; '{status.name}' is {state_of(status)}.")
+    out.give({"cohort": status.name, "locked": status.locked})
+    return EXIT_DONE

@@ -1,0 +1,121 @@
+"""What the ledger's commands share: the ledger at its places, its controller, and one cohort in full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dptrain.errors import LedgerRefused
+from dptrain.ledger.keys import Controller, Keys
+from dptrain.ledger.ledger import Ledger
+from dptrain.ledger.places import open_ledger
+from dptrain.ledger.status import CohortStatus, promise, steps
+from dptrain.terminal import secrets
+from dptrain.terminal.output import Output, number
+from dptrain.terminal.words import suggest
+from dptrain.vocabulary import BudgetKind
+
+SHOWN_RUNS = 30
+
+
+def opened(words: Mapping[str, Any]) -> tuple[Ledger, Keys]:
+    """The ledger and the keys at the places that the words name."""
+    return open_ledger(words["ledger.url"], words["ledger.keys"], words["ledger.witness"])
+
+
+def controller_of(keys: Keys) -> Controller:
+    """The controller, who signs."""
+    return keys.controller(secrets.passphrase())
+
+
+def no_run(name: str, known: Iterable[str | None]) -> LedgerRefused:
+    """The refusal for a run that the ledger does not know."""
+    names = [run for run in known if run is not None]
+    return LedgerRefused(
+        f"The ledger knows no run '{name}'.", remedy=suggest(name, names) if names else "It has no runs yet."
+    )
+
+
+def state_of(status: CohortStatus) -> str:
+    """A cohort's state in a word or two."""
+    if status.locked:
+        return "LOCKED"
+    if status.kind is None:
+        return "no budget"
+    return "public" if status.public else "open"
+
+
+def _bar(part: float, width: int = 24) -> str:
+    filled = min(width, max(0, round(part * width)))
+    return "█" * filled + "░" * (width - filled)
+
+
+def show_one(status: CohortStatus, out: Output) -> None:
+    """One cohort: what was granted, spent and left, its locks and cautions, and its newest runs."""
+    out.say(f"{status.name}, version {status.version}: {state_of(status)}")
+    out.say(f"  owner      {status.owner}")
+    out.say(f"  declared   N = {status.public_size} {status.unit}s, ids of '{status.issuer}', add/remove adjacency")
+    if status.public:
+        out.say(f"  public     {status.source} ({status.licence}); charges are recorded and gate nothing")
+    for budget in status.budgets:
+        out.say(f"  granted    {promise(status, budget.epsilon, budget=budget)}, {budget.kind}, {budget.date[:10]}")
+        out.say(f"             reason: {budget.reason}" + (f"; advice: {budget.advice}" if budget.advice else ""))
+        part = budget.spent_epsilon / budget.epsilon
+        out.say(f"  spent      epsilon = {number(budget.spent_epsilon)}  {_bar(part)} {part:.1%} of epsilon")
+        out.say(
+            f"  left       epsilon = {number(budget.remaining_epsilon)}"
+            + (
+                f" (locks below {number(budget.minimum_charge)})"
+                if budget.kind == BudgetKind.OPEN
+                else f": {len(budget.unused)} of {len(budget.planned)} declared mechanisms"
+            )
+        )
+        for mechanism in dict.fromkeys(budget.planned):
+            left = f": {budget.unused.count(mechanism)} left" if budget.kind == BudgetKind.PLANNED else " (forecast)"
+            count = budget.planned.count(mechanism)
+            out.say(
+                f"             {count} × {mechanism.what}: rate {mechanism.sample_rate:.6g}, {mechanism.steps} steps,"
+                f" noise_multiplier={mechanism.noise_multiplier!r}{left}"
+            )
+    if not status.budgets and not status.public:
+        out.say(f"  granted    nothing yet (dptrain ledger budget cohort={status.name} epsilon=… recipe=… reason=…)")
+    if status.locked:
+        out.say(f"  locked     {status.lock_reason}")
+    if status.overlaps:
+        out.say(f"  overlaps   {', '.join(status.overlaps)} (their runs count here too)")
+    for caution in status.cautions:
+        out.say(f"  caution    {caution}")
+    shown = status.runs[-SHOWN_RUNS:]
+    if shown:
+        elsewhere = any(run.cohort != status.name for run in shown)
+        rows = [
+            (
+                run.run,
+                *((run.cohort,) if elsewhere else ()),
+                run.date[:10],
+                steps(run),
+                _alone(run.epsilon_pld, private=run.private),
+                f"{run.delta:.2g}",
+                "" if run.share is None else f"{run.share:.1%}",
+                number(run.epsilon_gate_after),
+                run.status,
+            )
+            for run in shown
+        ]
+        earlier = len(status.runs) - len(shown)
+        columns = ("date", "steps", "ε alone (PLD)", "at δ", "of its RDP", "ε after (gate)", "status")
+        out.table(
+            f"Runs (the newest {len(shown)}; {earlier} earlier ones: --json)" if earlier else "Runs",
+            ("run", *(("on",) if elsewhere else ()), *columns),
+            rows,
+            right=range(2 + elsewhere, 7 + elsewhere),
+        )
+    if status.head is not None:
+        witness = "set" if status.witness else "none set: a rollback could not be detected"
+        out.say(f"  head       entry {status.head.entries}, {status.head.hash[:16]}…; witness: {witness}")
+
+
+def _alone(epsilon: float | None, *, private: bool) -> str:
+    if not private:
+        return "∞"
+    return "at close" if epsilon is None else number(epsilon)

@@ -1,0 +1,175 @@
+"""`dptrain train`: one run, or the trials of a sweep and what they cost together."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dptrain.commands.acts.sweep import compose_and_run, is_sweep, job_settings, job_words, write_outcome
+from dptrain.commands.command import Call
+from dptrain.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, DptrainError, LedgerRefused, quiet
+from dptrain.ledger import open_ledger
+from dptrain.plan import Plan
+from dptrain.records import Run, RunFolder
+from dptrain.records.run import Charge, Inherited, Privacy
+from dptrain.settings import from_yaml, settings_of
+from dptrain.terminal.output import decimals
+from dptrain.training import run as runs
+from dptrain.training.facts import inherited
+from dptrain.training.planning import sweep_cost
+from dptrain.training.run import Outcome
+from dptrain.training.sweeps import sweep_id
+
+
+def train(call: Call) -> int:
+    """Hydra composes, sweeps (`-m`) and prints (`--cfg job`); each trial is one run."""
+    argv = call.settings
+    os.environ["DPTRAIN_COMMAND"] = shlex.join(["dptrain", "train", *argv])
+    if is_sweep(argv):
+        rows: list[dict[str, Any]] = []
+        try:
+            compose_and_run("train", argv, sweep_job, rows)
+        finally:
+            code = _end_sweep(rows)
+        return code
+    ended: list[int | BaseException] = []
+
+    def job(config: Any) -> None:
+        """Keeps the error from Hydra, which would print every override to the terminal."""
+        try:
+            ended.append(run_job(config))
+        except Exception as error:
+            ended.append(error)
+
+    compose_and_run("train", argv, job)
+    for end in ended:
+        if isinstance(end, BaseException):
+            raise end
+        return end
+    return EXIT_DONE
+
+
+def run_job(config: Any) -> int:
+    """One training."""
+    outcome = runs.train(settings_of(config), command=os.environ.get("DPTRAIN_COMMAND", "dptrain train"))
+    _print_outcome(outcome)
+    return EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
+
+
+def sweep_job(config: Any) -> int:
+    """One trial of a sweep: one that is refused is written down, and the others go on."""
+    quiet()
+    row = {"trial": job_words(), "code": EXIT_INTERRUPTED, "message": "it did not end", "run": None}
+    row["sweep"] = sweep_id()
+    try:
+        settings = job_settings(config)
+        folder = Path(settings.training.resume or settings.training.run or ".")
+        row["run"] = str(folder.resolve())  # this job's working directory need not be the sweep's
+        row["resumed"] = bool(settings.training.resume)
+        write_outcome(row)  # before the charge: whatever ends this trial, the sweep knows where it was
+        outcome = runs.train(settings, command=os.environ.get("DPTRAIN_COMMAND", "dptrain train"))
+    except DptrainError as error:
+        write_outcome({**row, "code": error.exit_code, "message": error.message})
+        print(f"trial {row['trial']}: {error}", file=sys.stderr)
+        return error.exit_code
+    _print_outcome(outcome)
+    if outcome.interrupted:
+        write_outcome({**row, "message": "interrupted"})
+        raise KeyboardInterrupt
+    write_outcome({**row, "code": EXIT_DONE, "message": ""})
+    return EXIT_DONE
+
+
+def _end_sweep(rows: list[dict[str, Any]]) -> int:
+    """A table of the trials, what those that were charged cost together, and 3 where the ledger refused one."""
+    if not rows:
+        return EXIT_DONE
+    table = Table(title="The trials of this sweep", title_justify="left")
+    for name in ("trial", "epsilon (PLD)", "spent after (gate)", "ended"):
+        table.add_column(name, justify="left" if name in ("trial", "ended") else "right")
+    facts = {row["run"]: found for row in rows if (found := _charged(row)) is not None}
+    common = set.intersection(*(set(row["trial"].split()) for row in rows))
+    for row in rows:
+        trial = " ".join(word for word in row["trial"].split() if word not in common) or row["trial"]
+        one = facts.get(row["run"])
+        numbers = ("", "")
+        if one is not None and one.privacy is not None and one.gate is not None:
+            numbers = (decimals(one.privacy.epsilon), decimals(one.gate.spent_after))
+        place = "" if row["run"] is None else os.path.relpath(row["run"])
+        ended = place if row["code"] == EXIT_DONE else row["message"].splitlines()[0]
+        if row["code"] != EXIT_DONE and one is not None:
+            ended += f" (charged: {place})"
+        table.add_row(trial, *numbers, ended)
+    Console().print(table)
+    lost = [row["run"] for row in rows if row["code"] == EXIT_DONE and row["run"] not in facts]
+    try:
+        if lost:
+            raise ConfigError(f"no facts of a trial that ended lie in {', '.join(lost)}.")
+        together = sweep_cost([_with_charge(one, RunFolder(place).config) for place, one in facts.items()])
+    except DptrainError as error:  # each run.json says already that it is one of several
+        print(f"what the sweep cost together is not known: {error}", file=sys.stderr)
+        together = None
+    if together is not None:
+        print(
+            f"charged trials: {together.trials}; together they cost epsilon "
+            f"{decimals(together.epsilon_total)} (joint PLD)"
+        )
+        for place, one in facts.items():
+            if one.sweep is None or one.sweep.id == rows[0]["sweep"]:
+                RunFolder(place).amend(sweep=dataclasses.replace(together, id=rows[0]["sweep"]))
+    codes = [row["code"] for row in rows]
+    return LedgerRefused.exit_code if LedgerRefused.exit_code in codes else max(codes, default=EXIT_DONE)
+
+
+def _charged(row: dict[str, Any]) -> Run | None:
+    """The facts of a trial that was charged, ended or not; another run's folder is none of its own."""
+    if row["run"] is None or not RunFolder(row["run"]).facts.exists():
+        return None
+    run = RunFolder(row["run"]).read()
+    own = (None if run.sweep is None else run.sweep.id) == row["sweep"]
+    return run if own or row["resumed"] else None
+
+
+def _with_charge(run: Run, config: Path) -> Run:
+    """Facts with what the run costs; one that has not ended is charged its whole plan, and what it starts from."""
+    if run.privacy is not None:
+        return run
+    settings, plan = from_yaml(config), Plan.from_dict(run.plan)
+    before: tuple[Inherited, ...] = ()
+    if settings.model.weights is not None:
+        ledger, _ = open_ledger(settings.ledger.url, settings.ledger.keys, settings.ledger.witness)
+        before = tuple(inherited(ledger.run(name)) for name in ledger.run(str(run.id)).inherited)
+    mechanisms = tuple(map(Charge.of_mechanism, plan.mechanisms))
+    return dataclasses.replace(run, privacy=Privacy(delta=plan.delta, mechanisms=mechanisms, inherited=before))
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    privacy, gate, cohort = outcome.facts.privacy, outcome.facts.gate, outcome.facts.cohort
+    assert privacy is not None  # it ended
+    assert gate is not None
+    unit = privacy.unit
+    if privacy.infinite:
+        print(f"\nNo privacy: epsilon is infinite ({unit} unit, public cohort).")
+    else:
+        print(
+            f"\nepsilon {privacy.epsilon:.3f} at delta {privacy.delta:.3g} for one {unit} added or removed "
+            f"({privacy.accountant}; {privacy.steps_charged} steps charged, {privacy.steps_run} run)"
+        )
+    if not cohort.public:
+        print(
+            f"{cohort.name}: {decimals(gate.spent_after)} of epsilon "
+            f"{decimals(gate.budget_epsilon)} spent ({gate.accountant}), {decimals(gate.remaining)} left"
+            + (": locked" if gate.locked else "")
+        )
+    if outcome.interrupted:
+        print("interrupted: the model so far is kept and the charge is closed")
+    print(f"run folder: {outcome.folder.path}")
+    if outcome.folder.metrics.exists():
+        print(f"test metrics (restricted): {outcome.folder.metrics}")
