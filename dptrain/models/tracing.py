@@ -5,11 +5,11 @@ written down once as a graph of torch operations on a batch of unknown length (`
 symbol, is followed from the input to the losses. Each operation must be on the list below and keep its rule. What is
 not on the list is not proved, and runs one patient at a time.
 
-The state of a value is the place of its batch dimension: its size there is N·k, and the k rows of a record lie side by
-side. Values without one depend on no record. Elementwise operations must align their batch dimensions; reductions,
-products and indices must leave it alone; a reshape may fold it into what follows or take it out again, never into what
-comes before. The number of records itself may only be a size, never a value, and no branch may hang on it (export
-refuses branches on values and sizes).
+The state of a value is the place of its batch dimension: its size there is N·k, and the k rows of a record lie side
+by side. Values without one depend on no record. Elementwise operations must align their batch dimensions; reductions,
+products and indices must leave it alone; a reshape may fold it into what follows or take it out again, never into
+what comes before. The number of records itself may only be a size, never a value, and no branch may hang on it
+(export refuses branches on values and sizes).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def trace(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> Trace:
         named = ", ".join(list(program.graph_signature.buffers_to_mutate.values())[:3])
         return Trace(False, f"it changes its buffers in each pass: {named}")
     graph = program.graph_module.graph
-    inputs = {name: 0 for name in program.graph_signature.user_inputs}
+    inputs = dict.fromkeys(program.graph_signature.user_inputs, 0)
     try:
         walk = _Walk(program.graph_module)
         outputs = walk.run(graph, lambda node: inputs.get(node.name))
@@ -129,7 +129,8 @@ def _batch_dim(value: Tensor) -> int | None:
 
 def _per_record(value: Tensor, dim: int) -> int:
     """k, rows a record. Raises _NotProved where the size is no multiple of the number of records."""
-    expression = value.shape[dim].node.expr
+    size: Any = value.shape[dim]
+    expression = size.node.expr
     (symbol,) = expression.free_symbols
     ratio = expression / symbol
     if not (ratio.is_Integer and int(ratio) > 0):
@@ -216,8 +217,9 @@ class _Walk:
         self.operations += 1
         name = _name(node)
         if node.target is operator.getitem:
-            several = states[node.args[0]]  # type: ignore[index]
-            return several[node.args[1]] if isinstance(several, list) else None
+            several: Any = states[node.args[0]]  # type: ignore[index]
+            place: Any = node.args[1]
+            return several[place] if isinstance(several, list) else None
         if name == "wrap_with_set_grad_enabled":
             inner = getattr(self.module, str(node.args[1].target))  # type: ignore[union-attr]
             given = iter([states[n] if isinstance(n, fx.Node) else None for n in node.args[2:]])
@@ -357,8 +359,7 @@ def _convolution(call: Call) -> State:
 def _by_record(call: Call) -> State:
     value = call.node.meta["val"]
     if isinstance(value, tuple | list):
-        node, dim = _first(call)
-        if dim != 0:
+        if _first(call)[1] != 0:
             raise call.refuse("the records are not in the first dimension")
         return [0] * len(value)
     return _leading(call)
@@ -496,7 +497,11 @@ def _expand(call: Call) -> State:
     to = _batch_dim(call.out)
     if dim is None:
         return to  # alike for every record
-    if to is None or len(call.shape(node)) - dim != call.out.dim() - to or call.shape(node)[dim] != call.out.shape[to]:
+    if (
+        to is None
+        or len(call.shape(node)) - dim != call.out.dim() - to
+        or call.shape(node)[dim] != call.out.shape[to]
+    ):
         raise call.refuse("it repeats records")
     return to
 
@@ -547,7 +552,7 @@ def _pad(call: Call) -> State:
 @_rule("index")
 def _index(call: Call) -> State:
     """Constant places of each record, or rows of a constant table by a record's own numbers."""
-    node, dim = call.node.args[0], call.state(call.node.args[0])
+    dim = call.state(call.node.args[0])
     chosen = list(call["indices"])
     if dim is None:
         if len(chosen) != 1:
@@ -584,7 +589,7 @@ def _matmul(call: Call) -> State:
 
 @_rule("addmm", "baddbmm")
 def _addmm(call: Call) -> State:
-    added, one, two = call.node.args[:3]
+    one, two = call.node.args[1:3]
     a, b = call.state(one), call.state(two)
     n = len(call.shape(one))
     if a == n - 1 or b == n - 2 or (a is not None and b is not None and n == 2):

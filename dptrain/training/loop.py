@@ -77,6 +77,7 @@ def fit(
         now.crashes, now.steps_lost = before.crashes, before.steps_lost
         return now
 
+    step.shape, step.isolates = loader.chunk_shape, True
     with step:
         if start is not None:
             step.resume(start)
