@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help env demo test test-all test-again test-ledger lint clean \
+.PHONY: help env demo test test-all test-again test-ledger lint settings clean \
         bench-utility bench-step bench-coverage bench-ledger bench-audit bench-accounting
 
 help: ## what can be made
@@ -39,6 +39,9 @@ test-ledger: $(STAMP) ## crash, race and fault counts of the ledger (under 60 mi
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+settings: $(STAMP) ## write docs/settings.md anew from the code
+	$(BIN)/python -m dptrain.settings.help
 
 bench-accounting: $(STAMP) ## overhead of the gate against joint PLD
 	$(BIN)/python -m benchmarks.accounting

@@ -107,7 +107,7 @@ class Postgres:
             os.environ["XDG_RUNTIME_DIR"] = str(self.folder / "runtime")
         import pgserver
 
-        self.server = pgserver.get_server(self.folder / "data", cleanup_mode=None)
+        self.server = pgserver.get_server(self.folder / "data", cleanup_mode=None)  # type: ignore[attr-defined]
         self.uri = str(self.server.get_uri())
         self.server.psql("ALTER SYSTEM SET recovery_init_sync_method = 'syncfs';")  # else minutes on a slow disk
         self.server.psql("SELECT pg_reload_conf();")

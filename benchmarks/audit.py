@@ -39,10 +39,10 @@ from dptrain.audit.reference import Material
 from dptrain.audit.results import People, Summary, summarise
 from dptrain.audit.run import confirm
 from dptrain.audit.statistics import wilson
+from dptrain.models.losses import loss_for_task
 from dptrain.models.nets import cnn1d, mlp, small_cnn
 from dptrain.plan import Plan
 from dptrain.settings import AuditConfig, OptimizerConfig
-from dptrain.training.losses import loss_for_task
 
 EPSILONS = (math.inf, 8.0, 1.0)
 COLUMNS = (
@@ -614,7 +614,7 @@ def key_of(row: dict[str, Any]) -> tuple[str, str, str, str, str]:
 def planned(only: list[str]) -> list[Job]:
     """In order of importance, and what takes least first: speed, one size of every data set, the others."""
     jobs = [Job("speed", name, "") for name in SPEEDS]
-    last = []
+    last: list[Any] = []
     if "nih" in only:
         jobs.append(Job("confirmation", "nih", "linear", math.inf, "exposed"))
         jobs.append(Job("confirmation", "nih", "linear", 1.0, "largest AUC"))

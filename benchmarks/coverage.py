@@ -224,7 +224,7 @@ def opacus_hooks(entry: Entry, dtype: torch.dtype) -> Iterator[tuple[float, floa
         loss_reduction="sum",
     )
     losses(wrapped, image, range(len(PATIENT))).sum().backward()
-    samples = torch.cat([parameter.grad_sample.flatten(1) for parameter in trained(net)], dim=1)
+    samples = torch.cat([parameter.grad_sample.flatten(1) for parameter in trained(net)], dim=1)  # type: ignore[attr-defined]
     plain = prepared(entry, ModuleValidator.fix).to(dtype)
     truth = [alone(plain, image, rows_of(p)) for p in range(PATIENTS)]
     limits = _limits(plain, image, [rows_of(p) for p in range(PATIENTS)], truth)

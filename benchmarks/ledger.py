@@ -98,7 +98,8 @@ def register_alone(place: str, keys_folder: str, count: int) -> None:
         for number in range(count)
     }
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    facts = {"unit": "patient", "issuer": "x", "public_size": count, "patients": patients, "owner": "x"}
+    facts: dict[str, Any] = {"unit": "patient", "issuer": "x", "owner": "x"}
+    facts |= {"public_size": count, "patients": patients}
     times = timed(1, lambda _: ledger.register("large", **facts))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
@@ -144,7 +145,7 @@ def many_runs(store: str, place: str, keys: Keys, runs: int) -> list[dict[str, A
         row("dptrain ledger --help", store, start_times(["ledger", "--help"]), goal=0.5),
         row("dptrain ledger show, nothing registered yet", store, start_times(["ledger", "show"]), goal=0.5),
     ]
-    patients = {hashlib.sha256(b"%d" % number).digest(): [] for number in range(20_000)}
+    patients: dict[bytes, list[bytes]] = {hashlib.sha256(b"%d" % number).digest(): [] for number in range(20_000)}
     ledger.register(COHORT, unit="patient", issuer="x", public_size=20_000, patients=patients, owner="Radiology")
     ledger.budget(
         COHORT,
@@ -215,7 +216,7 @@ def hashing(keys: Keys) -> list[dict[str, Any]]:
         ("224×224, 8 bits", np.zeros((224, 224), np.uint8)),
         ("2048×2048, 16 bits", np.zeros((2048, 2048), np.uint16)),
     ):
-        seconds = timed(50, lambda _, image=image: keys.record_hash(image))
+        seconds = timed(50, lambda _, image=image: keys.record_hash(image))  # type: ignore[misc]
         rows.append(
             row(
                 f"hash an image of {name}", "", seconds, per_second=1 / statistics.median(wall for wall, _ in seconds)

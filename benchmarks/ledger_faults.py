@@ -199,7 +199,7 @@ class Racers:
     def _race(self, number: int) -> None:
         if self.clocks:
             moments = random.Random(os.urandom(8))
-            chain.utc_now = lambda: f"{moments.randrange(1970, 2100)}-{moments.randrange(1, 13):02}-01T00:00:00Z"
+            chain.utc_now = lambda: f"{moments.randrange(1970, 2100)}-{moments.randrange(1, 13):02}-01T00:00:00Z"  # type: ignore[attr-defined]
         ledger = self.site.again()
         while (order := self.orders[number].get()) is not None:
             cohort, name = order

@@ -45,12 +45,13 @@ def principal(features: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def first_images(config: data.DataConfig, count: int) -> list[Path]:
     """The first training image of `count` patients, in the order of their ids' SHA-256."""
     manifest = data.read_manifest(config)
-    columns, found = config.columns, {}
+    columns = config.columns
+    found: dict[str, int] = {}
     for row, patient in enumerate(manifest.columns[columns.patient]):
         if columns.split is None or manifest.columns[columns.split][row] == "train":
-            found.setdefault(patient, manifest.folder / manifest.columns[columns.image][row])
+            found.setdefault(patient, manifest.folder / manifest.columns[columns.image][row])  # type: ignore[arg-type]
     order = sorted(found, key=lambda patient: hashlib.sha256(patient.encode()).hexdigest())
-    return [found[patient] for patient in order[:count]]
+    return [found[patient] for patient in order[:count]]  # type: ignore[misc]
 
 
 def save(path: Path, mean: Tensor, basis: Tensor | None, source: str) -> None:

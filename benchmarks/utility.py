@@ -44,16 +44,18 @@ from benchmarks._utility_plot import plot
 from dptrain import accounting, data, models
 from dptrain.data import Cohort, PatientLoader
 from dptrain.ledger import Grant, Keys, Ledger, PublicDeclaration
+from dptrain.models import losses
+from dptrain.models.check import check
+from dptrain.models.network import Network, build_network
 from dptrain.plan import Mechanism, Plan
 from dptrain.settings import Settings, load
 from dptrain.settings.places import recipe_folders
-from dptrain.training import losses
 from dptrain.training.calibration import Calibration, fit_calibration
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
+from dptrain.training.inputs import Prepared, load_inputs
 from dptrain.training.loop import fit
 from dptrain.training.planning import make_plan
-from dptrain.training.run import conformal_report, dice_scores
-from dptrain.training.session import Network, Prepared, build_network, check, load_inputs
+from dptrain.training.scoring import conformal_report, dice_scores
 from dptrain.training.step import PrivateStep
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
@@ -137,7 +139,7 @@ class Trial:
     runner: str = "dptrain"
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
+    def key(self) -> tuple[str, str, str | float, int]:
         return (self.recipe, self.variant, level(self.epsilon), self.seed)
 
 
@@ -232,17 +234,17 @@ def settings_of(trial: Trial) -> Settings:
             if word.startswith(head):
                 name, _, value = word.removeprefix(head).partition("=")
                 transform[name] = json.loads(value)
-    settings.privacy.target_epsilon = trial.epsilon
+    privacy, optimizer = replace(settings.privacy, target_epsilon=trial.epsilon), settings.optimizer
     if trial.variant != TUNED and "optimizer.name=adam" not in trial.words:
-        settings.optimizer.lr = RATES.get(trial.recipe, {}).get(trial.epsilon, settings.optimizer.lr)
-    if settings.privacy.calibration_noise_multiplier is not None and math.isfinite(trial.epsilon):
-        settings.privacy.calibration_noise_multiplier = CALIBRATION[trial.epsilon]
+        optimizer = replace(optimizer, lr=RATES.get(trial.recipe, {}).get(trial.epsilon, optimizer.lr))
+    calibrates = privacy.calibration_noise_multiplier is not None
+    if calibrates and math.isfinite(trial.epsilon):
+        privacy = replace(privacy, calibration_noise_multiplier=CALIBRATION[trial.epsilon])
     if math.isinf(trial.epsilon):  # the same training without noise: clipping, and with it the step size, stays
-        settings.privacy.noise_multiplier = 0.0
-        if settings.privacy.calibration_noise_multiplier is not None:
-            settings.privacy.calibration_noise_multiplier = 0.0
-    settings.training.seed = trial.seed
-    return settings
+        calibration = 0.0 if calibrates else None
+        privacy = replace(privacy, noise_multiplier=0.0, calibration_noise_multiplier=calibration)
+    training = replace(settings.training, seed=trial.seed)
+    return replace(settings, privacy=privacy, optimizer=optimizer, training=training)
 
 
 def _words(words: Iterable[str]) -> list[str]:
@@ -313,8 +315,7 @@ def records(site: Site, split: str, grant: Grant, network: Network, cache: Path 
 
 def run(trial: Trial, site: Site, cache: Path | None) -> list[dict[str, Any]]:
     """Train, calibrate, evaluate and close one trial; its rows."""
-    settings = settings_of(trial)
-    settings.data = site.settings.data
+    settings = replace(settings_of(trial), data=site.settings.data)
     network = build_network(settings)
     if trial.runner == "opacus":
         return run_opacus(trial, settings, site, network, cache)
@@ -465,7 +466,7 @@ def run_opacus(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     # The grant comes first: the plan charges what Opacus will do, with its own rate and steps.
-    length = len(DataLoader(range(site.public_size), batch_size=batch))
+    length = len(DataLoader(range(site.public_size), batch_size=batch))  # type: ignore[arg-type]
     epochs = round((privacy.steps or 0) / length) if tuned else 20
     sigma = accounting.calibrate_noise(trial.epsilon, delta, 1 / length, epochs * length)
     plan = Plan(
@@ -591,8 +592,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         metric = HEADLINE.get(row["recipe"], "auroc")
-        extras = ("sweep_epsilon", "random_stopping_epsilon", "sum_of_as_many_trials_epsilon")
-        extras += tuple(GROUPED)
+        extras = ["sweep_epsilon", "random_stopping_epsilon", "sum_of_as_many_trials_epsilon", *GROUPED]
         if row.get("group") or row["metric"] not in (metric, *extras):
             continue
         cells.setdefault((row["recipe"], row["variant"], row["epsilon"], row["metric"]), []).append(row)
@@ -708,17 +708,17 @@ def gaps(rows: Sequence[dict[str, Any]]) -> str:
         "| --- | --- | --- |" + " --- |" * len(levels),
     ]
     for recipe, column, metric in dict.fromkeys(cell[:3] for cell in cells):
-        row = []
+        texts = []
         for item in levels:
             groups = cells.get((recipe, column, metric, item), {})
             means = {name: sum(values) / len(values) for name, values in groups.items()}
             if len(means) < 2:
-                row.append("")
+                texts.append("")
                 continue
             low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-            row.append(f"{means[high] - means[low]:.3f} ({low} < {high})")
-        if any(row):
-            lines.append(f"| {recipe} | {column} | {metric} | " + " | ".join(row) + " |")
+            texts.append(f"{means[high] - means[low]:.3f} ({low} < {high})")
+        if any(texts):
+            lines.append(f"| {recipe} | {column} | {metric} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -894,7 +894,7 @@ def main(argv: Sequence[str] | None = None, *, say: Callable[[str], None] = prin
         os.environ["DPTRAIN_DATA"] = str(shared)
     folder = options.folder or (_results.RESULTS / "quick" if options.quick else _results.RESULTS)
     path = folder / "utility.json"
-    known = {"meta": {"command": ""}, "rows": []}
+    known: dict[str, Any] = {"meta": {"command": ""}, "rows": []}
     if path.exists() and (options.tables or not options.quick):  # a quick look is measured here and now
         known = json.loads(path.read_text())
     # Rows of sweeps and of groups are computed anew.

@@ -23,15 +23,15 @@ def to_hide(
         unknown: patients with a record in no group, who count in the total.
         hidden: groups that are suppressed for another reason -> why.
     """
-    small = {name: f"fewer than {small_cell} patients" for name, who in members.items() if len(set(who)) < small_cell}
-    found = {**(hidden or {}), **small}
-    rest = set(unknown).union(*(members[name] for name in found))
-    for name in sorted(members.keys() - found.keys(), key=lambda name: (len(set(members[name])), name)):
+    small = {name: f"fewer than {small_cell} patients" for name in members if len(set(members[name])) < small_cell}
+    suppressed = {**(hidden or {}), **small}
+    rest = set(unknown).union(*(members[name] for name in suppressed))
+    for name in sorted(members.keys() - suppressed.keys(), key=lambda name: (len(set(members[name])), name)):
         if not rest or len(rest) >= small_cell:
             break
-        found[name] = "the smallest remaining group, which would betray those suppressed"
+        suppressed[name] = "the smallest remaining group, which would betray those suppressed"
         rest.update(members[name])
-    return found
+    return suppressed
 
 
 def nested(
@@ -43,13 +43,13 @@ def nested(
         shown: (column, group) of all columns -> its records.
         patient: each record's patient.
     """
-    found: dict[tuple[str, str], str] = {}
+    suppressed: dict[tuple[str, str], str] = {}
     kept: list[frozenset[int]] = []
     for name in sorted(shown, key=lambda name: (len(shown[name]), name)):
         records = frozenset(shown[name])
         rests = ({patient[record] for record in records - other} for other in kept if other < records)
         if any(len(rest) < small_cell for rest in rests):
-            found[name] = f"less another group it would tell of fewer than {small_cell} patients"
+            suppressed[name] = f"less another group it would tell of fewer than {small_cell} patients"
         else:
             kept.append(records)
-    return found
+    return suppressed

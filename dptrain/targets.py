@@ -30,23 +30,24 @@ def locate(target: str) -> Callable[..., Any]:
             remedy=f"Allowed are names that begin with one of: {', '.join(ALLOWED)}",
         )
     parts = target.split(".")
-    found: Any = None
+    named: Any = None
     for end in range(len(parts) - 1, 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:end]))
+            named = importlib.import_module(".".join(parts[:end]))
         except ImportError:
             continue
         for part in parts[end:]:
-            if isinstance(found, ModuleType) and not f"{found.__name__}.".startswith(ALLOWED):
+            if isinstance(named, ModuleType) and not f"{named.__name__}.".startswith(ALLOWED):
                 raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
-            found = getattr(found, part, None)
+            named = getattr(named, part, None)
         break
-    if found is None:
+    if named is None:
         raise ConfigError(f"_target_ '{target}' does not exist.", remedy="Check the spelling of module and class.")
-    home = f"{getattr(found, '__module__', '') or ''}."
-    if not callable(found) or not home.startswith(ALLOWED):
+    home = f"{getattr(named, '__module__', '') or ''}."
+    if not callable(named) or not home.startswith(ALLOWED):
         raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
-    return found
+    called: Callable[..., Any] = named
+    return called
 
 
 def instantiate(node: Any, remedy: str | None = None) -> Any:
@@ -62,10 +63,10 @@ def instantiate(node: Any, remedy: str | None = None) -> Any:
     values = {key: instantiate(value, remedy) for key, value in node.items() if key not in ("_target_", "_partial_")}
     if "_target_" not in node:
         return values
-    found = locate(str(node["_target_"]))
+    called = locate(str(node["_target_"]))
     if node.get("_partial_"):
-        return partial(found, **values)
+        return partial(called, **values)
     try:
-        return found(**values)
+        return called(**values)
     except TypeError as error:
         raise ConfigError(f"{node['_target_']} does not take these arguments: {error}.", remedy=remedy) from None

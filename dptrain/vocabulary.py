@@ -44,7 +44,7 @@ class TaskSpec:
     Args:
         labels: what a record's label is.
         activation: logits -> probabilities.
-        loss: class of :mod:`dptrain.training.losses` that gives one value a record.
+        loss: class of :mod:`dptrain.models.losses` that gives one value a record.
         metric: the figure that a report states first.
         calibrates: whether temperature and sets of classes are fitted (one margin a record and class).
         tag: the task's name in model cards (Hugging Face's pipeline tags).
@@ -96,6 +96,16 @@ def task_spec(task: str) -> TaskSpec:
     if task not in list(Task):
         raise ConfigError(f"task={task} is unknown.", remedy=f"Tasks: {', '.join(Task)}.")
     return TASKS[Task(task)]
+
+
+class Format(StrEnum):
+    """What a cohort's manifest and records are."""
+
+    CSV = "csv"  # one row a record, which names its image
+    DECATHLON = "decathlon"  # the JSON of the Medical Segmentation Decathlon
+    DICOM = "dicom"  # a folder of DICOM files
+    NPZ = "npz"  # arrays of one NumPy archive
+    TABLE = "table"  # one row a record, which is the record
 
 
 class Split(StrEnum):

@@ -11,7 +11,7 @@ from tests import house_counts
 from tests.house_counts import Module
 
 PACKAGE = Path(__file__).parents[1] / "dptrain"
-# From the ground up; what stands in one row knows nothing of its neighbours.
+# From the ground up (docs/architecture.md says what each is); what stands in one row knows nothing of its neighbours.
 HOUSE = [
     ["__init__"],
     ["errors", "lazy"],
@@ -19,15 +19,12 @@ HOUSE = [
     ["randomness", "cells"],
     ["files", "plan", "targets", "terminal", "shipped"],
     ["leave"],
-    ["accounting", "records"],
-    ["settings"],
+    ["accounting", "engine", "records", "settings"],
     ["ledger", "samples"],
-    ["data"],
+    ["data", "report"],
     ["models"],
-    ["engine"],
     ["training"],
     ["audit"],
-    ["report"],
     ["commands"],
     ["cli"],
     ["__main__"],
@@ -76,11 +73,11 @@ def test_a_planted_import_from_above_is_seen(tmp_path: Path) -> None:
 CEILINGS = {
     "functions above 60 lines": 23,
     "functions with more than 7 parameters": 20,
-    "accesses by a string key": 1604,
-    "Any": 525,
-    "Any outside engine/views": 376,
-    "imports inside functions": 132,
-    "imports of own modules inside functions": 50,
+    "accesses by a string key": 1590,
+    "Any": 512,
+    "Any outside engine/views": 361,
+    "imports inside functions": 128,
+    "imports of own modules inside functions": 44,
     "private names across modules": 40,
     "placeholder names assigned": 184,
 }

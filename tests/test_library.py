@@ -32,7 +32,8 @@ def test_the_readme_s_library_example_runs(
     ]
     code = re.search(r"## In your own code.*?```python\n(.*?)```", README.read_text(), re.S)
     assert code is not None
-    names = {"dataset": dataset, "passphrase": passphrase, "model": nn.Sequential(nn.Flatten(), nn.Linear(36, 1))}
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 1))
+    names: dict[str, Any] = {"dataset": dataset, "passphrase": passphrase, "model": model}
     torch.manual_seed(0)
     exec(code.group(1), names)
     assert "epsilon" in capsys.readouterr().out
@@ -52,9 +53,10 @@ def test_the_readme_s_library_example_runs(
 def test_a_model_that_does_not_fit_costs_nothing(tmp_path: Path, model: nn.Module, what: str) -> None:
     """It is refused in a sentence before the first step is paid, and the reservation goes back."""
     from dptrain.data import PatientLoader, cohort_from_dataset
+    from dptrain.models import loss_for_task
     from dptrain.plan import Mechanism, Plan
     from dptrain.settings import OptimizerConfig
-    from dptrain.training import PrivateStep, fit, loss_for_task
+    from dptrain.training import PrivateStep, fit
 
     keys = Keys.create(tmp_path / "keys", "correct horse battery")
     ledger = Ledger.create(tmp_path / "ledger.sqlite", keys)

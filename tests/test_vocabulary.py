@@ -9,12 +9,13 @@ import torch
 
 from dptrain import models, vocabulary
 from dptrain.errors import ConfigError
-from dptrain.training.losses import loss_for_task
+from dptrain.models.losses import loss_for_task
 from dptrain.vocabulary import TASKS, Labels, Task, task_spec
 
 # What ledgers and run folders hold. A word may be added; none may ever go or change.
 WRITTEN = {
     "Task": "binary multiclass multilabel segmentation",
+    "Format": "csv decathlon dicom npz table",
     "Split": "train calibration validation test",
     "Purpose": "train evaluate audit",
     "BudgetKind": "open planned",

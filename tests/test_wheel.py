@@ -61,8 +61,8 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> 
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[pretrained]"]
-    subprocess.run(install, check=True, capture_output=True)
+    subprocess.run(install, check=True, capture_output=True)  # type: ignore[arg-type]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run([python, "-c", LOOK], cwd=tmp_path, env=environment, check=True, capture_output=True)
     plan = [python.with_name("dptrain"), "plan", "public_size=1000", "privacy.target_epsilon=3"]
-    assert subprocess.run(plan, cwd=tmp_path, env=environment, capture_output=True).returncode == 0
+    assert subprocess.run(plan, cwd=tmp_path, env=environment, capture_output=True).returncode == 0  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ noise, as :class:`dptrain.plan.Mechanism` describes them. A noise multiplier of 
 :mod:`.units`     charges as whole numbers, so that sums are exact
 :mod:`.losses`    privacy loss distributions: what a *planned* budget gates, and what reports show
 :mod:`.noise`     the least noise that meets a target
+:mod:`.budgets`   what a budget lets be spent, the noise that fits n runs, what more runs would cost
 :mod:`.attacks`   what an attacker can reach at most: trade-off curve and its readings
-:mod:`.budgets`   what a budget allows, the noise with which runs fit it, what more runs would make of it
 :mod:`.trials`    choosing the best of a random number of trials
 ================  ===========================================================================================
 
@@ -28,11 +28,9 @@ from dptrain.lazy import attach
 if TYPE_CHECKING:
     from dptrain.accounting.attacks import TradeOff as TradeOff
     from dptrain.accounting.attacks import tradeoff as tradeoff
-    from dptrain.accounting.budgets import After as After
     from dptrain.accounting.budgets import Terms as Terms
-    from dptrain.accounting.budgets import after_more_runs as after_more_runs
-    from dptrain.accounting.budgets import noise_for_open as noise_for_open
-    from dptrain.accounting.budgets import noise_for_planned as noise_for_planned
+    from dptrain.accounting.budgets import epsilon_after as epsilon_after
+    from dptrain.accounting.budgets import fitting_noise as fitting_noise
     from dptrain.accounting.budgets import open_terms as open_terms
     from dptrain.accounting.budgets import planned_terms as planned_terms
     from dptrain.accounting.gaussian import GaussianBudget as GaussianBudget
@@ -63,8 +61,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "attacks": ("TradeOff", "tradeoff"),
-        "budgets": ("After", "Terms", "after_more_runs", "noise_for_open", "noise_for_planned", "open_terms",
-                    "planned_terms"),
+        "budgets": ("Terms", "epsilon_after", "fitting_noise", "open_terms", "planned_terms"),
         "gaussian": ("GaussianBudget", "gaussian_budget", "gaussian_charge"),
         "losses": ("epsilon_over_steps", "event", "group", "pld_delta", "pld_epsilon"),
         "noise": ("calibrate_noise",),

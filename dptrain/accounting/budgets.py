@@ -1,21 +1,19 @@
-"""The arithmetic of a budget: what it allows, the noise with which runs fit it, and what more runs would make of it.
+"""What a budget lets be spent, the noise with which runs fit into it, and what more runs would cost.
 
-An *open* budget gates at one Rényi order, which is fixed at signing as the order that is best for a forecast of
-its use (Feldman & Zrnic 2021: a fixed order is a filter for runs that are chosen as one goes). A *planned* budget
-is bound to declared mechanisms, and gates by their joint privacy loss distribution.
+*Open* budgets gate the sum of worst-case RDP at one order, fixed at signing as the best one for a forecast of their
+use; *planned* ones the joint PLD of what they declare (:mod:`dptrain.ledger.gate` says why each is valid).
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dptrain.accounting.losses import pld_epsilon
 from dptrain.accounting.noise import calibrate_noise
 from dptrain.accounting.renyi import ORDERS, best_order, rdp_epsilon
-from dptrain.accounting.units import budget_units
+from dptrain.accounting.units import budget_units, from_units, to_units
 from dptrain.errors import ConfigError
 from dptrain.plan import Mechanism
 
@@ -24,96 +22,114 @@ TURNS = 10  # at most, to find a forecast's order and noise; two or three are us
 
 @dataclass(frozen=True)
 class Terms:
-    """What is signed of a budget.
+    """What a budget lets be spent.
 
-    Args:
-        order: the Rényi order at which it gates (planned: at which its remainder serves other cohorts' runs).
-        units: what may be spent at that order, in the ledger's whole units; 0 or less: nothing.
-        prefixes: planned: epsilon (joint PLD, at the budget's delta) of the first 0, 1, 2, … declared mechanisms.
+    Attributes:
+        order: RDP order at which charges are summed; `order_index`: its place in ORDERS.
+        units: RDP that may be spent at that order (planned: by runs of *other* cohorts on the same patients).
+        minimum_charge: below this remainder, in nats of RDP, an open budget is exhausted.
+        prefixes: planned: `prefixes[k]` is the joint epsilon of the first k declared mechanisms.
     """
 
     order: float
     units: int
+    minimum_charge: float = 0.0
     prefixes: tuple[float, ...] = ()
 
+    @property
+    def order_index(self) -> int:
+        """Where the order stands in the grid."""
+        return list(ORDERS).index(self.order)
 
-def open_terms(epsilon: float, delta: float, forecast: Sequence[Mechanism], order: float | None = None) -> Terms:
-    """Order and units of an open budget; `order` is kept where it was signed before (a raise)."""
-    best = best_order(epsilon, delta, tuple(forecast)) if order is None else order
-    return Terms(best, budget_units(epsilon, delta, best))
+    @property
+    def minimum_units(self) -> int:
+        """The smallest charge in units."""
+        return to_units(self.minimum_charge)
+
+
+def open_terms(
+    epsilon: float,
+    delta: float,
+    forecast: Sequence[Mechanism],
+    *,
+    order: float | None = None,
+    minimum_charge: float | None = None,
+) -> Terms:
+    """The terms of an open budget; `units` is 0 or less where (epsilon, delta) leaves nothing to spend.
+
+    Args:
+        order: of the budget that is changed (a raise keeps it); None: the best one for the forecast.
+        minimum_charge: None: 1 % of epsilon, at most a tenth of what may be spent.
+
+    Raises ConfigError for a minimum charge above everything that may be spent.
+    """
+    order = best_order(epsilon, delta, forecast) if order is None else order
+    units = budget_units(epsilon, delta, order)
+    allowed = from_units(max(0, units))
+    if minimum_charge is None:
+        minimum_charge = min(epsilon / 100, allowed / 10)
+    if units > 0 and minimum_charge > allowed:
+        raise ConfigError(
+            f"minimum_charge={minimum_charge:g} would lock the cohort at once: at order {order:g} at most "
+            f"{allowed:.3g} can be spent.",
+            remedy="Choose a smaller minimum charge.",
+        )
+    return Terms(order, units, minimum_charge)
 
 
 def planned_terms(epsilon: float, delta: float, declared: Sequence[Mechanism]) -> Terms:
-    """Prefixes of a planned budget; where epsilon leaves more than the declared mechanisms cost at delta/2, order and
-    units of that remainder (by basic composition: the mechanisms at delta/2, the remainder at delta/2)."""
-    declared = tuple(declared)
-    prefixes = (0.0, *(float(pld_epsilon(declared[:count], delta)) for count in range(1, len(declared) + 1)))
+    """The terms of a planned budget; they fit only if `prefixes[-1]` is at most epsilon.
+
+    Its own mechanisms are accounted at delta/2 by joint PLD; what remains of epsilon, at the other delta/2, is
+    set aside for other cohorts' runs on the same patients (basic composition). Often that is nothing.
+    """
+    prefixes = (0.0, *(float(pld_epsilon(declared[:k], delta)) for k in range(1, len(declared) + 1)))
     order, units = ORDERS[0], 0
-    own = float(pld_epsilon(declared, delta / 2))
-    with contextlib.suppress(ConfigError):  # too little is set aside for any order: then nothing is
-        order = best_order(max(0.0, epsilon - own), delta / 2, declared)
-        units = budget_units(epsilon - own, delta / 2, order)
-    return Terms(order, units, prefixes)
+    if prefixes[-1] <= epsilon:
+        own = float(pld_epsilon(declared, delta / 2))
+        with contextlib.suppress(ConfigError):  # too little is set aside for any order: then nothing is
+            order = best_order(max(0.0, epsilon - own), delta / 2, declared)
+            units = budget_units(epsilon - own, delta / 2, order)
+    return Terms(order, units, prefixes=prefixes)
 
 
-def noise_for_planned(
-    one: Mechanism, runs: int, epsilon: float, delta: float, *, also: tuple[Mechanism, ...] = ()
-) -> float:
-    """The least noise multiplier at which `runs` such mechanisms, and `also`, together cost at most epsilon (PLD)."""
-    return calibrate_noise(epsilon, delta, one.sample_rate, one.steps * runs, also=also)
-
-
-def noise_for_open(
-    one: Mechanism,
-    runs: int,
+def fitting_noise(
     epsilon: float,
     delta: float,
+    one: Mechanism,
+    runs: int,
     *,
-    also: tuple[Mechanism, ...] = (),
+    also: Sequence[Mechanism] = (),
+    planned: bool = False,
     order: float | None = None,
-) -> float:
-    """The least noise multiplier at which `runs` such mechanisms, and `also`, together fit an open budget.
+) -> Mechanism:
+    """`one` with the least noise at which so many runs of it, and `also`, stay within the budget by its own gate.
 
     An open budget takes the order that is best for its forecast, and a forecast at that order's noise may have a
-    better one: each turn needs no more noise than the one before. An `order` that is signed already stays.
+    better one: each turn needs no more noise than the one before.
+
+    Args:
+        planned: whether the budget is a planned one, gated by joint PLD.
+        order: of the open budget that is changed, which a raise keeps.
     """
     steps = one.steps * runs
-
-    def at(best: float) -> float:
-        return calibrate_noise(epsilon, delta, one.sample_rate, steps, also=also, accountant="rdp", order=best)
-
-    if order is not None:
-        return at(order)
-    noise, last = noise_for_planned(one, runs, epsilon, delta, also=also), None
+    noise = calibrate_noise(epsilon, delta, one.sample_rate, steps, also=also)
+    if planned:
+        return replace(one, noise_multiplier=noise)
+    last = order
     for _ in range(TURNS):
-        best = best_order(epsilon, delta, (replace(one, noise_multiplier=noise, steps=steps), *also))
-        noise = at(best)
+        used = (replace(one, noise_multiplier=noise, steps=steps), *also)
+        best = best_order(epsilon, delta, used) if order is None else order
+        noise = calibrate_noise(epsilon, delta, one.sample_rate, steps, also=also, accountant="rdp", order=best)
         if best == last:
             break
         last = best
-    return noise
+    return replace(one, noise_multiplier=noise)
 
 
-@dataclass(frozen=True)
-class After:
-    """An open budget after so many more runs: epsilon spent and left, and whether they would be granted."""
+def epsilon_after(spent: float, cost: float, runs: int, order: float, delta: float) -> float:
+    """Epsilon of an open budget after so many more runs that cost `cost` each (nats of RDP at its order).
 
-    runs: int
-    spent: float
-    remaining: float
-    possible: bool
-
-
-def after_more_runs(
-    charges: Sequence[float], one: float, epsilon: float, delta: float, order: float, counts: Sequence[int]
-) -> list[After]:
-    """What more runs would make of an open budget: exact, since Rényi divergences of one order add up.
-
-    Args:
-        charges: what is spent, run by run, at the budget's order (RDP, not epsilon).
-        one: what one more run would cost, likewise.
-        counts: so many more runs each.
+    Exact: RDP adds up. `spent` is what was spent at that order before.
     """
-    spent = math.fsum(charges)
-    after = {more: float(rdp_epsilon(spent + more * one, order, delta)) for more in counts}
-    return [After(more, total, max(0.0, epsilon - total), total <= epsilon) for more, total in after.items()]
+    return float(rdp_epsilon(spent + runs * cost, order, delta))

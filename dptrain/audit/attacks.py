@@ -13,6 +13,7 @@ A target model must not be among the reference models (:func:`dptrain.audit.pati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -127,7 +128,7 @@ def rmia(
     log_target = target if log_probability else log_expit(target)
 
     def log_mean(which: np.ndarray, count: Array) -> Array:
-        return logsumexp(np.where(which, log_p, -np.inf), axis=0) - np.log(np.maximum(count, 1))
+        return np.asarray(logsumexp(np.where(which, log_p, -np.inf), axis=0) - np.log(np.maximum(count, 1)))
 
     prior = np.logaddexp(log_mean(inside, c.count_in), log_mean(~inside, c.count_out)) - np.log(2)
     ratio = log_target - prior
@@ -249,7 +250,7 @@ def t_log_ratio(distance_out: Array, distance_in: Array, freedom: float, dimensi
 def _trigamma_inverse(value: float) -> float:
     """x with ψ'(x) = value, by Newton's method (Smyth 2004, appendix)."""
     if value > 1e7:
-        return 1 / np.sqrt(value)
+        return 1 / math.sqrt(value)
     x = 0.5 + 1 / value
     for _ in range(50):
         tri = float(polygamma(1, x))

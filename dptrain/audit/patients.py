@@ -15,7 +15,6 @@ import numpy as np
 from dptrain.audit.attacks import (
     ATTACKS,
     SMALLEST_SHIFT,
-    Array,
     Moderated,
     Prior,
     classes,
@@ -23,6 +22,7 @@ from dptrain.audit.attacks import (
     moderate,
     t_log_ratio,
 )
+from dptrain.audit.scores import Array
 from dptrain.audit.statistics import auc_p_values, null_spread, stratified_auc
 from dptrain.errors import ConfigError
 from dptrain.terminal.words import suggest
@@ -155,7 +155,7 @@ def _joint_shift(joint: _Joint, who: np.ndarray, records: np.ndarray) -> Array:
     of_patient = (between * mean + mean_noise * prior.shift_mean) / (between + mean_noise)
     keep = within / (within + noise * (1 - common))
     shrunk = of_patient[:, None] + keep[:, None] * (m.raw[records] - of_patient[:, None])
-    return np.maximum(shrunk, SMALLEST_SHIFT)
+    return np.asarray(np.maximum(shrunk, SMALLEST_SHIFT))
 
 
 def _joint_t(reference: Array, member: np.ndarray, target: Array, patient: np.ndarray, prior: Prior | None) -> Array:

@@ -475,7 +475,8 @@ def _gradients(material: Material, module: nn.Module) -> Callable[..., dict[str,
     fixed = _fixed(module)
 
     def one(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return material.loss(functional_call(module, (weights, fixed), (x[None],)), y[None])[0]
+        loss: Tensor = material.loss(functional_call(module, (weights, fixed), (x[None],)), y[None])[0]
+        return loss
 
     return vmap(vmap(grad(one), in_dims=(None, 0, 0)), in_dims=(0, 0, 0))
 
@@ -609,7 +610,7 @@ def train_with_engine(
             output = model(material.inputs[begin : begin + 512].to(device).float())[None]
             labels = material.labels[begin : begin + 512].to(device)
             parts.append(score_outputs(output, labels, material.task, material.loss))
-    return np.concatenate(parts, axis=1)[0]
+    return np.asarray(np.concatenate(parts, axis=1)[0])
 
 
 _shared: tuple[Material, str] | None = None

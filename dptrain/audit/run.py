@@ -30,13 +30,17 @@ from dptrain.audit.reference import Material
 from dptrain.audit.results import SCHEMA, People, Summary, number_of, summarise
 from dptrain.audit.scores import Array
 from dptrain.errors import ConfigError
-from dptrain.files import file_sha256, make_folder, utc_now, whole_or_nothing, write_json
+from dptrain.files import make_folder, utc_now, whole_or_nothing, write_json
+from dptrain.models import ModelStore
+from dptrain.models.losses import loss_for_task
+from dptrain.models.network import build_network, device_of
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
-from dptrain.settings import AuditConfig, Settings, settings_of, to_yaml
-from dptrain.settings.explain import friendly_errors
+from dptrain.settings import AuditConfig, Settings, to_yaml
+from dptrain.settings.kept import changed
 from dptrain.terminal.progress import progress
-from dptrain.training import losses, session
+from dptrain.training import inputs
+from dptrain.training.planning import open_status, plan_for
 from dptrain.vocabulary import Labels, Purpose, RunStatus, Split, task_spec
 
 if TYPE_CHECKING:
@@ -85,7 +89,7 @@ def audit_run(path: str | Path, words: list[str], *, say: Say = print) -> Result
         ConfigError: no run, a run without reproducible configuration, or one that has not finished.
         LedgerRefused: a changed manifest, or a locked cohort without permission.
     """
-    run = session.load_run(path)
+    run = inputs.load_run(path)
     if run.facts.status == RunStatus.RUNNING:
         raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
     settings = override(run.settings, words)
@@ -99,8 +103,8 @@ def audit_run(path: str | Path, words: list[str], *, say: Say = print) -> Result
 
 def audit_settings(settings: Settings, *, say: Say = print) -> Result:
     """Audit what a recipe's training would do, without a run: its plan is made as `train` would make it."""
-    _, _, status = session.open_status(settings)
-    plan = session.plan_for(settings, status)
+    _, _, status = open_status(settings)
+    plan = plan_for(settings, status)
     # no time in it: the same command finds what it left
     place = settings.training.run or f"runs/audit-{settings.name}-{asked(settings, plan, '')[:12]}"
     folder = RunFolder(place)
@@ -131,9 +135,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
     for part, names in NOT_MEASURED.items():
         told[part] = {name: value for name, value in told[part].items() if name not in names}
     if settings.model.weights is not None:
-        path = Path(settings.model.weights)
-        path = RunFolder(path).weights if path.is_dir() else path
-        told["weights"] = file_sha256(path) if path.is_file() else None
+        weights = ModelStore.of(settings.model.weights)
+        told["weights"] = weights.sha256() if weights.exists else None
     return told
 
 
@@ -191,23 +194,19 @@ ALLOWED = ("audit.", "ledger.", "data.root=", "training.device=", "training.chun
 
 def override(settings: Settings, words: list[str]) -> Settings:
     """A run's settings with where things lie and how to audit changed; nothing that changes the training."""
-    from omegaconf import OmegaConf
-
     for word in words:
         if "=" not in word or not word.startswith(ALLOWED):
             raise ConfigError(
                 f"'{word}' cannot be set for the audit of a run: it would audit another training.",
                 remedy=f"Allowed are {', '.join(f'{name}…' for name in ALLOWED)}.",
             )
-    with friendly_errors():
-        merged = OmegaConf.merge(OmegaConf.structured(settings), OmegaConf.from_dotlist(words))
-    return settings_of(merged)
+    return changed(settings, words)
 
 
 def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say: Say) -> Result:
     begun = time.monotonic()
     config = settings.audit
-    ledger, keys, status = session.open_status(settings)
+    ledger, keys, status = open_status(settings)
     say(f"reading and hashing {settings.data.name}")
     cohort = data.scan(settings.data, keys)
     number = asked(settings, plan, identity)
@@ -227,7 +226,7 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
         work = Work(folder.audit / "work", settings, material, plan, cohort.fingerprint)
         member = work.member(config.models, material.patients)
         population = dataclasses.replace(material, plan=reference.half_plan(plan))
-        device = session.device_of(settings.training.device)
+        device = device_of(settings.training.device)
         trainer, why = choose_trainer(material, config, device)
         config = dataclasses.replace(config, trainer=trainer)
         if why:
@@ -295,14 +294,14 @@ def prepare(
 
     Patients whom the grant excludes are left out: the run never drew them.
     """
-    network = session.build_network(settings)
-    device = session.device_of(settings.training.device)
+    network = build_network(settings)
+    device = device_of(settings.training.device)
     module: nn.Module = network.trainable
-    if session.in_memory(settings, network):
-        prepared = session.prepare(settings, cohort, grant, splits=(Split.TRAIN,), network=network, device=device)
+    if inputs.in_memory(settings, network):
+        prepared = inputs.prepare(settings, cohort, grant, splits=(Split.TRAIN,), network=network, device=device)
     else:
         whole = dataclasses.replace(network, frozen=None)
-        prepared = session.prepare(settings, cohort, grant, splits=(Split.TRAIN,), network=whole, device=device)
+        prepared = inputs.prepare(settings, cohort, grant, splits=(Split.TRAIN,), network=whole, device=device)
         if network.frozen is not None:
             module = nn.Sequential(network.frozen, network.trainable)
     excluded = frozenset(grant.excluded)
@@ -319,7 +318,7 @@ def prepare(
         patients=len(places),
         trained=keep_back(owner[rows], len(places), config.new_scan),
         task=settings.data.task,
-        loss=losses.loss_for_task(settings.data.task),
+        loss=loss_for_task(settings.data.task),
         plan=plan,
         optimizer=settings.optimizer,
         ema=settings.training.ema,
@@ -347,7 +346,7 @@ def _starts(settings: Settings, network: Any, module: nn.Module) -> Callable[[],
 
     def rebuilt() -> dict[str, torch.Tensor]:
         other = dataclasses.replace(settings.training, seed=int.from_bytes(os.urandom(4), "little") >> 1)
-        built = session.build_network(dataclasses.replace(settings, training=other))
+        built = build_network(dataclasses.replace(settings, training=other))
         part: nn.Module = built.trainable
         if module is not network.trainable and built.frozen is not None:
             part = nn.Sequential(built.frozen, built.trainable)

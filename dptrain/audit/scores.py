@@ -45,11 +45,11 @@ def confidence(logits: ArrayLike, labels: ArrayLike, task: str) -> Array:
         own = values[..., rows, chosen].copy()
         others = values.copy()
         others[..., rows, chosen] = -np.inf
-        return own - logsumexp(others, axis=-1)
+        return np.asarray(own - logsumexp(others, axis=-1))
     if spec.labels is Labels.FINDINGS:
-        known = ~np.isnan(truth.astype(np.float64))
-        signed = np.where(known, np.where(truth > 0.5, values, -values), 0.0)
-        return signed.sum(axis=-1) / np.maximum(known.sum(axis=-1), 1)
+        given = ~np.isnan(truth.astype(np.float64))
+        signed = np.where(given, np.where(truth > 0.5, values, -values), 0.0)
+        return np.asarray(signed.sum(axis=-1) / np.maximum(given.sum(axis=-1), 1))
     raise ConfigError(f"there is no confidence for task '{task}': take from_loss.")
 
 

@@ -42,7 +42,7 @@ class Area:
     @property
     def pairs(self) -> np.ndarray:
         """Compared pairs of models [P]."""
-        return (self.inside * self.outside).sum(axis=0)
+        return np.asarray((self.inside * self.outside).sum(axis=0))
 
 
 def stratified_auc(evidence: Array, member: np.ndarray, fold: np.ndarray) -> Area:
@@ -88,7 +88,7 @@ def auc_interval(area: Area, level: float = LEVEL) -> tuple[Array, Array]:
     def variance(theta: Array) -> Array:
         factor = 1 + balanced * (1 - theta) / (2 - theta) + balanced * theta / (1 + theta)
         each = theta * (1 - theta) * factor / np.where(pairs > 0, pairs, 1)
-        return area.inflation * np.sum(weight**2 * each, axis=0)
+        return np.asarray(area.inflation * np.sum(weight**2 * each, axis=0))
 
     def solve(start: Array, end: Array) -> Array:
         good, bad = start.copy(), end.copy()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.errors import ConfigError
-from dptrain.settings.explain import GROUPS
+from dptrain.settings.names import GROUPS
 from dptrain.terminal.words import Word, parse_words
 
 
@@ -99,5 +99,6 @@ class Command:
 
     def _is_setting(self, word: str) -> bool:
         name = word.partition("=")[0].lstrip("+~")
-        ours = "ledger." if any(known.startswith("ledger.") for known in self.words) else None
-        return name in (*GROUPS, "name") or ("." in name and not (ours and name.startswith(ours)))
+        if name.startswith("ledger.") and any(own.startswith("ledger.") for own in self.words):
+            return False
+        return name in (*GROUPS, "name") or "." in name

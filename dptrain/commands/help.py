@@ -92,6 +92,6 @@ def columns(rows: Mapping[str, str]) -> str:
 
 def exit_codes(codes: Sequence[int]) -> str:
     """What these exit codes mean, in one line, or two where one does not hold them."""
-    told = [f"{code} {EXIT_CODES[code]}" for code in codes]
-    lines = [told] if len(told) < 6 else [told[:4], told[4:]]
+    texts = [f"{code} {EXIT_CODES[code]}" for code in codes]
+    lines = [texts] if len(texts) < 6 else [texts[:4], texts[4:]]
     return "exit codes: " + "\n            ".join(" · ".join(line) for line in lines)

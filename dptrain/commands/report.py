@@ -5,17 +5,9 @@ from __future__ import annotations
 from dptrain.commands.command import Command
 from dptrain.commands.places import PLACES
 from dptrain.report.language import LANGUAGES
-from dptrain.terminal.words import Word
+from dptrain.terminal.words import OneOf, Word
 
-
-def language(text: str) -> str:
-    """A language code. Raises ValueError for one that the report does not speak."""
-    if text not in LANGUAGES:
-        raise ValueError(f"known are {', '.join(LANGUAGES)}")
-    return text
-
-
-LANG = Word(language, f"{' or '.join(LANGUAGES)}", None)
+LANG = Word(OneOf(LANGUAGES), "the report's language", None)
 FILLED = "What is left out is taken from the run's configuration (report.lang, ledger.…), then from the environment."
 
 REPORT = Command(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dptrain.commands.audit import AUDIT
 from dptrain.commands.check import CHECK
 from dptrain.commands.command import Command
+from dptrain.commands.completion import COMPLETION
 from dptrain.commands.demo import DEMO
 from dptrain.commands.evaluate import EVALUATE
 from dptrain.commands.help import help_text, overview
@@ -30,7 +31,7 @@ COMMANDS: dict[str, Command] = {
         REPORT, REPORT_LEDGER, REPORT_VERIFY, RELEASE,
         LEDGER, INIT, KEYGEN, REGISTER, BUDGET, WEIGHTS, SHOW, HISTORY, VERIFY, HEADS,
         LOCK, UNLOCK, PERMIT, WITHDRAW, CLOSE, ROTATE, BACKUP, MIGRATE,
-        DEMO,
+        DEMO, COMPLETION,
     )
 }
 # fmt: on

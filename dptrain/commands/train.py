@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dptrain.commands.command import Command, Takes
-from dptrain.settings.explain import GROUPS
+from dptrain.settings.names import GROUPS
 
 TRAIN = Command(
     name="train",

@@ -21,10 +21,10 @@ from dptrain.data import tables
 from dptrain.data.manifest import Manifest, load_manifest, raise_faults, wanted_columns
 from dptrain.data.records import Unreadable, channel_first, quiet_libraries, read_image
 from dptrain.errors import ConfigError
-from dptrain.settings import DataConfig, SplitConfig
-from dptrain.settings.data import check, shape_of
+from dptrain.settings import ColumnsConfig, DataConfig, SplitConfig
+from dptrain.settings.data import check_complete, shape_of
 from dptrain.terminal.progress import progress
-from dptrain.vocabulary import Labels, Split, task_spec
+from dptrain.vocabulary import Format, Labels, Split, task_spec
 
 UNKNOWN = "unknown"
 
@@ -364,7 +364,7 @@ def _binned(texts: Sequence[str], edges: Sequence[float]) -> list[str]:
 
 
 def _repeated_files(config: DataConfig, manifest: Manifest, faults: list[str]) -> None:
-    if config.format not in ("csv", "decathlon"):
+    if config.format not in (Format.CSV, Format.DECATHLON):
         return
     first: dict[str, str] = {}
     for row, text in zip(manifest.rows, manifest.columns[config.columns.image]):
@@ -375,7 +375,7 @@ def _repeated_files(config: DataConfig, manifest: Manifest, faults: list[str]) -
 def _check_files(config: DataConfig, manifest: Manifest, faults: list[str]) -> None:
     """Where columns are missing, at least say which of the files are."""
     for row, text in zip(manifest.rows, manifest.columns.get(config.columns.image, [])):
-        if config.format in ("csv", "decathlon") and not (text and (manifest.folder / text).is_file()):
+        if config.format in (Format.CSV, Format.DECATHLON) and not (text and (manifest.folder / text).is_file()):
             faults.append(f"{row}: the file in column '{config.columns.image}' does not exist")
 
 
@@ -399,7 +399,7 @@ class Source(Protocol):
 
 def source_of(config: DataConfig, manifest: Manifest) -> Source:
     """The source that fits the manifest's format."""
-    if config.format == "table":
+    if config.format == Format.TABLE:
         return TableSource(config, manifest)
     return ImageSource(config, manifest)
 
@@ -439,9 +439,9 @@ class ImageSource:
         self.digests: dict[int, bytes] = {}
         self.shape = shape_of(config)
         self.folder = manifest.folder
-        self.array = manifest.arrays.get(config.columns.image) if config.format == "npz" else None
+        self.array = manifest.arrays.get(config.columns.image) if config.format == Format.NPZ else None
         self.parallel = self.array is None
-        self.images = manifest.columns.get("file" if config.format == "dicom" else config.columns.image, [])
+        self.images = manifest.columns.get("file" if config.format == Format.DICOM else config.columns.image, [])
         self.stacks = {name: [manifest.folder / part for part in parts] for name, parts in manifest.stacks.items()}
         self.rows = manifest.rows
         self.index = list(range(len(manifest)))
@@ -647,11 +647,13 @@ def cohort_from_dataset(
         classes=named,
         image_shape=list(first.shape),
         augment=list(augment),
+        columns=ColumnsConfig(
+            label=list(named) if kind is Labels.FINDINGS else ["label"],
+            groups=list(groups),
+            split="split" if split is not None else None,
+        ),
     )
-    config.columns.label = list(named) if kind is Labels.FINDINGS else ["label"]
-    config.columns.groups = list(groups)
-    config.columns.split = "split" if split is not None else None
-    check(config)
+    check_complete(config)
     source = DatasetSource(dataset, image, label, config)
     faults: list[str] = []
     texts: dict[str, list[str]] = {name: [] for name in ("patient_id", "split", *config.columns.label, *groups)}

@@ -1,6 +1,6 @@
 """Pixels, under a grant only: records as tensors, Poisson draws of patients, batches that never split one.
 
-The guarantees of this module (design section 4):
+The guarantees of this module (docs/guarantee.md, contracts 3 to 6):
 
 - every patient of the split takes part in each step independently with the plan's rate, decided by a
   cryptographic generator; an empty draw is a step like any other;

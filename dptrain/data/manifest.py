@@ -22,7 +22,8 @@ import numpy as np
 from dptrain.data.records import quiet_libraries
 from dptrain.errors import ConfigError, DataUnreadable
 from dptrain.settings import DataConfig
-from dptrain.settings.data import ANY, check, folder_of
+from dptrain.settings.data import ANY, check_complete, folder_of
+from dptrain.vocabulary import Format
 
 DICOM_COLUMNS = (
     "PatientID",
@@ -96,14 +97,14 @@ def raise_faults(faults: Sequence[str]) -> None:
 
 def load_manifest(config: DataConfig, faults: list[str]) -> Manifest:
     """As :func:`read_manifest`, adding to `faults` and going on wherever that is possible."""
-    check(config)
+    check_complete(config)
     folder = folder_of(config)
     if not folder.is_dir():
         raise DataUnreadable(
             f"The data folder does not exist: {folder}",
             remedy="Set data.root (and data.folder) to where the data lies.",
         )
-    if config.format == "dicom":
+    if config.format == Format.DICOM:
         manifest = _read_dicom_folder(config, folder, faults)
     else:
         path = folder / config.manifest
@@ -134,9 +135,9 @@ def wanted_columns(config: DataConfig) -> list[str]:
     """The columns that the settings name, each once."""
     columns = config.columns
     names = [columns.patient, *columns.label, *columns.groups, *config.keep, *config.drop]
-    if config.format in ("csv", "decathlon"):
+    if config.format in (Format.CSV, Format.DECATHLON):
         names.append(columns.image)
-    if config.format == "table":
+    if config.format == Format.TABLE:
         names += [*config.table.numeric, *config.table.categorical, *config.table.binned]
     names += [name for name in (columns.split, columns.issuer, config.split.by) if name]
     return list(dict.fromkeys(names))

@@ -76,7 +76,7 @@ class Geometry:
 
     def _native(self, x: Tensor, g: Tensor, w: Tensor, wanted: list[bool]) -> list[Tensor]:
         """torch's own backward: [input gradient, weight gradient, bias gradient] as wanted."""
-        return torch.ops.aten.convolution_backward(
+        gradients: list[Tensor] = torch.ops.aten.convolution_backward(
             g,
             x,
             w,
@@ -89,6 +89,7 @@ class Geometry:
             self.groups,
             wanted,
         )
+        return gradients
 
 
 FEW = 16
@@ -201,7 +202,7 @@ def squared_norms(values: Tensor) -> Tensor:
     (exact to about 1e-7) and the runs in float64.
     """
     whole = values.shape[-1] - values.shape[-1] % RUN
-    total = torch.linalg.vector_norm(values[..., whole:], dim=-1).double().square()
+    total: Tensor = torch.linalg.vector_norm(values[..., whole:], dim=-1).double().square()
     if whole:
         runs = values[..., :whole].unflatten(-1, (-1, RUN))
         total = total + torch.linalg.vector_norm(runs, dim=-1).double().square().sum(-1)
@@ -390,7 +391,7 @@ def _products_norms(aa: Tensor, gg: Tensor, m: int) -> tuple[Tensor, Tensor]:
 
 # --- the choice ---------------------------------------------------------------------------------------------------
 
-_chosen: dict[tuple, str] = {}
+_chosen: dict[tuple[Any, ...], str] = {}
 WORTH = 2e6
 """Multiplications of a layer below which its way is not worth measuring."""
 COLD = 4e-10

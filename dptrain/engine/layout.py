@@ -91,8 +91,10 @@ class Layout:
         """The largest absolute value in the rows [N·k, …] of each patient: [P] in float64, NaN where one is NaN."""
         rows = torch.linalg.vector_norm(values.reshape(self.records, -1), ord=torch.inf, dim=1).double()
         if self.uniform is not None:
-            return rows.view(self.patients, -1).amax(1)
-        return rows.new_zeros(self.patients).scatter_reduce_(0, self.patient, rows, "amax")
+            largest: Tensor = rows.view(self.patients, -1).amax(1)
+        else:
+            largest = rows.new_zeros(self.patients).scatter_reduce_(0, self.patient, rows, "amax")
+        return largest
 
     def per_row(self, values: Tensor, rows: int) -> Tensor:
         """Spread a value per patient [P] to the rows [N·k] of an activation."""

@@ -15,7 +15,7 @@ from dptrain.engine.tape import sum_dtype
 from dptrain.errors import CheckRefused
 
 
-class PatientOptimizer(DPOptimizerFastGradientClipping):
+class PatientOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opacus has no type hints
     """Opacus's optimiser for summed gradients, with patient sums, an explicit normaliser and our own noise.
 
     A logical step is: :meth:`accumulate` for each chunk (none at all for an empty draw), then :meth:`step`,
@@ -130,7 +130,7 @@ class PatientOptimizer(DPOptimizerFastGradientClipping):
 
     def step(self, closure: Any = None) -> float | None:
         """Add the noise once, divide, update; the sums are spent afterwards."""
-        result = super().step(closure)
+        result: float | None = super().step(closure)
         if not self._is_last_step_skipped:
             for p in self.params:
                 p.summed_grad = None

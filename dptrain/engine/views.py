@@ -397,7 +397,8 @@ def _attention(
         return _index(recorder, tensor, slice(index * width, (index + 1) * width))
 
     def project(x: Tensor, weight: Any, bias: Any) -> Tensor:
-        return _apply(recorder, F.linear, x, weight, bias)
+        projected: Tensor = _apply(recorder, F.linear, x, weight, bias)
+        return projected
 
     if not use_separate_proj_weight and query is key and key is value:
         q, k, v = project(q_in, in_proj_weight, in_proj_bias).chunk(3, dim=-1)
@@ -506,7 +507,7 @@ def _other(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
         def by_row(s: Seen) -> Tensor:
             inner = _derive(recorder, torch.squeeze, (s, 0), {}) if s.dim() == dims else s
-            spread = _spread(recorder, inner, rows)
+            spread: Tensor = _spread(recorder, inner, rows)
             return spread.reshape(rows, *[1] * (dims - spread.dim()), *spread.shape[1:])
 
         return _map_call(func, args, kwargs, by_row)
@@ -546,7 +547,8 @@ def _row_by_row(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
                 return type(value)(fill(item) for item in value)
             return {k: fill(v) for k, v in value.items()} if isinstance(value, dict) else value
 
-        return func(*fill(held[0]), **fill(held[1]))[0]
+        row: Tensor = func(*fill(held[0]), **fill(held[1]))[0]
+        return row
 
     try:
         result = torch.func.vmap(one_row)(*spread)
@@ -600,7 +602,7 @@ def _derive(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
     return _map(result, wrap)
 
 
-def _index(recorder: Recorder, tensor: Tensor, index: Any) -> Tensor:
+def _index(recorder: Recorder, tensor: Tensor, index: Any) -> Any:
     if isinstance(tensor, Seen):
         return _derive(recorder, Tensor.__getitem__, (tensor, index), {})
     return tensor[index]
@@ -614,7 +616,7 @@ def _apply(recorder: Recorder, func: Any, *args: Any) -> Any:
     return _other(recorder, func, args, {}) if result is NotImplemented else result
 
 
-def _spread(recorder: Recorder, value: Any, rows: int) -> Tensor:
+def _spread(recorder: Recorder, value: Any, rows: int) -> Any:
     """[rows, *shape] of a value used alike for every row."""
     source = _source(value)
     if source is None:

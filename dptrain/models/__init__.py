@@ -2,6 +2,7 @@
 
 from dptrain.models.build import build
 from dptrain.models.draws import FixedDraws
+from dptrain.models.losses import loss_for_task
 from dptrain.models.nets import (
     BodyAndHead,
     cnn1d,
@@ -16,7 +17,7 @@ from dptrain.models.preflight import Finding, check_separable, made_up, prefligh
 from dptrain.models.pretrained import pretrained_efficientnet_lite
 from dptrain.models.private import Change, FrozenBatchNorm, make_private
 from dptrain.models.split import head_name, split_frozen
-from dptrain.models.weights import load_weights, read_weights, weights_sha256
+from dptrain.models.weights import ModelStore
 
 __all__ = [
     "BodyAndHead",
@@ -24,24 +25,23 @@ __all__ = [
     "Finding",
     "FixedDraws",
     "FrozenBatchNorm",
+    "ModelStore",
     "build",
     "check_separable",
     "cnn1d",
     "first_output",
     "head_name",
     "linear_head",
-    "load_weights",
+    "loss_for_task",
     "made_up",
     "make_private",
     "mlp",
     "preflight",
     "pretrained_efficientnet_lite",
     "print_findings",
-    "read_weights",
     "refuse",
     "sequential",
     "small_cnn",
     "split_frozen",
     "unet3d",
-    "weights_sha256",
 ]

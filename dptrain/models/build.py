@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from dptrain.errors import ConfigError
-from dptrain.settings.explain import NETWORK_REMEDY
+from dptrain.settings.names import NETWORK_REMEDY
 from dptrain.targets import instantiate
 
 

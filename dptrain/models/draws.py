@@ -32,7 +32,7 @@ class FixedDraws(TorchDispatchMode):
     """
 
     def __init__(self, records: Sequence[int], seed: int = 0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.records = list(records)
         self.seed = seed
         self.calls = 0

@@ -26,7 +26,8 @@ class BodyAndHead(nn.Module):
         self.last_blocks = last_blocks
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
+        out: Tensor = self.head(self.body(x))
+        return out
 
 
 def linear_head(in_features: int, num_classes: int) -> nn.Module:
@@ -123,7 +124,8 @@ class FirstOutput(nn.Module):
         output = self.network(x)
         while isinstance(output, tuple | list):
             output = output[0]
-        return output
+        first: Tensor = output
+        return first
 
 
 def first_output(network: nn.Module) -> nn.Module:

@@ -3,7 +3,8 @@
 Two parts. The static one looks for what is known to mix patients: BatchNorm in training mode, batch-wise and
 contrastive losses, samplers that are not Poisson draws, transforms that mix records. The run-time one tries
 it: on made-up data, in training mode, other patients are perturbed, removed, added and permuted, and one
-patient's losses and gradients must stay what they were (design, contract 5). Nothing here touches real data.
+patient's losses and gradients must stay what they were (docs/guarantee.md, contract 5). Nothing here touches
+real data.
 """
 
 from __future__ import annotations
@@ -191,9 +192,7 @@ class _NotPerRecord(Exception):
     pass
 
 
-def made_up(
-    input_shape: Sequence[int], task: str, records: int, classes: int, seed: int
-) -> tuple[Tensor, Tensor]:
+def made_up(input_shape: Sequence[int], task: str, records: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random images [records, *input_shape] in 0…1, in float64, and labels of the task."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand((records, *input_shape), generator=generator, dtype=torch.float64)

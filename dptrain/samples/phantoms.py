@@ -200,7 +200,7 @@ class Canvas:
         part = at - low
         part = part * part * (3 - 2 * part)
         rows = coarse[low] * (1 - part)[:, None] + coarse[low + 1] * part[:, None]
-        return rows[:, low] * (1 - part) + rows[:, low + 1] * part
+        return np.asarray(rows[:, low] * (1 - part) + rows[:, low + 1] * part)
 
     def picture(self, anatomy: Anatomy, label: int, random: np.random.Generator) -> np.ndarray:
         """One radiograph, uint8 [size, size]."""
@@ -228,7 +228,7 @@ class Canvas:
             image += self._opacity(anatomy, lungs, random, float(random.uniform(0.02, 0.07)), 1)
         image = (image - 0.5) * random.normal(1.0, 0.06) + 0.5 + random.normal(0, 0.03)
         image += random.normal(0, 0.018, image.shape)
-        return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(np.rint(image * 255), 0, 255), dtype=np.uint8)
 
     def _opacity(
         self, anatomy: Anatomy, lungs: np.ndarray, random: np.random.Generator, strength: float, number: int
@@ -242,4 +242,4 @@ class Canvas:
             width = random.uniform(0.12, 0.26)
             total += self.blob(x, y, width, width * random.uniform(0.7, 1.4), 3)
         patchy = np.clip(1 + 0.35 * self.cloud(random, 10), 0.2, 2)
-        return strength * np.clip(total, 0, 1.5) * patchy * lungs
+        return np.asarray(strength * np.clip(total, 0, 1.5) * patchy * lungs)

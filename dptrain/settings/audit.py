@@ -1,76 +1,53 @@
-"""Settings of the audit."""
+"""What an audit does."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from dptrain.cells import SMALL_CELL
 from dptrain.errors import ConfigError
-from dptrain.terminal.words import suggest
+from dptrain.settings.fields import at_least, between, one_of, setting
 
 ATTACK_NAMES = ("student_t", "lira_online", "lira_offline", "rmia", "loss")
 GAMES = ("population", "release")
 TRAINERS = ("auto", "together", "engine")
 
 
-@dataclass
+@dataclass(frozen=True)
 class AuditConfig:
-    """What the audit does.
+    """What the audit does."""
 
-    declare: the audit belongs to the run's own grant. models: reference models. game: `population` screens
-    everyone; `release` then confirms those found on fresh models of the whole cohort, `confirm` of them at
-    most, with `confirm_models` models each with and without the patient together. tolerance: an AUC below
-    which a patient counts as not shown to be exposed. small_cell: groups below this size are suppressed.
-    canaries: planted patients a canary training; canary_trainings: trainings with them, by the engine.
-    new_scan: share of the patients with several records of whom one record is never trained on. trainer:
-    `together`, `engine`, or auto. stack: models trained together at most. processes: of the engine; 0 for one
-    a core.
-    """
-
-    declare: bool = True
-    models: int = 64
-    attack: str = "student_t"
-    game: str = "population"
-    false_discovery_rate: float = 0.05
-    tolerance: float = 0.75
-    small_cell: int = SMALL_CELL
-    confirm: int = 3
-    confirm_models: int = 32
-    canaries: int = 200
-    canary_trainings: int = 2
-    confidence: float = 0.95
-    new_scan: float = 0.25
-    trainer: str = "auto"
-    stack: int = 64
-    processes: int = 0
+    declare: bool = setting(True, "the audit belongs to the run's own grant")
+    models: int = setting(64, "reference models, each trained on a random half of the patients")
+    attack: str = setting("student_t", "student_t, lira_online, lira_offline, rmia or loss")
+    game: str = setting("population", "population screens everyone; release also confirms on fresh models")
+    false_discovery_rate: float = setting(0.05, "share of wrong verdicts that is accepted")
+    tolerance: float = setting(0.75, "an AUC below which a patient counts as not shown to be exposed")
+    small_cell: int = setting(SMALL_CELL, "groups below this size are suppressed")
+    confirm: int = setting(3, "patients that `game=release` confirms at most")
+    confirm_models: int = setting(32, "fresh models with and as many without each of them")
+    canaries: int = setting(200, "planted patients a canary training")
+    canary_trainings: int = setting(2, "trainings with canaries, by the engine")
+    confidence: float = setting(0.95, "of intervals and bounds")
+    new_scan: float = setting(0.25, "share of patients of whom one record is never trained on")
+    trainer: str = setting("auto", "together (many models at once), engine, or auto")
+    stack: int = setting(64, "models trained together at most")
+    processes: int = setting(0, "of the engine; 0 for one a core")
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("attack", self.attack, ATTACK_NAMES),
-            ("game", self.game, GAMES),
-            ("trainer", self.trainer, TRAINERS),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"audit.{name}={value} is unknown.", remedy=suggest(str(value), list(allowed)))
-        for name, least in (
-            ("models", 2),
-            ("small_cell", 1),
-            ("confirm", 0),
-            ("confirm_models", 8),
-            ("canaries", 0),
-            ("canary_trainings", 0),
-            ("stack", 1),
-            ("processes", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"audit.{name}={getattr(self, name)} must be at least {least}.")
-        for name, low, high in (
-            ("false_discovery_rate", 0.0, 1.0),
-            ("tolerance", 0.5, 1.0),
-            ("confidence", 0.5, 1.0),
-            ("new_scan", -1e-9, 1.0),
-        ):
-            value = getattr(self, name)
-            if math.isnan(value) or not low < value < high:
-                raise ConfigError(f"audit.{name}={value:g} must lie between {max(low, 0):g} and {high:g}.")
+        one_of("audit.attack", self.attack, ATTACK_NAMES)
+        one_of("audit.game", self.game, GAMES)
+        one_of("audit.trainer", self.trainer, TRAINERS)
+        at_least("audit.models", self.models, 2)
+        at_least("audit.small_cell", self.small_cell, 1)
+        at_least("audit.confirm", self.confirm, 0)
+        at_least("audit.confirm_models", self.confirm_models, 8)
+        at_least("audit.canaries", self.canaries, 0)
+        at_least("audit.canary_trainings", self.canary_trainings, 0)
+        at_least("audit.stack", self.stack, 1)
+        at_least("audit.processes", self.processes, 0)
+        between("audit.false_discovery_rate", self.false_discovery_rate, 0, 1)
+        between("audit.tolerance", self.tolerance, 0.5, 1)
+        between("audit.confidence", self.confidence, 0.5, 1)
+        if not 0 <= self.new_scan < 1:
+            raise ConfigError(f"audit.new_scan={self.new_scan:g} must be at least 0 and below 1.")

@@ -3,103 +3,145 @@
 `conf/` holds a group for each noun (data, model, privacy, optimizer, training, audit, ledger, report) and
 `recipes/<task>/recipe/<task>.yaml` overrides what differs. Both are found in a checkout and in an installed
 wheel alike; further recipes are found below `./recipes` and the folders named in `DPTRAIN_RECIPES`.
+
+What was chosen on the command line wins over the recipe, for groups as for single settings: `data=…` and
+`model=…` take the place of all that the recipe says of data or model, of any other group the recipe keeps what
+the chosen option does not say.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dptrain.errors import ConfigError
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from dptrain.settings.data import DataConfig, check
 from dptrain.settings.explain import friendly_errors
-from dptrain.settings.places import recipe_folders
+from dptrain.settings.kept import values_of
+from dptrain.settings.names import GROUPS
+from dptrain.settings.overrides import read_overrides, refuse_flags
+from dptrain.settings.places import recipe_file, recipe_folders
 from dptrain.settings.run import Settings
+from dptrain.settings.typed import build, plain
 from dptrain.shipped import shipped
-from dptrain.terminal.words import suggest
 
-CONFIG_NAME = "train"
-
-
-def search_path_override() -> str:
-    """The Hydra override that makes every recipe known."""
-    folders = ",".join(f"'file://{folder}'" for folder in recipe_folders().values())
-    return f"hydra.searchpath=[{folders}]"
+CONFIG_NAME, CHOSEN_NAME = "train", "train-chosen"
+LAYERS = ("recipe", "debug")  # groups that set others
+WHOLE = ("data", "model")  # groups of which a mixture of two would be neither
 
 
-def _register_schema() -> None:
-    from hydra.core.config_store import ConfigStore
+@dataclass(frozen=True)
+class Composition:
+    """What Hydra is asked for: the name of the primary configuration, and the words that are added."""
 
-    ConfigStore.instance().store(name="schema", node=Settings)
+    config_name: str
+    extra: list[str]
 
 
-def compose(overrides: Sequence[str]) -> Any:
+def prepare(words: Sequence[str], *, sweep: bool = False) -> Composition:
+    """Check the words of a command, and store what Hydra needs so that chosen groups win over the recipe.
+
+    Raises:
+        ConfigError: a word that cannot be read, or a name that does not exist.
+    """
+    overrides = read_overrides(words, sweep=sweep)
+    named = {name for item in overrides if item.key_or_group == "recipe" for name in choices(item)}
+    chosen = [
+        item.key_or_group
+        for item in overrides
+        if item.key_or_group in GROUPS and item.key_or_group not in LAYERS and item.package is None
+    ]
+    replaced = [group for group in chosen if group in WHOLE]
+    store = ConfigStore.instance()
+    store.store(name="schema", node=plain(Settings(data=DataConfig(root=os.environ.get("DPTRAIN_DATA") or "data"))))
+    on_path = []
+    for name, folder in recipe_folders().items():
+        for file in folder.glob("*/*.yaml"):  # of an earlier call; Hydra would take it for this file's schema
+            store.repo.get(file.parent.name, {}).pop(file.name, None)
+        if name in named:
+            recipe_file(name, folder)
+        if name in named and replaced:
+            _store_recipe(folder, replaced)
+        else:
+            on_path.append(f"'file://{folder}'")
+    if chosen:
+        primary = OmegaConf.load(shipped("conf") / f"{CONFIG_NAME}.yaml")
+        assert isinstance(primary, DictConfig)
+        defaults = OmegaConf.to_container(primary.defaults)
+        assert isinstance(defaults, list)
+        store.store(name=CHOSEN_NAME, node={**primary, "defaults": chosen_last(defaults, chosen)})
+    extra = []
+    if not any(word.startswith("hydra.searchpath") for word in words):
+        extra.append(f"hydra.searchpath=[{','.join(on_path)}]")
+    return Composition(CHOSEN_NAME if chosen else CONFIG_NAME, extra)
+
+
+def _store_recipe(folder: Path, without: Sequence[str]) -> None:
+    """Put a recipe, and the groups that its folder brings, where Hydra finds them, but for what it says of some."""
+    for file in sorted(folder.glob("*/*.yaml")):
+        node = OmegaConf.load(file)
+        if not isinstance(node, DictConfig):
+            continue
+        group = file.parent.name
+        if group == "recipe":
+            node = OmegaConf.masked_copy(node, [str(key) for key in node if key not in without])
+        package = "_global_" if group == "recipe" else None
+        ConfigStore.instance().store(group=group, name=file.stem, node=node, package=package)
+
+
+def chosen_last(defaults: Sequence[object], chosen: Sequence[str]) -> list[object]:
+    """The defaults list of a primary configuration with the chosen groups after the recipe."""
+
+    def group(entry: object) -> str:
+        return str(next(iter(entry))) if isinstance(entry, Mapping) else ""
+
+    ordered: list[object] = []
+    for entry in defaults:
+        if group(entry) not in chosen:
+            ordered.append(entry)
+        if group(entry) == "recipe":
+            ordered += [other for other in defaults if group(other) in chosen]
+    return ordered
+
+
+def compose(words: Sequence[str]) -> DictConfig:
     """The composed DictConfig of `conf/train.yaml`, its groups, the recipe and the overrides.
 
     Raises:
         ConfigError: a name or value that does not exist, with the nearest ones that do.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    _register_schema()
-    words = list(overrides)
     refuse_flags(words)
-    if not any(word.startswith("hydra.searchpath") for word in words):
-        words.append(search_path_override())
-    with friendly_errors(), initialize_config_dir(str(shipped("conf").resolve()), version_base="1.3"):
-        return hydra_compose(CONFIG_NAME, overrides=words)
-
-
-def refuse_flags(words: Sequence[str], known: Sequence[str] = ()) -> None:
-    """ConfigError for a word that looks like an option and is none of `known`."""
-    for word in words:
-        name = word.partition("=")[0]
-        if name.startswith("-") and name not in known:
-            near = suggest(name, known) if known else "Settings are words of the form name=value; see --help."
-            raise ConfigError(f"There is no option '{name}' here.", remedy=near)
+    with friendly_errors(words):
+        asked = prepare(words)
+        with initialize_config_dir(str(shipped("conf").resolve()), version_base="1.3"):
+            return hydra_compose(asked.config_name, overrides=[*words, *asked.extra])
 
 
 def load(overrides: Sequence[str]) -> Settings:
-    """Typed settings for `name=value` overrides, recipes included."""
+    """Typed settings for `name=value` overrides, recipes included. Raises ConfigError as :func:`settings_of` does."""
     return settings_of(compose(overrides))
 
 
-def settings_of(config: Any) -> Settings:
-    """The typed settings of a composed DictConfig. Raises ConfigError for a value of the wrong kind or range."""
-    from omegaconf import OmegaConf
+def settings_of(config: object) -> Settings:
+    """The typed settings of a DictConfig that Hydra composed for a run.
 
-    with friendly_errors():
-        # merged once more into the schema, so that a name added with '+' does not slip in
-        values = OmegaConf.to_container(config, resolve=True)
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), values))
-    if not isinstance(settings, Settings):
-        raise ConfigError(
-            "the configuration does not begin with the schema.", remedy="Keep conf/train.yaml's defaults."
-        )
+    Raises:
+        ConfigError: an unknown name, a value of the wrong kind or range, or settings of which no cohort can be made.
+    """
+    settings = build(Settings, values_of(config))
+    check(settings.data)
     return settings
 
 
-def from_yaml(path: Path) -> Settings:
-    """The settings that a run folder's `config.yaml` holds."""
-    from omegaconf import DictConfig, OmegaConf
-
-    with friendly_errors():
-        kept = OmegaConf.load(path)
-        if isinstance(kept, DictConfig) and isinstance(kept.get("privacy"), DictConfig):
-            kept.privacy.pop("unit", None)  # runs of earlier versions named the unit here as well as in data.unit
-        return settings_of(OmegaConf.merge(OmegaConf.structured(Settings), kept))
-
-
-def to_yaml(settings: Settings) -> str:
-    """YAML that :func:`from_yaml` reads back to equal settings, but for a database's password, which stays out."""
-    from omegaconf import OmegaConf
-
-    return without_password(OmegaConf.to_yaml(OmegaConf.structured(settings)))
-
-
-def without_password(text: str) -> str:
-    """Text that may be shown: database URLs in it lose their password (PGPASSWORD or ~/.pgpass can hold it)."""
-    text = re.sub(r"(\w://[^\s:/@]*):[^\s/@]*@", r"\1@", text)
-    return re.sub(r"([?&]password=)[^\s&'\"]*", r"\1", text)
+def choices(override: Override) -> list[str]:
+    """The texts that a word gives: one, or those of a sweep."""
+    if override.is_sweep_override():
+        return [str(text) for text in override.sweep_string_iterator()]
+    return [str(override.get_value_element_as_str())]

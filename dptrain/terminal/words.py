@@ -25,6 +25,18 @@ class Word:
     default: Any = ...
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """A value out of a few. Called with a text; raises ValueError for one that is none of them."""
+
+    values: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        if text not in self.values:
+            raise ValueError(f"it must be {' or '.join(self.values)}")
+        return text
+
+
 def yes_or_no(text: str) -> bool:
     """A flag: yes, no, true or false. Raises ValueError for anything else."""
     if text.lower() not in ("yes", "no", "true", "false"):

@@ -9,18 +9,17 @@ from dptrain.lazy import attach
 if TYPE_CHECKING:
     from dptrain.training.bundle import load_bundle as load_bundle
     from dptrain.training.bundle import predict as predict
+    from dptrain.training.inputs import Prepared as Prepared
+    from dptrain.training.inputs import Run as Run
+    from dptrain.training.inputs import load_run as load_run
+    from dptrain.training.inputs import prepare as prepare
     from dptrain.training.loop import Checkpoints as Checkpoints
     from dptrain.training.loop import FitResult as FitResult
     from dptrain.training.loop import fit as fit
-    from dptrain.training.losses import loss_for_task as loss_for_task
     from dptrain.training.planning import calibrate as calibrate
     from dptrain.training.planning import make_plan as make_plan
     from dptrain.training.run import evaluate_run as evaluate_run
     from dptrain.training.run import train as train
-    from dptrain.training.session import Prepared as Prepared
-    from dptrain.training.session import Run as Run
-    from dptrain.training.session import load_run as load_run
-    from dptrain.training.session import prepare as prepare
     from dptrain.training.step import PrivateStep as PrivateStep
 
 __getattr__, __dir__, __all__ = attach(
@@ -28,10 +27,9 @@ __getattr__, __dir__, __all__ = attach(
     {
         "bundle": ("load_bundle", "predict"),
         "loop": ("Checkpoints", "FitResult", "fit"),
-        "losses": ("loss_for_task",),
         "planning": ("calibrate", "make_plan"),
         "run": ("evaluate_run", "train"),
-        "session": ("Prepared", "Run", "load_run", "prepare"),
+        "inputs": ("Prepared", "Run", "load_run", "prepare"),
         "step": ("PrivateStep",),
     },
 )

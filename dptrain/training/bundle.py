@@ -8,17 +8,19 @@ set), and the privacy statement's place.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dptrain import __version__
 from dptrain.files import whole_or_nothing, write_json
+from dptrain.models import ModelStore
+from dptrain.models.network import build_network
 from dptrain.records import RunFolder
-from dptrain.settings import Settings, from_yaml, to_yaml
+from dptrain.settings import DataConfig, Settings, TrainingConfig, from_yaml, to_yaml
 from dptrain.settings.data import shape_of
 from dptrain.training.calibration import margins
 from dptrain.vocabulary import Activation, Labels, task_spec
@@ -36,7 +38,7 @@ def write_bundle(
 
     private: whether a finite epsilon holds of everything that the weights know.
     """
-    save_weights(network, folder.weights)
+    ModelStore(folder.weights).save(network)
     root = folder.model
     with whole_or_nothing(root / NETWORK) as file:
         file.write(to_yaml(_inference_settings(settings)))
@@ -105,21 +107,15 @@ def write_bundle(
     )
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Safetensors, whole or not at all; tied parameters are stored once under each name."""
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    with whole_or_nothing(path, "wb") as file:
-        file.write(save(state))
-
-
 def _inference_settings(settings: Settings) -> Settings:
     """The settings that inference needs: no ledger, no paths, no filters and no split of the training site."""
-    kept = Settings()
-    kept.name, kept.model = settings.name, settings.model
-    for name in ("name", "format", "task", "classes", "image_shape", "transforms", "table", "unit"):
-        setattr(kept.data, name, getattr(settings.data, name))
-    kept.training.seed = settings.training.seed
-    return kept
+    kept = ("name", "format", "task", "classes", "image_shape", "transforms", "table", "unit")
+    return Settings(
+        name=settings.name,
+        model=settings.model,
+        data=DataConfig(**{name: getattr(settings.data, name) for name in kept}),
+        training=TrainingConfig(seed=settings.training.seed),
+    )
 
 
 def _version(package: str) -> str:
@@ -139,13 +135,11 @@ class Bundle:
 
 def load_bundle(root: str | Path) -> Bundle:
     """Rebuild the network of a bundle and load its weights. Raises ConfigError for a target not allowed."""
-    from dptrain.training.session import build_network
-
     root = Path(root)
     settings = from_yaml(root / NETWORK)
-    settings.model.weights = None
+    settings = replace(settings, model=replace(settings.model, weights=None))
     network = build_network(settings).whole
-    network.load_state_dict(load_file(str(root / WEIGHTS)))
+    ModelStore(root / WEIGHTS).restore(network)
     metadata = json.loads((root / METADATA).read_text(encoding="utf-8"))
     return Bundle(network, settings, metadata.get("calibration"))
 

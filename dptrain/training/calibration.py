@@ -93,7 +93,7 @@ def patient_histogram(which: NDArray[np.int64], patient: NDArray[np.int64], task
     missed = MISSED if task_spec(task).activation is Activation.SOFTMAX else 0
     rows = np.zeros((len(names), len(CENTRES) + missed))
     np.add.at(rows, (np.repeat(position, which.shape[1]), which.ravel()), 1.0)
-    return rows / np.maximum(rows.sum(axis=1, keepdims=True), 1.0)
+    return np.asarray(rows / np.maximum(rows.sum(axis=1, keepdims=True), 1.0))
 
 
 def fit_calibration(

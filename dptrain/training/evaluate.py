@@ -278,7 +278,7 @@ def one_sided(label: NDArray[Any], task: str) -> str | None:
 
 
 def _one_hot(label: NDArray[Any], classes: int) -> NDArray[Any]:
-    return np.eye(classes)[label.astype(int)]
+    return np.asarray(np.eye(classes)[label.astype(int)])
 
 
 def evaluate_segmentation(

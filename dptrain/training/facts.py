@@ -7,8 +7,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from dptrain import __version__, accounting
-from dptrain.files import file_sha256
-from dptrain.ledger.grants import charged
+from dptrain.ledger.grants import GateFacts, charged
+from dptrain.models import ModelStore
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
 from dptrain.records.parts import Curve
@@ -28,13 +28,13 @@ from dptrain.records.run import (
     Use,
 )
 from dptrain.settings import Settings
-from dptrain.settings.compose import without_password
+from dptrain.settings.kept import without_password
 from dptrain.training.planning import finite, promise
 from dptrain.training.sweeps import sweep_id
 from dptrain.vocabulary import Generator, RunStatus
 
 if TYPE_CHECKING:
-    from dptrain.ledger import CohortStatus, GateFacts, Grant, SignedHead
+    from dptrain.ledger import CohortStatus
     from dptrain.ledger.state import RunState
 
 
@@ -187,12 +187,28 @@ def finite_or_none(value: float | None) -> float | None:
     return None if value is None else finite(value)
 
 
-def ledger(grant: Grant, head: SignedHead, witness: bool) -> LedgerPlace:
-    """The grant and the signed head of the chain after it."""
+def gate_now(status: CohortStatus) -> GateFacts:
+    """The public gate of a cohort as it stands now."""
+    return GateFacts(
+        kind=status.kind or "none",
+        accountant=status.accountant,
+        order=status.order,
+        budget_epsilon=status.budget_epsilon,
+        budget_delta=status.budget_delta,
+        spent_before=status.spent_epsilon,
+        spent_after=status.spent_epsilon,
+        remaining=status.remaining_epsilon,
+        minimum_charge=status.minimum_charge,
+        locked=status.locked,
+    )
+
+
+def ledger(grant: int, head: Head, witness: bool) -> LedgerPlace:
+    """The entry that granted the run, and the signed head of the chain after its close."""
     return LedgerPlace(
-        grant=str(grant.id),
+        grant=str(grant),
         site=head.site,
-        head=Head(**head.to_dict()),
+        head=head,
         witness=witness,
         rollback_detectable=witness,
     )
@@ -235,7 +251,7 @@ def model_facts(folder: RunFolder, network: Any, trainable: Any, settings: Setti
     """Size and hash of the model that was kept."""
     return Model(
         file=str(folder.weights.relative_to(folder.path)),
-        sha256=file_sha256(folder.weights),
+        sha256=ModelStore(folder.weights).sha256(),
         network=str(settings.model.network.get("_target_", "")),
         train=settings.model.train,
         parameters=sum(p.numel() for p in network.parameters()),

@@ -13,7 +13,7 @@ from torch import nn
 from dptrain import models
 from dptrain.errors import CheckRefused, LedgerRefused
 from dptrain.leave import PayingLeave
-from dptrain.training.session import check_rules
+from dptrain.models.check import check_rules
 from dptrain.training.step import PrivateStep, State, StepLog
 
 if TYPE_CHECKING:

@@ -10,11 +10,29 @@ from dptrain.errors import ConfigError
 from dptrain.plan import Mechanism, Plan, default_delta
 from dptrain.records import Run
 from dptrain.records.run import Sweep
-from dptrain.settings import PrivacyConfig
+from dptrain.settings import PrivacyConfig, Settings
 from dptrain.vocabulary import BudgetKind, Generator, Purpose
 
 if TYPE_CHECKING:
-    from dptrain.ledger import CohortStatus
+    from dptrain.ledger import CohortStatus, Keys, Ledger
+
+
+def open_status(settings: Settings) -> tuple[Ledger, Keys, CohortStatus]:
+    """The ledger, the keys, and where the cohort stands. Raises LedgerRefused for a cohort it does not know."""
+    from dptrain.ledger import open_ledger
+
+    ledger, keys = open_ledger(settings.ledger.url, settings.ledger.keys, settings.ledger.witness)
+    return ledger, keys, ledger.status(settings.ledger.cohort or settings.name)
+
+
+def plan_for(settings: Settings, status: CohortStatus) -> Plan:
+    """The plan that these settings and this cohort's budget make."""
+    declares = (Purpose.EVALUATE,) if settings.training.evaluate else ()
+    if settings.audit.declare:
+        declares = (*declares, Purpose.AUDIT)
+    return make_plan(
+        settings.privacy, public_size=status.public_size, unit=status.unit, declares=declares, gate=status
+    )
 
 
 def make_plan(

@@ -4,50 +4,40 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from dptrain import accounting, data, models, records
-from dptrain.data import Cohort, PatientLoader
+from dptrain.data import PatientLoader
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.files import file_sha256, utc_now, whole_or_nothing, write_json
 from dptrain.ledger import Grant, Ledger
+from dptrain.ledger.grants import GateFacts
+from dptrain.ledger.state import RunState
+from dptrain.models.check import check
+from dptrain.models.losses import loss_for_task
+from dptrain.models.network import Network, build_network, device_of
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
-from dptrain.records.run import Resume, Weights
+from dptrain.records.run import Head, Resume, Weights
 from dptrain.settings import Settings, to_yaml
 from dptrain.terminal.progress import progress
 from dptrain.training import facts as make
-from dptrain.training import losses
+from dptrain.training import scoring
 from dptrain.training.bundle import write_bundle
-from dptrain.training.calibration import Calibration, fit_calibration, margins, true_margins
-from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
+from dptrain.training.calibration import Calibration, fit_calibration
+from dptrain.training.inputs import Run, in_memory, load_run, prepare
+from dptrain.training.interrupts import Watch, watched
 from dptrain.training.loop import Checkpoints, FitResult, fit
-from dptrain.training.session import (
-    Network,
-    Run,
-    build_network,
-    check,
-    device_of,
-    in_memory,
-    load_inputs,
-    load_run,
-    open_status,
-    plan_for,
-    prepare,
-)
+from dptrain.training.planning import open_status, plan_for
 from dptrain.training.step import PrivateStep, State, StepLog, build_optimizer
-from dptrain.vocabulary import Activation, Labels, Purpose, RunStatus, Split, task_spec
+from dptrain.vocabulary import Purpose, RunStatus, Split, task_spec
 
 Say = Callable[[str], None]
 
@@ -62,7 +52,7 @@ class Outcome:
 
 
 def train(settings: Settings, *, command: str = "dptrain train", say: Say = print) -> Outcome:
-    """Plan, check, read, reserve, train, calibrate, evaluate and keep one run.
+    """Plan, check, read, reserve, train, calibrate, keep, close and evaluate one run.
 
     Raises:
         ConfigError: settings that make no plan. LedgerRefused: no budget, a locked cohort, unknown weights.
@@ -71,143 +61,432 @@ def train(settings: Settings, *, command: str = "dptrain train", say: Say = prin
     """
     resumed = load_run(settings.training.resume) if settings.training.resume else None
     if resumed is not None:
-        ledger_settings, resume = settings.ledger, settings.training.resume
-        settings = resumed.settings
-        settings.training.resume = resume
-        for name in ("url", "keys", "witness"):
-            if getattr(ledger_settings, name) is not None:
-                setattr(settings.ledger, name, getattr(ledger_settings, name))
-        if resumed.facts.status not in (RunStatus.RUNNING, RunStatus.CRASHED):
+        settings = _resumed_settings(settings, resumed)
+    with watched(say) as watch:
+        return Training(settings, resumed, command=command, say=say, watch=watch).run()
+
+
+def _resumed_settings(settings: Settings, resumed: Run) -> Settings:
+    """The run's own settings, with the places of the ledger as they are given now."""
+    if resumed.facts.status not in UNFINISHED:
+        raise ConfigError(
+            f"{resumed.folder.path} is {resumed.facts.status}: there is nothing to resume.",
+            remedy="A run that ended cleanly has closed its charge; start a new one.",
+        )
+    own, typed = resumed.settings, settings.ledger
+    ledger = own.ledger.placed({"url": typed.url, "keys": typed.keys, "witness": typed.witness})
+    return replace(own, training=replace(own.training, resume=settings.training.resume), ledger=ledger)
+
+
+UNFINISHED = (RunStatus.RUNNING, RunStatus.CRASHED)
+
+
+class Training:
+    """One run, a method a stage. :meth:`run` takes them in order.
+
+    | stage | reads | the charge afterwards |
+    |---|---|---|
+    | open | settings, the ledger's public status | none |
+    | check | made-up data | none |
+    | read | the cohort, to hash it | none |
+    | reserve, or resume | | **open**; what a reservation holds goes back if nothing is paid |
+    | train | the training patients, lease by lease | **open**, paid through the last lease |
+    | calibrate | the calibration patients, once | **open** |
+    | save_and_close | | closed; the model is kept and run.json says so |
+    | evaluate | the test patients, under a leave of its own | closed |
+
+    What fails before `reserve` costs nothing. What fails after `save_and_close` takes neither model nor charge back:
+    `dptrain evaluate` completes such a run. Where a process dies in between, `training.resume` goes on; where the
+    ledger had closed the run by then, :meth:`settle` writes the facts that are missing.
+    """
+
+    ledger: Ledger
+    plan: Plan
+    network: Network
+    cohort: data.Cohort
+    grant: Grant
+    folder: RunFolder
+    facts: records.Run
+    result: FitResult
+
+    def __init__(self, settings: Settings, resumed: Run | None, *, command: str, say: Say, watch: Watch) -> None:
+        self.settings, self.resumed, self.command, self.say, self.watch = settings, resumed, command, say, watch
+        self.identity = uuid.uuid4().hex[:16] if resumed is None else str(resumed.facts.id)
+        self.device = device_of(settings.training.device)
+        self.start: State | None = None
+        self.calibration: Calibration | None = None
+
+    def run(self) -> Outcome:
+        """All stages, in order."""
+        self.open()
+        closed = None if self.resumed is None else closed_run(self.ledger, self.resumed)
+        self.check()
+        if closed is not None:
+            self.settle(closed)
+            interrupted = closed.status == RunStatus.INTERRUPTED
+            if self.settings.training.evaluate and not interrupted and Purpose.EVALUATE not in closed.did:
+                self.read()
+                self.evaluate()
+            return Outcome(self.folder, self.facts, interrupted)
+        self.read()
+        if self.resumed is None:
+            self.reserve()
+        else:
+            self.resume(self.resumed)
+        self.train()
+        if not self.result.interrupted:
+            self.calibrate()
+        self.save_and_close()
+        if self.settings.training.evaluate and not self.result.interrupted:
+            self.evaluate()
+        return Outcome(self.folder, self.facts, self.result.interrupted)
+
+    # --- no charge ------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """The ledger, where the cohort stands, and the one plan."""
+        self.ledger, self.keys, self.status = open_status(self.settings)
+        self.plan = self.resumed.plan if self.resumed is not None else plan_for(self.settings, self.status)
+
+    def check(self) -> None:
+        """Network, loss, pipeline and plan fit together. Raises CheckRefused or ConfigError."""
+        settings, plan = self.settings, self.plan
+        self.network = build_network(settings)
+        findings = check(settings, self.network)
+        models.refuse(findings)
+        for finding in findings:
+            if finding.status == "changed":
+                self.say(f"changed: {finding.what}")
+        largest = plan.max_records_per_patient * plan.views
+        if settings.training.chunk < largest:
             raise ConfigError(
-                f"{resumed.folder.path} is {resumed.facts.status}: there is nothing to resume.",
-                remedy="A run that ended cleanly has closed its charge; start a new one.",
+                f"training.chunk={settings.training.chunk} cannot hold one patient: the record cap "
+                f"{plan.max_records_per_patient} times {plan.views} views makes {largest}.",
+                remedy="Raise training.chunk, or lower privacy.max_records_per_patient or privacy.views.",
             )
-    with _watched(say) as watch:
-        return _train(settings, resumed, command, say, watch)
 
+    def read(self) -> None:
+        """Hash the cohort. Raises DataUnreadable with every fault of the manifest."""
+        if self.resumed is None:
+            self.ledger.require_open(self.status.name)  # refused before an image is read
+        self.say(f"reading and hashing {self.settings.data.name}")
+        self.cohort = data.scan(self.settings.data, self.keys)
+        if self.settings.training.evaluate and not self.cohort.split(Split.TEST):
+            raise ConfigError(
+                "the test split holds no patient.", remedy="Set data.split so that it does, or evaluate=false."
+            )
 
-def _train(settings: Settings, resumed: Run | None, command: str, say: Say, watch: _Watch) -> Outcome:
-    ledger, keys, status = open_status(settings)
-    plan = resumed.plan if resumed is not None else plan_for(settings, status)
-    device = device_of(settings.training.device)
-    network = build_network(settings)
-    findings = check(settings, network)
-    models.refuse(findings)
-    for finding in findings:
-        if finding.status == "changed":
-            say(f"changed: {finding.what}")
-    largest = plan.max_records_per_patient * plan.views
-    if settings.training.chunk < largest:
-        raise ConfigError(
-            f"training.chunk={settings.training.chunk} cannot hold one patient: the record cap "
-            f"{plan.max_records_per_patient} times {plan.views} views makes {largest}.",
-            remedy="Raise training.chunk, or lower privacy.max_records_per_patient or privacy.views.",
-        )
-    identity = uuid.uuid4().hex[:16] if resumed is None else str(resumed.facts.id)
-    if resumed is None:
-        ledger.require_open(status.name)  # refused before an image is read
-    say(f"reading and hashing {settings.data.name}")
-    cohort = data.scan(settings.data, keys)
+    # --- the charge opens -----------------------------------------------------------------------------------------
 
-    if settings.training.evaluate and not cohort.split(Split.TEST):
-        raise ConfigError(
-            "the test split holds no patient.", remedy="Set data.split so that it does, or evaluate=false."
-        )
-    if resumed is None:
+    def reserve(self) -> None:
+        """Make the folder, reserve the plan in the ledger, and write the first facts."""
+        settings, status = self.settings, self.status
         folder = RunFolder(settings.training.run or _run_name(settings))
         folder.create()  # before the charge: a place that cannot be written costs nothing
         try:
             with whole_or_nothing(folder.config) as file:
                 file.write(to_yaml(settings))
-            grant = ledger.reserve(
-                plan,
+            grant = self.ledger.reserve(
+                self.plan,
                 status.name,
-                run=identity,
-                fingerprint=cohort.fingerprint,
-                weights=network.weights,
+                run=self.identity,
+                fingerprint=self.cohort.fingerprint,
+                weights=self.network.weights,
                 lease=settings.training.lease,
             )
         except BaseException:
-            if _reserved(ledger, identity):  # the answer was lost, the reservation was not
-                say(f"the reservation stands: give it back with\n  dptrain ledger close run={identity} reason=…")
+            if _reserved(self.ledger, self.identity):  # the answer was lost, the reservation was not
+                self.say(
+                    f"the reservation stands: give it back with\n  dptrain ledger close run={self.identity} reason=…"
+                )
             else:
                 folder.discard()
             raise
-        watch.grant, watch.folder = grant, folder
-        facts = make.base(identity, utc_now(), settings, plan, status, command, str(device))
-        spent_before: float | None = grant.gate.spent_before
-        facts = replace(facts, gate=make.gate(grant.gate, status, spent_before=spent_before))
-        start = None
-    else:
-        folder, facts = resumed.folder, resumed.facts
-        grant = ledger.resume(identity)
-        _same_weights(ledger.run(identity).weights, network)
-        start = _resume_state(folder, grant, plan, network, settings, say)
-        spent_before = None if facts.gate is None else facts.gate.spent_before
-        resume = Resume(crashes=start.crashes, steps_lost=start.steps_lost)
-        facts = replace(facts, resume=resume, status=RunStatus.RUNNING)
-        watch.grant, watch.folder = grant, folder
-    facts = replace(facts, config_sha256=file_sha256(folder.config))
-    folder.write(facts)
-    folder.note_access("train")
-    say(_plan_line(plan, status.kind))
+        self._hold(grant, folder)
+        facts = make.base(self.identity, utc_now(), settings, self.plan, status, self.command, str(self.device))
+        gate = make.gate(grant.gate, status, spent_before=grant.gate.spent_before)
+        self._begin(replace(facts, gate=gate))
 
-    loader = _loader(settings, cohort, grant, plan, network, device, start)
-    result = _fit(settings, network, loader, plan, grant, folder, device, start, watch)
-    calibration = None
-    calibrates = plan.calibration_noise_multiplier is not None and task_spec(settings.data.task).calibrates
-    if calibrates and not result.interrupted:
-        begun = ledger.run(identity).calibrated
-        calibration = _calibrate_once(folder, settings, cohort, grant, plan, network, device, begun, say)
-    metrics = None
-    if settings.training.evaluate and not result.interrupted and cohort.split(Split.TEST, excluded=grant.excluded):
-        metrics, predictions = score(settings, cohort, grant, network, device, calibration)
-        write_json(folder.metrics, metrics)
-        save_predictions(folder, predictions)
-    before = [ledger.run(name) for name in grant.inherited]
-    private = plan.private and all(Plan.from_dict(earlier.plan).private for earlier in before)
-    write_bundle(folder, network.whole, settings, calibration.to_dict() if calibration else None, private=private)
-    model = make.model_facts(folder, network.whole, network.trainable, settings, network.changes)
-    receipt = grant.close(
-        "interrupted" if result.interrupted else "complete",
-        steps_run=result.state.step,
-        model=model.sha256,
-        did=(Purpose.EVALUATE,) if metrics is not None else (),
-    )
-    assert receipt is not None  # a training's grant always gives one
-    folder.checkpoint.unlink(missing_ok=True)
-    facts = replace(
-        facts,
-        finished=utc_now(),
-        status=RunStatus.INTERRUPTED if result.interrupted else RunStatus.COMPLETE,
-        privacy=make.privacy(
-            plan,
-            settings.privacy.target_epsilon,
-            run=result.state.step - result.state.steps_lost,
-            paid=receipt.steps_charged,
-            inherited=[make.inherited(earlier) for earlier in before],
-            units=settings.data.units_per_person,
-        ),
-        gate=make.gate(receipt.gate, status, spent_before=spent_before),
-        ledger=make.ledger(grant, receipt.head, status.witness),
-        weights=Weights(
-            source=network.weights_kind,
-            sha256=network.weights.sha256 if network.weights else None,
-            note=network.weights_note,
-        ),
-        model=model,
-        calibration=calibration.to_dict() if calibration else None,
-        not_covered=make.not_covered(plan, network.weights_kind, network.weights_note),
-        checks=make.checks(plan, witness=status.witness),
-    )
-    folder.write(facts)
-    return Outcome(folder, facts, result.interrupted)
+    def resume(self, resumed: Run) -> None:
+        """Take the run's charge up again, past the steps that were paid and lost."""
+        grant = self.ledger.resume(self.identity)
+        _same_weights(self.ledger.run(self.identity).weights, self.network)
+        self.start = self._resume_state(resumed.folder, grant)
+        self._hold(grant, resumed.folder)
+        lost = Resume(crashes=self.start.crashes, steps_lost=self.start.steps_lost)
+        self._begin(replace(resumed.facts, resume=lost, status=RunStatus.RUNNING))
+
+    def _hold(self, grant: Grant, folder: RunFolder) -> None:
+        self.grant, self.folder = grant, folder
+        self.watch.grant, self.watch.folder = grant, folder
+
+    def _begin(self, facts: records.Run) -> None:
+        self.facts = replace(facts, config_sha256=file_sha256(self.folder.config))
+        self.folder.write(self.facts)
+        self.folder.note_access("train")
+        self.say(_plan_line(self.plan, self.status.kind))
+
+    def _resume_state(self, folder: RunFolder, grant: Grant) -> State:
+        """The checkpoint moved past the steps that were paid and lost; without one, the starting weights."""
+        settings, plan = self.settings, self.plan
+        if folder.checkpoint.exists():
+            state = State.load(folder.checkpoint)
+        else:
+            model = self.network.trainable
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            average = {name: p.detach().clone() for name, p in trained.items()} if settings.training.ema else None
+            optimizer = build_optimizer(list(trained.values()), settings.optimizer)
+            state = State(0, model.state_dict(), optimizer.state_dict(), average, plan.digest)
+        lost = grant.committed - state.step
+        state.step = grant.committed
+        state.crashes += 1
+        state.steps_lost += lost
+        self.say(
+            f"resumed at step {grant.committed} of {plan.steps}: the crash cost {lost} steps that were paid for and "
+            "are not repeated; noise and draws are fresh"
+        )
+        return state
+
+    # --- the charge is open ---------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """The steps of the plan, each lease paid before its first."""
+        loader, plan = self._loader(), self.plan
+        with _Logs(self.folder, plan, self.start) as logs:
+            self.watch.stepping = True
+
+            def on_step(entry: StepLog) -> bool:
+                logs.write(entry)
+                return self.watch.asked
+
+            try:
+                self.result = fit(
+                    self._step(),
+                    loader,
+                    self.grant,
+                    start=self.start,
+                    on_step=on_step,
+                    checkpoints=Checkpoints(self.folder.checkpoint, self.settings.training.checkpoint_steps),
+                    checked=True,
+                )
+            finally:
+                self.watch.stepping = False
+
+    def _loader(self) -> PatientLoader:
+        settings, grant = self.settings, self.grant
+        chunk, first = settings.training.chunk, 0 if self.start is None else self.start.step
+        if in_memory(settings, self.network):
+            prepared = prepare(
+                settings, self.cohort, grant, splits=(Split.TRAIN,), network=self.network, device=self.device
+            )
+            return PatientLoader(prepared.tensors(), self.plan, grant, chunk=chunk, start=first)
+        augment = settings.data.augment
+        return PatientLoader(self.cohort, self.plan, grant, augment=augment, chunk=chunk, start=first)
+
+    def _step(self) -> PrivateStep:
+        settings, network = self.settings, self.network
+        model = network.trainable
+        if network.frozen is not None and not in_memory(settings, network):
+            model = nn.Sequential(network.frozen.to(self.device), network.trainable)
+        return PrivateStep(
+            model,
+            self.plan,
+            loss=loss_for_task(settings.data.task),
+            optimizer=settings.optimizer,
+            ema=settings.training.ema,
+            device=self.device,
+            precision=settings.training.precision,
+            rules=network.rules,
+            names=network.names(model),
+        )
+
+    def calibrate(self) -> None:
+        """The calibration's one release, where the plan has one.
+
+        It is paid for once, so its noise is never drawn again, wherever one resumes: the ledger knows of it before
+        the draw; what a crash left without a result is paid and lost.
+        """
+        if self.plan.calibration_noise_multiplier is None or not task_spec(self.settings.data.task).calibrates:
+            return
+        self.calibration = self._kept_calibration()
+        if self.calibration is not None:
+            return
+        if self.ledger.run(self.identity).calibrated:
+            self.say(
+                "the calibration was begun before, and this folder holds no result: it is paid, and not drawn again"
+            )
+            return
+        self.grant.begin_calibration()
+        self.calibration = self._draw_calibration(self.plan.calibration_noise_multiplier)
+        write_json(self.folder.restricted / "calibration.json", self.calibration.to_dict())
+
+    def _kept_calibration(self) -> Calibration | None:
+        kept = self.folder.restricted / "calibration.json"
+        return Calibration(**json.loads(kept.read_text(encoding="utf-8"))) if kept.exists() else None
+
+    def _draw_calibration(self, noise_multiplier: float) -> Calibration:
+        """One noisy histogram over the calibration patients."""
+        config = self.settings.data
+        record, patient = scoring.of_split(self.cohort, Split.CALIBRATION, self.grant.excluded)
+        logits, label = scoring.outputs_of(self.cohort, record, self.grant, self.network, self.device, fixed=True)
+        if len(record) == 0:
+            shape = (0,) if task_spec(config.task).one_logit else (0, len(config.classes))
+            logits, label = torch.zeros(shape), torch.zeros(shape)
+        return fit_calibration(
+            logits.double().numpy(),
+            label.numpy(),
+            patient,
+            config.task,
+            noise_multiplier=noise_multiplier,
+            generator=self.plan.generator,
+        )
+
+    # --- the charge closes ----------------------------------------------------------------------------------------
+
+    def save_and_close(self) -> None:
+        """Keep the model, close the charge with its hash, and write what the run promised."""
+        inherited = [self.ledger.run(name) for name in self.grant.inherited]
+        private = self.plan.private and all(Plan.from_dict(earlier.plan).private for earlier in inherited)
+        calibration = self.calibration.to_dict() if self.calibration else None
+        write_bundle(self.folder, self.network.whole, self.settings, calibration, private=private)
+        receipt = self.grant.close(
+            RunStatus.INTERRUPTED if self.result.interrupted else RunStatus.COMPLETE,
+            steps_run=self.result.state.step,
+            model=models.ModelStore(self.folder.weights).sha256(),
+        )
+        assert receipt is not None  # a training's grant always gives one
+        self._end(self.ledger.run(self.identity), receipt.gate, Head(**receipt.head.to_dict()))
+
+    def settle(self, closed: RunState) -> None:
+        """Write the last facts of a run that the ledger holds closed: its process died before it could."""
+        assert self.resumed is not None
+        self.folder, self.facts = self.resumed.folder, self.resumed.facts
+        self.calibration = self._kept_calibration()
+        _same_weights(closed.weights, self.network)
+        self.say(f"the ledger closed run {self.identity} ({closed.status}): its last facts are written now")
+        status = self.ledger.status(self.status.name)
+        assert status.head is not None
+        self._end(closed, make.gate_now(status), Head(**status.head.to_dict()))
+
+    def _end(self, closed: RunState, gate: GateFacts, head: Head) -> None:
+        """The facts of a run that has ended, and its checkpoint away. Until they stand, the ledger's close does."""
+        settings, plan, network = self.settings, self.plan, self.network
+        facts, status = self.facts, self.status
+        self.folder.checkpoint.unlink(missing_ok=True)
+        earlier = [make.inherited(self.ledger.run(name)) for name in closed.inherited]
+        self.facts = replace(
+            facts,
+            finished=utc_now(),
+            status=closed.status,
+            privacy=make.privacy(
+                plan,
+                settings.privacy.target_epsilon,
+                run=(closed.steps_run or 0) - (facts.resume.steps_lost or 0),
+                paid=closed.steps_charged,
+                inherited=earlier,
+                units=settings.data.units_per_person,
+            ),
+            gate=make.gate(gate, status, spent_before=None if facts.gate is None else facts.gate.spent_before),
+            ledger=make.ledger(closed.seq, head, status.witness),
+            weights=Weights(
+                source=network.weights_kind,
+                sha256=network.weights.sha256 if network.weights else None,
+                note=network.weights_note,
+            ),
+            model=make.model_facts(self.folder, network.whole, network.trainable, settings, network.changes),
+            calibration=self.calibration.to_dict() if self.calibration else None,
+            not_covered=make.not_covered(plan, network.weights_kind, network.weights_note),
+            checks=make.checks(plan, witness=status.witness),
+        )
+        self.folder.write(self.facts)
+
+    # --- the charge is closed -------------------------------------------------------------------------------------
+
+    def evaluate(self) -> None:
+        """Score the test patients, as the plan declared. Whatever fails here, the run stands as it is."""
+        try:
+            with self.ledger.admit(
+                self.status.name, purpose=Purpose.EVALUATE, run=self.identity, fingerprint=self.cohort.fingerprint
+            ) as leave:
+                if not self.cohort.split(Split.TEST, excluded=leave.excluded):
+                    return
+                metrics, predictions = scoring.score(
+                    self.settings, self.cohort, leave, self.network, self.device, self.calibration
+                )
+                scoring.write(self.folder, metrics, predictions)
+        except BaseException:
+            self.say(
+                f"run {self.identity} is complete: its model is kept and its charge is closed; only the evaluation "
+                f"did not end. Complete it with\n  dptrain evaluate run={self.folder.path}"
+            )
+            raise
+
+
+def closed_run(ledger: Ledger, run: Run) -> RunState | None:
+    """What the ledger holds of a run whose facts say that it has not ended: None while it is open there.
+
+    Raises:
+        LedgerRefused: closed without the model that lies in the folder: it can neither go on nor be evaluated.
+    """
+    state = ledger.run(str(run.facts.id))
+    if state.status == RunStatus.OPEN:
+        return None
+    kept = models.ModelStore(run.folder.weights)
+    if state.model is None or not kept.exists or kept.sha256() != state.model:
+        raise LedgerRefused(
+            f"The run '{state.id}' was closed ({state.status}) without the model that lies in {run.folder.path}: it "
+            "can neither go on nor be evaluated.",
+            remedy="Reserve a new run.",
+        )
+    return state
+
+
+class _Logs:
+    """Where the numbers of a training's steps go: public and restricted TensorBoard, the restricted log, the bar."""
+
+    def __init__(self, folder: RunFolder, plan: Plan, start: State | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.plan = plan
+        self.public = SummaryWriter(str(folder.tensorboard))
+        self.restricted = SummaryWriter(str(folder.restricted_tensorboard))
+        for path in folder.restricted_tensorboard.rglob("*"):
+            os.chmod(path, 0o700 if path.is_dir() else 0o600)
+        os.chmod(folder.restricted_tensorboard, 0o700)
+        descriptor = os.open(folder.training_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self.log = os.fdopen(descriptor, "a", encoding="utf-8")
+        self.progress = progress(plan.steps, "training")
+        self.first = 0 if start is None else start.step
+
+    def __enter__(self) -> _Logs:
+        self.bar = self.progress.__enter__()
+        self.bar.advance(self.first)
+        return self
+
+    def write(self, entry: StepLog) -> None:
+        """One step."""
+        self.bar.advance(1)
+        for name, value in entry.public.items():
+            # the time of a step tells how many patients it drew: the public log carries none
+            self.public.add_scalar(f"training/{name}", value, entry.step, walltime=float(entry.step))
+        for name, value in entry.restricted.items():
+            self.restricted.add_scalar(f"training/{name}", value, entry.step)
+        self.log.write(json.dumps({"step": entry.step, **entry.restricted, **entry.public}) + "\n")
+
+    def __exit__(self, *error: Any) -> None:
+        if self.plan.private:
+            for at, epsilon in accounting.epsilon_over_steps(self.plan.mechanisms[:1], self.plan.delta):
+                self.public.add_scalar("privacy/epsilon", epsilon, at, walltime=float(at))
+        self.public.close()
+        self.restricted.close()
+        self.progress.__exit__(*error)
+        self.log.close()
 
 
 def _same_weights(reserved: dict[str, Any] | None, network: Network) -> None:
     """Refuse to go on from other starting weights than those that were reserved."""
-    now_ = None if network.weights is None else {"sha256": network.weights.sha256, "run": network.weights.run}
-    if now_ != reserved:
+    given = None if network.weights is None else {"sha256": network.weights.sha256, "run": network.weights.run}
+    if given != reserved:
         raise LedgerRefused(
             "The starting weights are not those that this run was granted for: the file changed since.",
             remedy="Put the earlier file back, or start a new run.",
@@ -228,113 +507,6 @@ def _plan_line(plan: Plan, kind: str | None) -> str:
     )
 
 
-def _resume_state(
-    folder: RunFolder, grant: Grant, plan: Plan, network: Network, settings: Settings, say: Say
-) -> State:
-    """The checkpoint moved past the steps that were paid and lost; without one, the starting weights."""
-    if folder.checkpoint.exists():
-        state = State.load(folder.checkpoint)
-    else:
-        model = network.trainable
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        average = {name: p.detach().clone() for name, p in trained.items()} if settings.training.ema else None
-        optimizer = build_optimizer(list(trained.values()), settings.optimizer)
-        state = State(0, model.state_dict(), optimizer.state_dict(), average, plan.digest)
-    lost = grant.committed - state.step
-    state.step = grant.committed
-    state.crashes += 1
-    state.steps_lost += lost
-    say(
-        f"resumed at step {grant.committed} of {plan.steps}: the crash cost {lost} steps that were paid for and are "
-        "not repeated; noise and draws are fresh"
-    )
-    return state
-
-
-def _loader(
-    settings: Settings,
-    cohort: Cohort,
-    grant: Grant,
-    plan: Plan,
-    network: Network,
-    device: torch.device,
-    start: State | None,
-) -> PatientLoader:
-    first = 0 if start is None else start.step
-    if in_memory(settings, network):
-        prepared = prepare(settings, cohort, grant, splits=(Split.TRAIN,), network=network, device=device)
-        return PatientLoader(prepared.tensors(), plan, grant, chunk=settings.training.chunk, start=first)
-    augment = settings.data.augment
-    return PatientLoader(cohort, plan, grant, augment=augment, chunk=settings.training.chunk, start=first)
-
-
-def _fit(
-    settings: Settings,
-    network: Network,
-    loader: PatientLoader,
-    plan: Plan,
-    grant: Grant,
-    folder: RunFolder,
-    device: torch.device,
-    start: State | None,
-    watch: _Watch,
-) -> FitResult:
-    from torch.utils.tensorboard import SummaryWriter
-
-    model = network.trainable
-    if network.frozen is not None and not in_memory(settings, network):
-        model = nn.Sequential(network.frozen.to(device), network.trainable)
-    public, restricted = SummaryWriter(str(folder.tensorboard)), SummaryWriter(str(folder.restricted_tensorboard))
-    for path in folder.restricted_tensorboard.rglob("*"):
-        os.chmod(path, 0o700 if path.is_dir() else 0o600)
-    os.chmod(folder.restricted_tensorboard, 0o700)
-    descriptor = os.open(folder.training_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(descriptor, "a", encoding="utf-8") as log, progress(plan.steps, "training") as bar:
-        if start is not None:
-            bar.advance(start.step)
-
-        def on_step(entry: StepLog) -> bool:
-            bar.advance(1)
-            for name, value in entry.public.items():
-                # the time of a step tells how many patients it drew: the public log carries none
-                public.add_scalar(f"training/{name}", value, entry.step, walltime=float(entry.step))
-            for name, value in entry.restricted.items():
-                restricted.add_scalar(f"training/{name}", value, entry.step)
-            log.write(json.dumps({"step": entry.step, **entry.restricted, **entry.public}) + "\n")
-            return watch.asked
-
-        watch.stepping = True
-        try:
-            step = PrivateStep(
-                model,
-                plan,
-                loss=losses.loss_for_task(settings.data.task),
-                optimizer=settings.optimizer,
-                ema=settings.training.ema,
-                device=device,
-                precision=settings.training.precision,
-                rules=network.rules,
-                names=network.names(model),
-            )
-            result = fit(
-                step,
-                loader,
-                grant,
-                start=start,
-                on_step=on_step,
-                checkpoints=Checkpoints(folder.checkpoint, settings.training.checkpoint_steps),
-                checked=True,
-            )
-        finally:
-            watch.stepping = False
-            if plan.private:
-                for at, epsilon in accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta):
-                    public.add_scalar("privacy/epsilon", epsilon, at, walltime=float(at))
-            public.close()
-            restricted.close()
-    return result
-
-
 def _reserved(ledger: Ledger, identity: str) -> bool:
     try:
         return ledger.run(identity).status == RunStatus.OPEN
@@ -342,252 +514,43 @@ def _reserved(ledger: Ledger, identity: str) -> bool:
         return False
 
 
-@dataclass
-class _Watch:
-    """What an interruption must know: whether steps are running, and what is held."""
-
-    asked: bool = False
-    stepping: bool = False
-    grant: Grant | None = None
-    folder: RunFolder | None = None
-
-
-@contextmanager
-def _watched(say: Say) -> Iterator[_Watch]:
-    """Ctrl-C or SIGTERM ends the training after the current step, at once where none runs or at the second one.
-
-    A run that fails or ends at once gives back its reservation if it paid nothing; else it says how to go on.
-    """
-    watch = _Watch()
-
-    def on_signal(_number: int, _frame: object) -> None:
-        if watch.asked or not watch.stepping:
-            raise KeyboardInterrupt
-        watch.asked = True
-        say("ending after this step (Ctrl-C again to stop at once)")
-
-    before = {}
-    with suppress(ValueError):  # not the main thread
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, on_signal)
-    try:
-        yield watch
-    except BaseException as error:
-        _let_go(watch, error, say)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _let_go(watch: _Watch, error: BaseException, say: Say) -> None:
-    """Give back what an ended run holds, or say that its charge stays open and what to do about it."""
-    grant, folder = watch.grant, watch.folder
-    if grant is None or folder is None or (grant.closed and grant.committed):
-        return
-    with suppress(Exception):  # the error on its way says more
-        if grant.closed or grant.give_back():
-            folder.facts.unlink(missing_ok=True)
-            folder.access_log.unlink(missing_ok=True)
-            folder.discard()
-            say("nothing was paid: the reservation is given back")
-            return
-    if not isinstance(error, LedgerRefused):  # which has a remedy of its own
-        say(
-            f"run {grant.run} is still open ({grant.committed} steps paid). Go on with\n"
-            f"  dptrain train training.resume={folder.path}\n"
-            f"or close it with\n  dptrain ledger close run={grant.run} reason=…"
-        )
-
-
-def _logits(
-    cohort: Cohort,
-    record: NDArray[np.int64],
-    grant: Grant,
-    network: Network,
-    device: torch.device,
-    *,
-    fixed: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Outputs of the whole network for these records and their labels, on the CPU, in float32.
-
-    fixed: the network sees as many rows every time, the last ones made up with zeros, so that no bit of a record's
-    output tells how many others there are.
-    """
-    inputs, label = load_inputs(cohort, record, grant, network.frozen, device)
-    model = network.trainable.to(device).eval()
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(inputs), 64):
-            part = inputs[start : start + 64]
-            rows = len(part)
-            if fixed:
-                part = torch.cat([part, part.new_zeros(64 - rows, *part.shape[1:])])
-            parts.append(model(part.to(device)).float().cpu()[:rows])
-    return (torch.cat(parts) if parts else torch.zeros(0)), label
-
-
-def _of_split(cohort: Cohort, split: str, excluded: frozenset[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(record, patient) positions of a split's records, without the patients that the ledger leaves out."""
-    pairs = [(r, p) for p in cohort.split(split, excluded=excluded) for r in cohort.patients[p].records]
-    array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return array[:, 0], array[:, 1]
-
-
-def _calibrate_once(
-    folder: RunFolder,
-    settings: Settings,
-    cohort: Cohort,
-    grant: Grant,
-    plan: Plan,
-    network: Network,
-    device: torch.device,
-    begun: bool,
-    say: Say,
-) -> Calibration | None:
-    """The calibration's one release. It is paid for once, so its noise is never drawn again, wherever one resumes.
-
-    The ledger knows of it before the draw; what a crash left without a result is paid and lost.
-    """
-    kept = folder.restricted / "calibration.json"
-    if kept.exists():
-        return Calibration(**json.loads(kept.read_text(encoding="utf-8")))
-    if begun:
-        say("the calibration was begun before, and this folder holds no result: it is paid, and not drawn again")
-        return None
-    grant.begin_calibration()
-    found = _calibrate(settings, cohort, grant, plan, network, device)
-    write_json(kept, found.to_dict())
-    return found
-
-
-def _calibrate(
-    settings: Settings, cohort: Cohort, grant: Grant, plan: Plan, network: Network, device: torch.device
-) -> Calibration:
-    """One noisy histogram over the calibration patients."""
-    assert plan.calibration_noise_multiplier is not None
-    record, patient = _of_split(cohort, Split.CALIBRATION, grant.excluded)
-    logits, label = _logits(cohort, record, grant, network, device, fixed=True)
-    if len(record) == 0:
-        shape = (0,) if task_spec(settings.data.task).one_logit else (0, len(settings.data.classes))
-        logits, label = torch.zeros(shape), torch.zeros(shape)
-    return fit_calibration(
-        logits.double().numpy(),
-        label.numpy(),
-        patient,
-        settings.data.task,
-        noise_multiplier=plan.calibration_noise_multiplier,
-        generator=plan.generator,
-    )
-
-
-def score(
-    settings: Settings,
-    cohort: Cohort,
-    grant: Grant,
-    network: Network,
-    device: torch.device,
-    calibration: Calibration | None,
-    split: str = Split.TEST,
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Metrics of a split and the predictions behind them, by pseudonym. Un-noised: restricted."""
-    record, patient = _of_split(cohort, split, grant.excluded)
-    if len(record) == 0:
-        raise ConfigError(f"the {split} split holds no patient.", remedy="Set data.split so that it does.")
-    logits, label = _logits(cohort, record, grant, network, device)
-    groups = {column: [values[r] for r in record] for column, values in cohort.groups.items()}
-    names = np.array([cohort.patients[p].key.hex()[:12] for p in patient])
-    task, classes = settings.data.task, list(settings.data.classes)
-    spec = task_spec(task)
-    if spec.labels is Labels.MASK:
-        dice = dice_scores(logits, label)
-        metrics = evaluate_segmentation(dice, patient, groups, classes=classes, split=split)
-        return metrics, {"patient": names, "record": record, "dice": dice}
-    temperature = calibration.temperature if calibration else 1.0
-    scaled = logits.double() / temperature
-    probability = (scaled.softmax(1) if spec.activation is Activation.SOFTMAX else scaled.sigmoid()).numpy()
-    if spec.one_logit:
-        probability = probability.reshape(-1)
-    truth = label.numpy()
-    metrics = evaluate_classification(probability, truth, patient, groups, task=task, classes=classes, split=split)
-    if calibration is not None:
-        metrics["temperature"] = calibration.temperature
-        metrics["conformal"] = conformal_report(scaled.numpy(), truth, patient, task, calibration)
-    return metrics, {"patient": names, "record": record, "label": truth, "probability": probability}
-
-
-def conformal_report(
-    scaled: NDArray[np.float64],
-    label: NDArray[Any],
-    patient: NDArray[np.int64],
-    task: str,
-    calibration: Calibration,
-) -> dict[str, float]:
-    """How often the sets hold the truth, and how large they are: means over patients of the mean over their records.
-
-    Each patient counts once, as in the histogram that the sets were fitted to: the promise is for a new patient's
-    record, not for a record of a cohort in which those who come often are also those who are hard to judge.
-    """
-    inside = (margins(scaled, task) >= calibration.threshold).sum(axis=-1).reshape(len(scaled), -1)
-    covered = (true_margins(scaled, label, task) >= calibration.threshold).reshape(len(scaled), -1)
-    position = np.unique(patient, return_inverse=True)[1]
-    weight = 1.0 / np.bincount(position)[position]
-    return {
-        "miscoverage": calibration.miscoverage,
-        "threshold": calibration.threshold,
-        "coverage": float(np.average(covered.mean(axis=1), weights=weight)),
-        "set_size": float(np.average(inside.mean(axis=1), weights=weight)),
-    }
-
-
-def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
-    """Dice of each structure in each record: logits [R, C+1, *space], label [R, 1, *space] -> [R, C].
-
-    NaN where neither prediction nor truth holds the structure.
-    """
-    predicted = logits.argmax(1).flatten(1)
-    truth = label.reshape(predicted.shape)
-    columns = []
-    for structure in range(1, logits.shape[1]):
-        a, b = predicted == structure, truth == structure
-        total = a.sum(1) + b.sum(1)
-        columns.append(torch.where(total > 0, 2.0 * (a & b).sum(1) / total.clamp(min=1), torch.nan))
-    return torch.stack(columns, 1).double().numpy()
-
-
-def save_predictions(folder: RunFolder, predictions: dict[str, NDArray[Any]], split: str = Split.TEST) -> None:
-    """`restricted/predictions.npz` (another split: `predictions-<split>.npz`): pseudonym, record, label, score."""
-    arrays: dict[str, Any] = predictions
-    target = folder.predictions if split == Split.TEST else folder.predictions.with_name(f"predictions-{split}.npz")
-    with whole_or_nothing(target, "wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
-def evaluate_run(path: str | Path, *, split: str = Split.TEST, ledger: dict[str, str | None] | None = None) -> Path:
-    """Score a finished run again. A new request to the ledger: refused on a locked cohort (exit code 3)."""
+def evaluate_run(
+    path: str | Path, *, split: str = Split.TEST, ledger: dict[str, str | None] | None = None, say: Say = print
+) -> Path:
+    """Score a finished run. What the plan declared and no evaluation has completed belongs to the run; anything else
+    is a new request to the ledger: refused on a locked cohort (exit code 3)."""
     run = load_run(path)
-    settings = run.settings
-    for name, value in (ledger or {}).items():
-        if value is not None:
-            setattr(settings.ledger, name, value)
-    if run.facts.status == RunStatus.RUNNING:
-        raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
+    settings = replace(run.settings, ledger=run.settings.ledger.placed(ledger or {}))
     store, keys, status = open_status(settings)
     _only_public(split, status.public)
+    if run.facts.status in UNFINISHED:
+        run = _settled(run, store, say)
     cohort = data.scan(settings.data, keys)
-    identity = str(run.facts.id)
-    with store.admit(status.name, purpose=Purpose.EVALUATE, run=identity, fingerprint=cohort.fingerprint) as grant:
+    with store.admit(
+        status.name, purpose=Purpose.EVALUATE, run=str(run.facts.id), fingerprint=cohort.fingerprint
+    ) as grant:
         _only_public(split, grant.public)  # the data may be of an earlier version
         network = build_network(settings)
-        load_trained(network, run.folder)
+        kept = None if run.facts.model is None else run.facts.model.sha256
+        models.ModelStore(run.folder.weights).restore(network.whole, sha256=kept)
         calibration = Calibration(**run.facts.calibration) if run.facts.calibration else None
         device = device_of(settings.training.device)
-        metrics, predictions = score(settings, cohort, grant, network, device, calibration, split)
-    target = run.folder.metrics if split == Split.TEST else run.folder.metrics.with_name(f"metrics-{split}.json")
-    write_json(target, metrics)
-    save_predictions(run.folder, predictions, split)
+        metrics, predictions = scoring.score(settings, cohort, grant, network, device, calibration, split)
+        target = scoring.write(run.folder, metrics, predictions, split)
     run.folder.note_access(f"evaluate {split}")
     return target
+
+
+def _settled(run: Run, ledger: Ledger, say: Say) -> Run:
+    """The run with the facts that its process died before writing. Raises ConfigError while the run is open."""
+    closed = closed_run(ledger, run)
+    if closed is None:
+        raise ConfigError(f"{run.folder.path} has not finished.", remedy="Resume it with training.resume=… first.")
+    training = Training(run.settings, run, command="dptrain evaluate", say=say, watch=Watch())
+    training.open()
+    training.check()
+    training.settle(closed)
+    return load_run(run.folder.path)
 
 
 def _only_public(split: str, public: bool) -> None:
@@ -598,12 +561,3 @@ def _only_public(split: str, public: bool) -> None:
             "only cohorts declared public may have them.",
             remedy="Use split=test or split=validation.",
         )
-
-
-def load_trained(network: Network, folder: RunFolder) -> None:
-    """Put a run's final weights into a freshly built network."""
-    from safetensors.torch import load_file
-
-    if not folder.weights.is_file():
-        raise ConfigError(f"{folder.weights} is missing: the run kept no model.")
-    network.whole.load_state_dict(load_file(str(folder.weights)))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dptrain.audit.reference import Material, fresh_start
+from dptrain.models.losses import loss_for_task
 from dptrain.plan import Plan
 from dptrain.settings import OptimizerConfig
-from dptrain.training.losses import loss_for_task
 
 
 def make_plan(**changes: Any) -> Plan:

@@ -122,7 +122,7 @@ def test_prior_recovers_known_variances_and_shifts() -> None:
     member = rng.random((40, 4000)) < 0.5
     shift = rng.normal(1.0, 0.5, 4000)
     scores = 3 * (rng.normal(size=(40, 4000)) + shift * member)
-    prior = attacks.fit_prior(attacks.classes(scores, member))
+    prior = attacks.fit_prior(attacks.classes(scores, member))  # type: ignore[arg-type]
     assert prior.variance == pytest.approx(9, rel=0.03)
     assert prior.freedom > 300
     assert prior.shift_mean == pytest.approx(1.0, abs=0.03)

@@ -42,7 +42,7 @@ AUDIT = ["audit.models=8", "audit.canaries=400", "audit.new_scan=0", "audit.proc
 
 def less_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of the promised noise."""
-    correct = step.PatientOptimizer
+    correct = step.PatientOptimizer  # type: ignore[attr-defined]
 
     def broken(optimizer: Any, *, noise_multiplier: float, **rest: Any) -> Any:
         return correct(optimizer, noise_multiplier=noise_multiplier / 4, **rest)
@@ -52,7 +52,7 @@ def less_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is clipped, while the sums say that they are (the optimiser refuses sums that do not)."""
-    correct = step.PatientGradients
+    correct = step.PatientGradients  # type: ignore[attr-defined]
 
     def broken(model: nn.Module, *, max_grad_norm: float, **rest: Any) -> Any:
         gradients = correct(model, max_grad_norm=1e6 * max_grad_norm, **rest)
@@ -61,7 +61,7 @@ def no_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
         def lying(*args: Any) -> Any:
             return dataclasses.replace(honest(*args), max_grad_norm=max_grad_norm)
 
-        gradients.clipped_sum = lying
+        gradients.clipped_sum = lying  # type: ignore[assignment]
         return gradients
 
     monkeypatch.setattr(step, "PatientGradients", broken)
@@ -69,7 +69,7 @@ def no_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def clipped_by_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each record is clipped as if it were a patient, and the promise is sold by patient."""
-    correct = step.PatientGradients
+    correct = step.PatientGradients  # type: ignore[attr-defined]
 
     def broken(model: nn.Module, **rest: Any) -> Any:
         gradients = correct(model, **rest)

@@ -17,10 +17,10 @@ from dptrain.audit.reference import Draws, Material, train_in_processes, train_t
 from dptrain.audit.run import choose_trainer, train_references
 from dptrain.engine import ClippedSum, noise
 from dptrain.errors import ConfigError
+from dptrain.models.losses import loss_for_task
 from dptrain.models.nets import cnn1d, linear_head, mlp, small_cnn
 from dptrain.settings import AuditConfig, OptimizerConfig
 from dptrain.training import step as private_step
-from dptrain.training.losses import loss_for_task
 from tests.audit.made import make_material, make_plan
 
 
@@ -33,10 +33,10 @@ def mean_gradient(material: Material, member: np.ndarray, weights: dict[str, Ten
             parameter.copy_(weights[name])
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     for p in np.flatnonzero(member):
-        rows = torch.nonzero(material.patient == p).squeeze(1)
+        rows = torch.nonzero(material.patient == p).squeeze(1)  # type: ignore[call-overload]
         loss = material.loss(module(material.inputs[rows].double()), material.labels[rows].double()).mean()
         gradient = torch.autograd.grad(loss, list(named.values()))
-        norm = torch.sqrt(sum((g**2).sum() for g in gradient))
+        norm = torch.sqrt(sum((g**2).sum() for g in gradient))  # type: ignore[arg-type]
         factor = min(1.0, material.plan.max_grad_norm / float(norm))
         for name, g in zip(total, gradient, strict=True):
             total[name] += factor * g
@@ -321,7 +321,7 @@ def one_noise_for_the_stack(patch: pytest.MonkeyPatch) -> None:
 
 
 def engine_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
-    class Realised(private_step.PatientOptimizer):
+    class Realised(private_step.PatientOptimizer):  # type: ignore[name-defined]
         drawn = 0
 
         def accumulate(self, chunk: ClippedSum | None = None) -> None:

@@ -103,7 +103,7 @@ def test_an_interrupted_audit_goes_on(make_site: Callable[..., Site], monkeypatc
     digest = np.load(folder.audit / "work" / "masks.npz")["member"]
     result = audit_run(folder.path, SMALL, say=quiet)
     assert calls == [8] * 5  # two kept, the third again, and the fourth
-    assert result.audit["masks_sha256"] == audit_module.masks.digest(digest)
+    assert result.audit["masks_sha256"] == audit_module.masks.digest(digest)  # type: ignore[attr-defined]
 
 
 def test_a_locked_cohort_needs_permission_for_a_second_audit(make_site: Callable[..., Site]) -> None:
@@ -319,7 +319,7 @@ def test_audit_of_a_recipe_without_a_run(make_site: Callable[..., Site], monkeyp
     site = make_site(8.0)
     settings = site.settings(f"training.run={site.folder / 'only-audit'}", "model=mlp", *NETWORK, *SMALL)
     tasks: list[str] = []
-    correct = audit_module.summarise
+    correct = audit_module.summarise  # type: ignore[attr-defined]
     monkeypatch.setattr(
         audit_module, "summarise", lambda *a, task, **k: tasks.append(task) or correct(*a, task=task, **k)
     )
@@ -452,11 +452,11 @@ def test_rmia_knows_that_a_segmentation_score_is_a_log_probability(monkeypatch: 
     member = rng.random((16, 30)) < 0.5
     owner = np.repeat(np.arange(30), 2)
     scores = -np.exp(rng.normal(size=(16, 60)) - member[:, owner])  # negative losses
-    right = attacks.rmia(scores, member[:, owner], scores, log_probability=True).reshape(16, 30, 2).mean(axis=2)
-    wrong = attacks.rmia(scores, member[:, owner], scores).reshape(16, 30, 2).mean(axis=2)
+    right = attacks.rmia(scores, member[:, owner], scores, log_probability=True).reshape(16, 30, 2).mean(axis=2)  # type: ignore[arg-type]
+    wrong = attacks.rmia(scores, member[:, owner], scores).reshape(16, 30, 2).mean(axis=2)  # type: ignore[arg-type]
     assert np.abs(right - wrong).max() > 0.01
     options = {"attack": "rmia", "task": "segmentation"}
-    np.testing.assert_allclose(patients.pooled_evidence(scores, member, scores, owner, **options), right)
+    np.testing.assert_allclose(patients.pooled_evidence(scores, member, scores, owner, **options), right)  # type: ignore[arg-type]
     np.testing.assert_allclose(patients.pooled_evidence(scores, member, scores, owner, attack="rmia"), wrong)
 
     asked: list[bool] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,19 @@ def settings(folder: Path, **changes: Any) -> DataConfig:
         label_values={"0": "negative", "1": "positive"},
         image_shape=[1, 8, 6],
     )
+    return replace(config, **changes)
+
+
+def changed(settings: Any, changes: dict[str, Any]) -> Any:
+    """Settings with some values changed, by their dotted names."""
+    sections: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
-        setattr(config, name, value)
-    return config
+        head, _, rest = name.partition(".")
+        sections.setdefault(head, {})[rest] = value
+    return replace(
+        settings,
+        **{
+            head: inner[""] if "" in inner else changed(getattr(settings, head), inner)
+            for head, inner in sections.items()
+        },
+    )

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dptrain.data import DataConfig, scan
-from dptrain.settings.data import check
+from dptrain.settings.data import check_complete
+from dptrain.settings.typed import build
 from tests.data import made
 from tests.data.shared import FakeKeys
 
@@ -21,8 +22,7 @@ def blocks(kind: str) -> list[str]:
 
 
 def settings(text: str, **changes) -> DataConfig:
-    merged = OmegaConf.merge(OmegaConf.structured(DataConfig), OmegaConf.create(text), changes)
-    return OmegaConf.to_object(merged)
+    return build(DataConfig, OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(text), changes)))
 
 
 def test_the_examples_are_accepted(tmp_path):
@@ -36,4 +36,4 @@ def test_the_examples_are_accepted(tmp_path):
     whole = {"train": 1.0, "validation": 0.0, "test": 0.0}
     cohort = scan(settings(images, root=str(tmp_path), split=whole), FakeKeys())
     assert (len(cohort.patients), len(cohort.records)) == (2, 3)
-    check(settings(table, issuer="x"))
+    check_complete(settings(table, issuer="x"))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dptrain.data import read_manifest, scan
 from dptrain.errors import ConfigError, DataUnreadable
-from dptrain.settings import ColumnsConfig, NpzConfig, SplitConfig, TableConfig
+from dptrain.settings import ColumnsConfig, NpzConfig
 from tests.data import made
 from tests.data.shared import FakeKeys
 
@@ -106,9 +106,8 @@ def test_a_byte_order_mark_is_no_fault(tmp_path):
 
 def test_missing_columns_name_the_nearest(tmp_path):
     made.write(tmp_path, made.rows())
-    config = made.settings(tmp_path)
-    config.columns.patient = "pateint_id"
-    config.columns.groups = ["sex", "weight in kilograms"]
+    columns = {"columns.patient": "pateint_id", "columns.groups": ["sex", "weight in kilograms"]}
+    config = made.changed(made.settings(tmp_path), columns)
     found = faults_of(config)
     assert found[0] == "column 'pateint_id' is missing: did you mean patient_id?"
     assert found[1].startswith("column 'weight in kilograms' is missing: there are file, patient_id")
@@ -121,8 +120,7 @@ def test_rows_of_the_wrong_length_and_columns_twice(tmp_path):
     lines[0] = lines[0].replace("sex,age", "sex,sex")
     lines[4] += ",one,more"
     path.write_text("\n".join(lines))
-    config = made.settings(tmp_path)
-    config.columns.groups = []
+    config = made.changed(made.settings(tmp_path), {"columns.groups": []})
     found = faults_of(config)
     assert "column 'sex' occurs twice in the header" in found
     assert "row 5 has 8 fields where the header has 6" in found
@@ -217,8 +215,7 @@ def test_pickles_are_never_loaded(tmp_path):
 def test_decathlon_and_npz_faults_name_their_rows(tmp_path):
     items = [{"image": "a.npy", "label": "0", "patient_id": "secret"}, "a path alone"]
     (tmp_path / "list.json").write_text(json.dumps({"training": items}))
-    config = made.settings(tmp_path, manifest="list.json", format="decathlon")
-    config.columns = ColumnsConfig(image="image")
+    config = made.settings(tmp_path, manifest="list.json", format="decathlon", columns=ColumnsConfig(image="image"))
     found = faults_of(config)
     assert "training item 2 is no object with image, label and patient" in found
     assert "training item 1: the image does not exist" in found
@@ -229,9 +226,14 @@ def test_decathlon_and_npz_faults_name_their_rows(tmp_path):
         names=np.array(["secret a", "secret b"]),
         label=np.array([0, 1, 2]),
     )
-    config = made.settings(tmp_path, manifest="a.npz", format="npz", image_shape=[1, 4])
-    config.columns = ColumnsConfig(image="image", patient="who")
-    config.npz = NpzConfig(lookup={"who": "names"})
+    config = made.settings(
+        tmp_path,
+        manifest="a.npz",
+        format="npz",
+        image_shape=[1, 4],
+        columns=ColumnsConfig(image="image", patient="who"),
+        npz=NpzConfig(lookup={"who": "names"}),
+    )
     found = faults_of(config)
     assert "row 2: 'who' points outside 'names'" in found
     assert "row 2: unknown label in column 'label': allowed are 0, 1" in found
@@ -249,11 +251,11 @@ def test_decathlon_and_npz_faults_name_their_rows(tmp_path):
         ({"task": "multiclass", "classes": ["a"]}, "two classes"),
         ({"label_values": {"0": "nagative"}}, "negative"),
         ({"image_shape": []}, "no shape"),
-        ({"split": SplitConfig(train=0.9)}, "sum to 1"),
-        ({"split": SplitConfig(values={"a": "tst"})}, "test"),
-        ({"split": SplitConfig(calibration=1)}, "below 1"),
+        ({"split.train": 0.9}, "sum to 1"),
+        ({"split.values": {"a": "tst"}}, "test"),
+        ({"split.calibration": 1}, "below 1"),
         ({"format": "table"}, "names no columns"),
-        ({"format": "table", "table": TableConfig(numeric={"a": [2, 1]})}, "must rise"),
+        ({"format": "table", "table.numeric": {"a": [2, 1]}}, "must rise"),
         ({"units_per_person": 0}, "at least 1"),
         ({"same_pixels": "keep"}, "merge"),
     ],
@@ -261,7 +263,7 @@ def test_decathlon_and_npz_faults_name_their_rows(tmp_path):
 def test_settings_that_contradict_each_other(tmp_path, change, text):
     made.write(tmp_path, made.rows())
     with pytest.raises(ConfigError, match=text):
-        scan(made.settings(tmp_path, **change), FakeKeys())
+        scan(made.changed(made.settings(tmp_path), change), FakeKeys())
 
 
 def test_importing_the_floor_is_light():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -96,8 +98,7 @@ def segmentation(folder: Path) -> DataConfig:
 
 def test_decathlon_nifti_segmentation_with_multi_crop_views(tmp_path):
     volumes(tmp_path)
-    config = segmentation(tmp_path)
-    config.augment = [
+    augment = [
         {
             "_target_": "monai.transforms.RandCropByPosNegLabeld",
             "keys": ["image", "label"],
@@ -107,6 +108,7 @@ def test_decathlon_nifti_segmentation_with_multi_crop_views(tmp_path):
         },
         {"_target_": "monai.transforms.RandFlipd", "keys": ["image", "label"], "prob": 0.5},
     ]
+    config = replace(segmentation(tmp_path), augment=augment)
     cohort = scan(config, FakeKeys())
     images, labels = load_tensors(cohort, range(6), FakeGrant())
     assert images.shape == labels.shape == (6, 1, 8, 8, 8)
@@ -150,8 +152,8 @@ def test_spacing_sees_the_affine_of_a_nifti(tmp_path):
     volumes(tmp_path)
     config = segmentation(tmp_path)
     spacing = {"_target_": "monai.transforms.Spacingd", "keys": ["image", "label"], "pixdim": [1.0, 1.0, 1.0]}
-    config.transforms = [{**spacing, "mode": ["bilinear", "nearest"]}, config.transforms[1]]
-    config.image_shape = [1, 8, 8, 8]
+    transforms = [{**spacing, "mode": ["bilinear", "nearest"]}, config.transforms[1]]
+    config = replace(config, transforms=transforms, image_shape=[1, 8, 8, 8])
     cohort = scan(config, FakeKeys())
     assert torch.isfinite(load_records(cohort, [0], FakeGrant())).all()
 
@@ -163,8 +165,7 @@ def test_channels_in_several_files_are_joined(tmp_path):
         for item in content[section]:
             item["image"] = [item["image"], item["image"]]
     (tmp_path / "dataset.json").write_text(json.dumps(content))
-    config = segmentation(tmp_path)
-    config.image_shape = [2, 8, 8, 8]
+    config = replace(segmentation(tmp_path), image_shape=[2, 8, 8, 8])
     cohort = scan(config, FakeKeys())
     images = load_records(cohort, range(6), FakeGrant())
     assert images.shape == (6, 2, 8, 8, 8)
@@ -176,7 +177,7 @@ def test_channels_in_several_files_are_joined(tmp_path):
 
 def write_dicom(path: Path, pixels: np.ndarray, **tags) -> None:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"  # type: ignore[assignment]
     meta.MediaStorageSOPInstanceUID = tags.get("SOPInstanceUID", generate_uid())
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
@@ -211,9 +212,7 @@ def dicom_settings(folder: Path, **changes) -> DataConfig:
         label_values={"0": "negative", "1": "positive"},
         image_shape=[1, 8, 6],
     )
-    for name, value in changes.items():
-        setattr(config, name, value)
-    return config
+    return replace(config, **changes)
 
 
 def dicom_folder(folder: Path, patients: int = 6) -> list[np.ndarray]:
@@ -234,7 +233,7 @@ def dicom_folder(folder: Path, patients: int = 6) -> list[np.ndarray]:
             tags["PhotometricInterpretation"] = "MONOCHROME1"
             pixels = 4095 - pixels
         if i == 2:
-            tags |= {"RescaleSlope": 2, "RescaleIntercept": -1000}
+            tags |= {"RescaleSlope": 2, "RescaleIntercept": -1000}  # type: ignore[dict-item]
         write_dicom(folder / f"study{i}/image{'.dcm' if i else ''}", pixels, **tags)
         part = "test" if i == patients - 1 else "validation" if i == patients - 2 else "train"
         lines.append(f"A{i},{i % 2},{part}")
@@ -290,10 +289,9 @@ def test_dicom_files_in_a_csv_and_series_as_volumes(tmp_path):
             )
     lines = ["AccessionNumber,label"] + [f"A{i},{i % 2}" for i in range(6)]
     (tmp_path / "labels.csv").write_text("\n".join(lines))
-    config = dicom_settings(tmp_path, image_shape=[1, 3, 4, 4])
-    config.dicom.series = True
-    config.columns.split, config.columns.groups = None, []
-    config.split = SplitConfig(train=1.0, validation=0.0, test=0.0)
+    everyone = SplitConfig(train=1.0, validation=0.0, test=0.0)
+    config = dicom_settings(tmp_path, image_shape=[1, 3, 4, 4], split=everyone)
+    config = made.changed(config, {"dicom.series": True, "columns.split": None, "columns.groups": []})
     cohort = scan(config, FakeKeys())
     assert len(cohort.records) == 6
     volumes_read = load_records(cohort, range(6), FakeGrant())
@@ -406,7 +404,7 @@ def test_excluded_patients_come_back_as_zeros_and_are_not_read(tmp_path):
 
 def test_a_keyed_hash_split_stays_when_a_patient_joins(tmp_path):
     config = made.settings(tmp_path, split=SplitConfig(train=0.5, validation=0.25, test=0.25, calibration=0.3))
-    config.columns.split = None
+    config = made.changed(config, {"columns.split": None})
     rows = made.rows(60, 1)
     made.write(tmp_path, rows, shape=(8, 6))
     before = {p.key: p.split for p in scan(config, FakeKeys()).patients}
@@ -415,7 +413,7 @@ def test_a_keyed_hash_split_stays_when_a_patient_joins(tmp_path):
     after = {p.key: p.split for p in scan(config, FakeKeys()).patients}
     assert len(after) == 61
     assert all(after[key] == split for key, split in before.items())
-    config.split.salt = "another"
+    config = made.changed(config, {"split.salt": "another"})
     assert {p.key: p.split for p in scan(config, FakeKeys()).patients} != after
 
 
@@ -425,7 +423,7 @@ def test_a_group_column_keeps_patients_together(tmp_path):
         row["site"] = "abcdefghijklmnopqrst"[int(row["patient_id"].removeprefix("secret")) // 3]
     made.write(tmp_path, rows)
     config = made.settings(tmp_path, split=SplitConfig(train=0.6, validation=0.2, test=0.2, by="site"))
-    config.columns.split, config.columns.groups = None, ["site"]
+    config = made.changed(config, {"columns.split": None, "columns.groups": ["site"]})
     cohort = scan(config, FakeKeys())
     of_site: dict[str, set[str]] = {}
     for record, site in zip(cohort.records, cohort.groups["site"]):
@@ -467,11 +465,11 @@ def test_own_datasets_need_no_manifest():
         {"image": torch.randn(2, 5), "label": i % 2, "patient_id": f"secret{i // 2}", "sex": "FM"[i % 2]}
         for i in range(12)
     ]
-    config = {"keys": FakeKeys(), "issuer": "clinic", "task": "binary", "groups": ["sex"]}
+    config: dict[str, Any] = {"keys": FakeKeys(), "issuer": "clinic", "task": "binary", "groups": ["sex"]}
     split = [{**item, "split": "test" if i > 9 else "train"} for i, item in enumerate(items)]
     cohort = cohort_from_dataset(split, split="split", **config)
     assert (len(cohort.patients), len(cohort.records)) == (6, 12)
-    assert torch.equal(load_records(cohort, [3], FakeGrant())[0], items[3]["image"])
+    assert torch.equal(load_records(cohort, [3], FakeGrant())[0], items[3]["image"])  # type: ignore[arg-type]
     bad = [*split, {**split[0], "image": torch.zeros(2, 4), "patient_id": "", "label": 5}]
     with pytest.raises(DataUnreadable) as caught:
         cohort_from_dataset(bad, split="split", **config)

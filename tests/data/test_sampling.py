@@ -161,9 +161,9 @@ def test_no_grant_no_tensor():
     cohort = cohort_of()
     for grant in (None, object()):
         with pytest.raises(LedgerRefused):
-            PatientLoader(cohort, plan(), grant)
+            PatientLoader(cohort, plan(), grant)  # type: ignore[arg-type]
         with pytest.raises(LedgerRefused):
-            load_records(cohort, [0], grant)
+            load_records(cohort, [0], grant)  # type: ignore[arg-type]
     closed = FakeGrant()
     closed.open = False
     with pytest.raises(LedgerRefused):
@@ -171,7 +171,7 @@ def test_no_grant_no_tensor():
     with pytest.raises(LedgerRefused):
         tensors_of(cohort, "train", closed)
     with pytest.raises(TypeError):
-        PatientLoader(cohort, plan())
+        PatientLoader(cohort, plan())  # type: ignore[call-arg]
 
 
 def test_steps_that_are_not_paid_are_not_drawn():
@@ -201,7 +201,7 @@ def test_other_samplers_and_loaders_are_refused():
         with pytest.raises(CheckRefused, match="PatientLoader"):
             check_sampler(other)
         with pytest.raises(CheckRefused):
-            PatientLoader(cohort_of(), plan(), FakeGrant(), sampler=other)
+            PatientLoader(cohort_of(), plan(), FakeGrant(), sampler=other)  # type: ignore[arg-type]
     with pytest.raises(CheckRefused, match="rate"):
         PatientLoader(cohort_of(), plan(), FakeGrant(), sampler=PoissonSampler(4, 0.5))
     with pytest.raises(CheckRefused, match="positions"):

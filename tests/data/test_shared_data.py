@@ -10,9 +10,11 @@ import torch
 from dptrain.data import load_tensors, scan
 from dptrain.samples.fetch import KERMANY_FOLDER
 from tests.data import shared
+from tests.data.made import changed
 from tests.data.shared import FakeGrant, FakeKeys
 
 pytestmark = pytest.mark.shared_data
+EVERYONE_TRAINS = {"columns.split": None, "split.train": 1.0, "split.validation": 0.0, "split.test": 0.0}
 
 
 def sizes(cohort):
@@ -36,15 +38,12 @@ def test_kermany_finds_the_copies_that_are_not_flagged(shared_data, tmp_path):
     few = [row for row in rows if row["duplicate_of"] or row["file"] in copies]
     for row in few:
         row["split"] = "train" if row is not few[-1] else "test"
-    config = shared.kermany(shared_data)
+    changes = {"root": str(tmp_path), "folder": "", "drop": {}, "columns.patient": "patient_id"}
+    config = changed(shared.kermany(shared_data), {**changes, "same_pixels": "merge", **EVERYONE_TRAINS})
     (tmp_path / "manifest.csv").write_text(
         "\n".join([",".join(few[0]), *(",".join(row.values()) for row in few)]), encoding="utf-8"
     )
     (tmp_path / "images").symlink_to(shared_data / KERMANY_FOLDER / "images")
-    config.root, config.folder, config.drop = str(tmp_path), "", {}
-    config.columns.patient, config.same_pixels = "patient_id", "merge"
-    config.columns.split = None
-    config.split.train, config.split.validation, config.split.test = 1.0, 0.0, 0.0
     cohort = scan(config, FakeKeys())
     assert sum(len(patient.aliases) for patient in cohort.patients) == 1  # one pair of ids shares its pixels
 
@@ -59,10 +58,7 @@ def test_nih(shared_data, source, size, patients):
 
 
 def test_hippocampus(shared_data):
-    config = shared.hippocampus(shared_data)
-    config.keep = {"split": "test"}
-    config.columns.split = None
-    config.split.train, config.split.validation, config.split.test = 1.0, 0.0, 0.0
+    config = changed(shared.hippocampus(shared_data), {"keep": {"split": "test"}, **EVERYONE_TRAINS})
     cohort = scan(config, FakeKeys())
     assert len(cohort.records) == 32
     images, labels = load_tensors(cohort, range(4), FakeGrant())
@@ -72,8 +68,7 @@ def test_hippocampus(shared_data):
 
 
 def test_ecg(shared_data):
-    config = shared.ecg(shared_data)
-    config.keep = {"y": "V"}
+    config = changed(shared.ecg(shared_data), {"keep": {"y": "V"}})
     cohort = scan(config, FakeKeys())
     assert len(cohort.records) == 7_235
     assert set(cohort.groups["sex"]) == {"F", "M"}

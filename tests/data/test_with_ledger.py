@@ -54,8 +54,9 @@ def test_scan_register_reserve_draw_and_withdraw(tmp_path, site):
     with pytest.raises(CheckRefused, match="not the plan that was granted"):
         PatientLoader(cohort, plan(public_size=21, expected_batch_size=20, delta=1e-5), grant)
     made.write(folder, rows[:-2], images=False)
-    config.columns.split = None
-    config.split.train, config.split.validation, config.split.test = 1.0, 0.0, 0.0
+    config = made.changed(
+        config, {"columns.split": None, "split.train": 1.0, "split.validation": 0.0, "split.test": 0.0}
+    )
     with pytest.raises(LedgerRefused, match="other data"):
         PatientLoader(scan(config, keys), p, grant)
     grant.close("complete", 2)

@@ -44,7 +44,7 @@ def norms(gradients: list[dict[str, Tensor]]) -> Tensor:
 def clipped(gradients: list[dict[str, Tensor]], clip: float) -> dict[str, Tensor]:
     """The sum of the gradients, each clipped to clip·(1−η)."""
     factors = (clip * (1 - MARGIN) / norms(gradients)).clamp(max=1)
-    return {name: sum(f * g[name] for f, g in zip(factors, gradients, strict=True)) for name in gradients[0]}  # type: ignore[misc]
+    return {name: sum(f * g[name] for f, g in zip(factors, gradients, strict=True)) for name in gradients[0]}
 
 
 def distance(ours: dict[str, Tensor], truth: dict[str, Tensor]) -> float:

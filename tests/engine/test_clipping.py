@@ -248,7 +248,7 @@ def noise_by_root_of_chunks(patch: pytest.MonkeyPatch) -> None:
             self.chunks += chunk is not None
 
         def add_noise(self) -> None:
-            kept, self.noise_multiplier = self.noise_multiplier, self.noise_multiplier / max(1, self.chunks) ** 0.5
+            kept, self.noise_multiplier = self.noise_multiplier, self.noise_multiplier / max(1, self.chunks) ** 0.5  # type: ignore[has-type]
             super().add_noise()
             self.noise_multiplier, self.chunks = kept, 0
 
@@ -270,7 +270,7 @@ def no_noise_for_an_empty_draw(patch: pytest.MonkeyPatch) -> None:
 def leave_bias_out(patch: pytest.MonkeyPatch) -> None:
     original = sums.squared_norms
 
-    def without(tape, layout):  # type: ignore[no-untyped-def]
+    def without(tape, layout):
         whole = original(tape, layout)
         for block in tape.blocks(layout):
             sizes = [source.shape.numel() // len(block.matrix) for source, _ in block.parts]
@@ -303,7 +303,7 @@ def trust_gram(patch: pytest.MonkeyPatch) -> None:
 def clip_late(patch: pytest.MonkeyPatch) -> None:
     original = sums.weighted_sums
 
-    def loose(tape, layout, factors, sources):  # type: ignore[no-untyped-def]
+    def loose(tape, layout, factors, sources):
         return original(tape, layout, (factors * 1.5).clamp(max=1), sources)
 
     patch.setattr(sums, "weighted_sums", loose)
@@ -635,7 +635,7 @@ def test_optimizer_refuses_what_would_break_the_account() -> None:
     for wrong in ({"noise_multiplier": math.nan}, {"max_grad_norm": math.inf}, {"expected_batch_size": 0}):
         settings = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "expected_batch_size": 1} | wrong
         with pytest.raises(CheckRefused):
-            PatientOptimizer(optimizer, noise=steps.source, **settings)  # type: ignore[arg-type]
+            PatientOptimizer(optimizer, noise=steps.source, **settings)
 
 
 def test_state_of_the_optimizer_holds_no_noise() -> None:
@@ -700,7 +700,7 @@ class Ones:
     def prepare(self, size: int) -> None:
         self.size = size
 
-    def normal(self, shape, dtype=torch.float32, device="cpu"):  # type: ignore[no-untyped-def]
+    def normal(self, shape, dtype=torch.float32, device="cpu"):
         return torch.ones(shape, dtype=dtype, device=device)
 
 

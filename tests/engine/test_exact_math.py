@@ -32,10 +32,10 @@ SETTINGS = [
 def precisions() -> dict[str, str]:
     places = {
         "cuda matmul": torch.backends.cuda.matmul,
-        "cudnn conv": torch.backends.cudnn.conv,
+        "cudnn conv": torch.backends.cudnn.conv,  # type: ignore[attr-defined]
         "cudnn rnn": torch.backends.cudnn.rnn,
-        "cpu matmul": torch.backends.mkldnn.matmul,
-        "cpu conv": torch.backends.mkldnn.conv,
+        "cpu matmul": torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+        "cpu conv": torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
     }
     return {name: place.fp32_precision for name, place in places.items()}
 
@@ -68,7 +68,7 @@ def tried(setting: str, device: torch.device) -> list[dict[str, Any]]:
             raise ValueError
     except ValueError:
         failed = state()
-    torch.backends.fp32_precision = "ieee"
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
     return [before, inside, after, failed, precisions()]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -46,7 +48,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
         padding = tuple(draw(st.integers(0, d * (k - 1))) for k, d in zip(kernel, dilation))
         extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation))
         space = tuple(s + 1 for s in space)
-        kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[n - 1]
+        kind: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[n - 1]
         layer: nn.Module = kind(c, o, kernel, stride, padding, extra, groups, bias, dilation)
         return layer, (c, *space)
     mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]))
@@ -54,7 +56,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     if set(stride) == {1} and draw(st.booleans()):
         padding_ = draw(st.sampled_from(["same", "valid"]))
         space = tuple(s + d * (k - 1) for s, k, d in zip(space, kernel, dilation))
-    kind_ = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n - 1]
+    kind_: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n - 1]
     return kind_(c, o, kernel, stride, padding_, dilation, groups, bias, mode), (c, *space)
 
 
@@ -188,7 +190,7 @@ class Blocks(nn.Module):
 class Attention(nn.Module):
     def __init__(self, **options: object) -> None:
         super().__init__()
-        self.attend = nn.MultiheadAttention(8, 2, **options)  # type: ignore[arg-type]
+        self.attend = nn.MultiheadAttention(8, 2, **options)
         self.first = bool(options.get("batch_first"))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -27,12 +27,12 @@ class Scale(torch.autograd.Function):
     """x · w by an autograd function of one's own: torch hands the stand-in to it as a tensor."""
 
     @staticmethod
-    def forward(ctx, x, w):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, w):
         ctx.save_for_backward(x, w)
         return x * w
 
     @staticmethod
-    def backward(ctx, g):  # type: ignore[no-untyped-def]
+    def backward(ctx, g):
         x, w = ctx.saved_tensors
         return g * w, (g * x).sum(0)
 
@@ -149,7 +149,7 @@ class Compiled(nn.Module):
 
 def fixed_instance_norm() -> nn.Module:
     norm = nn.InstanceNorm1d(3, affine=True, track_running_stats=True)
-    norm.running_mean.uniform_()  # type: ignore[union-attr]
+    norm.running_mean.uniform_()
     return nn.Sequential(norm.eval(), nn.Flatten())
 
 
@@ -275,11 +275,11 @@ class Overwriting(torch.autograd.Function):
     """Writes into the gradient that it is handed, which torch forbids and does not see."""
 
     @staticmethod
-    def forward(ctx, x):  # type: ignore[no-untyped-def]
+    def forward(ctx, x):
         return x.clone()
 
     @staticmethod
-    def backward(ctx, g):  # type: ignore[no-untyped-def]
+    def backward(ctx, g):
         return g.mul_(100)
 
 
@@ -416,7 +416,7 @@ def test_a_value_kept_from_an_earlier_pass_is_refused() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             if self.cache is None:
-                self.cache = 2 * self.w
+                self.cache = 2 * self.w  # type: ignore[assignment]
             return self.line(x) * self.cache
 
     model, x, y, patient = Cached(), torch.randn(4, 4), torch.zeros(4), torch.arange(4)
@@ -547,7 +547,7 @@ def test_shifted_windows_of_monai_are_exact_and_fast() -> None:
     from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2
 
     torch.manual_seed(0)
-    layer = BasicLayer(8, 2, 2, (2, 2), [0.0, 0.0], 2.0, True, downsample=PatchMergingV2).double()
+    layer = BasicLayer(8, 2, 2, (2, 2), [0.0, 0.0], 2.0, True, downsample=PatchMergingV2).double()  # type: ignore[arg-type]
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
     assert oracle.gap(layer, torch.randn(6, 8, 4, 4).double(), torch.tensor(RAGGED), 3) < EXACT

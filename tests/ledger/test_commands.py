@@ -183,7 +183,7 @@ def test_a_forecast_in_words(desk: Desk) -> None:
         ("budget cohort=nowhere epsilon=1 reason=x", EXIT_REFUSED_BY_LEDGER, "No cohort"),
         ("weights source=x licence=y", EXIT_USAGE, "file="),
         ("weights file=/nowhere source=x licence=y", EXIT_USAGE, "cannot be read"),
-        ("rotate what=everything", EXIT_USAGE, "cannot be rotated"),
+        ("rotate what=everything", EXIT_USAGE, "it must be site or controller"),
         ("permit cohort=x purpose=sell reason=y", EXIT_USAGE, "evaluate or audit"),
         ("withdraw issuer= patient=3", EXIT_USAGE, "issuer"),
         ("close run=nothing reason=x", EXIT_REFUSED_BY_LEDGER, "no run"),

@@ -71,7 +71,7 @@ def test_the_budget_locks_and_the_refusal_is_understood(site: Site) -> None:
     assert "controller" in str(error)
     status = site.again().status(COHORT)
     assert len(status.runs) == 3
-    assert status.spent_epsilon <= status.budget_epsilon  # type: ignore[operator]
+    assert status.spent_epsilon <= status.budget_epsilon
     assert sum(run.share or 0 for run in status.runs) <= 1
 
 

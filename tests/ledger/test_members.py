@@ -68,7 +68,7 @@ def test_record_hashes_follow_pixels_and_not_their_file(home: Home) -> None:
     image = np.arange(12, dtype=np.uint16).reshape(3, 4)
     assert mark(image) == mark(np.asfortranarray(image)) == mark(image.astype(">u2")) == mark(image[:, ::-1][:, ::-1])
     others = [image.reshape(4, 3), image.astype(np.uint8), image.astype(np.int16), image + 1, image[None]]
-    assert len({mark(image), *map(mark, others)}) == 6
+    assert len({mark(image), *map(mark, others)}) == 6  # type: ignore[arg-type]
     assert mark(np.array([0.0, -0.0])) == mark(np.array([0.0, 0.0]))
     with pytest.raises(ConfigError, match="numbers"):
         mark(np.array(["a"]))

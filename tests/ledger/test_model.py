@@ -493,8 +493,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.close()
         self.ledger = Ledger.open(self.folder / "ledger.sqlite", self.keys)
         for holder in (*self.runs.values(), *self.admissions):
-            if holder.grant is not None:
-                holder.grant._ledger = self.ledger
+            if holder.grant is not None:  # type: ignore[attr-defined]
+                holder.grant._ledger = self.ledger  # type: ignore[attr-defined]
 
     @rule()
     def snapshot(self) -> None:

@@ -36,7 +36,7 @@ def test_groupnorm_keeps_affine_weights_and_shared_layers():
     nn.init.normal_(net.norm.weight)
     nn.init.normal_(net.norm.bias)
     weight, bias = net.norm.weight.detach().clone(), net.norm.bias.detach().clone()
-    net, changes = models.make_private(net, batchnorm="replace")
+    net, changes = models.make_private(net, batchnorm="replace")  # type: ignore[assignment]
     assert isinstance(net.norm, nn.GroupNorm)
     assert net.again is net.norm
     assert torch.equal(net.norm.weight, weight)
@@ -67,7 +67,7 @@ def test_batchnorm_is_refused_where_it_may_not_be_changed():
     assert caught.value.exit_code == 4
     assert "batchnorm=replace" in caught.value.remedy
     with pytest.raises(ConfigError):
-        models.make_private(Residual(), batchnorm="maybe")
+        models.make_private(Residual(), batchnorm="maybe")  # type: ignore[arg-type]
 
 
 def test_frozen_batchnorm_stays_in_evaluation_mode():
@@ -77,7 +77,7 @@ def test_frozen_batchnorm_stays_in_evaluation_mode():
     net.eval()
     x = torch.rand(4, 2, 6, 6)
     before = net(x)
-    net, changes = models.make_private(net, batchnorm="freeze")
+    net, changes = models.make_private(net, batchnorm="freeze")  # type: ignore[assignment]
     assert all(change.after == "FrozenBatchNorm" for change in changes)
     net.train()
     state = {name: value.clone() for name, value in net.state_dict().items()}
@@ -115,7 +115,7 @@ def test_pretrained_features_equal_those_of_the_package():
     from dptrain.models.pretrained import weight_file
 
     reference = package.EfficientNet.from_name("efficientnet-lite0")
-    reference.load_state_dict(models.read_weights(weight_file()))
+    reference.load_state_dict(models.ModelStore.of(weight_file()).read())
     reference.eval()
     ours = models.pretrained_efficientnet_lite(in_channels=3).train()
     colour = torch.rand(1, 3, 224, 224)
@@ -198,7 +198,7 @@ def test_a_network_with_several_outputs_names_the_wrapper():
     net = nets.ViT(1, 32, 16, 24, 24, 2, 2, classification=True, num_classes=3, spatial_dims=2)
     frozen, _ = models.split_frozen(net, "head")
     with pytest.raises(ConfigError, match="several outputs") as caught:
-        frozen(torch.rand(1, 1, 32, 32))
+        frozen(torch.rand(1, 1, 32, 32))  # type: ignore[misc]
     assert "first_output" in caught.value.remedy
 
 
@@ -209,23 +209,23 @@ def test_weights_load_from_safetensors_and_torch_files(tmp_path):
     hashes = []
     for name in ("w.safetensors", "w.pt"):
         net = models.small_cnn(1, 2)
-        hashes.append(models.load_weights(net, tmp_path / name))
+        hashes.append(models.ModelStore(tmp_path / name).start(net))
         assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), made.state_dict().values()))
-    assert hashes[0] == models.weights_sha256(tmp_path / "w.safetensors") != hashes[1]
+    assert hashes[0] == models.ModelStore(tmp_path / "w.safetensors").sha256() != hashes[1]
     with pytest.raises(ConfigError, match="declared"):
-        models.load_weights(net, tmp_path / "w.pt", sha256="0" * 64)
+        models.ModelStore(tmp_path / "w.pt").start(net, sha256="0" * 64)
 
 
 def test_a_head_for_other_classes_starts_fresh_and_nothing_else_may_differ(tmp_path):
     made = models.small_cnn(1, 10)
     save_file(made.state_dict(), tmp_path / "w.safetensors")
     net = models.small_cnn(1, 2)
-    models.load_weights(net, tmp_path / "w.safetensors")
+    models.ModelStore(tmp_path / "w.safetensors").start(net)
     assert torch.equal(net.body[0][0].weight, made.body[0][0].weight)
     with pytest.raises(ConfigError, match=r"do not fit.*of another shape"):
-        models.load_weights(models.small_cnn(3, 10), tmp_path / "w.safetensors")
+        models.ModelStore(tmp_path / "w.safetensors").start(models.small_cnn(3, 10))
     with pytest.raises(ConfigError, match="unknown"):
-        models.load_weights(models.mlp(4, 10), tmp_path / "w.safetensors")
+        models.ModelStore(tmp_path / "w.safetensors").start(models.mlp(4, 10))
 
 
 def test_weights_with_batchnorm_go_into_groupnorm_and_back(tmp_path):
@@ -235,15 +235,15 @@ def test_weights_with_batchnorm_go_into_groupnorm_and_back(tmp_path):
         {k: v for k, v in public.state_dict().items() if not k.startswith("again.")}, tmp_path / "bn.safetensors"
     )
     net = Residual()
-    models.load_weights(net, tmp_path / "bn.safetensors")
+    models.ModelStore(tmp_path / "bn.safetensors").start(net)
     private, _ = models.make_private(net)
-    assert torch.equal(private.norm.weight, public.norm.weight)
+    assert torch.equal(private.norm.weight, public.norm.weight)  # type: ignore[arg-type]
     torch.save(private.state_dict(), tmp_path / "gn.pt")
     again = Residual()
-    models.load_weights(again, tmp_path / "gn.pt")
+    models.ModelStore(tmp_path / "gn.pt").start(again)
     with pytest.raises(CheckRefused, match="without running statistics"):
         models.make_private(again, batchnorm="freeze")
-    again, _ = models.make_private(again)
+    again, _ = models.make_private(again)  # type: ignore[assignment]
     assert torch.equal(again.norm.weight, public.norm.weight)
 
 
@@ -255,13 +255,13 @@ class Evil:
 def test_a_weight_file_runs_no_code(tmp_path, capsys):
     torch.save({"state_dict": {"a": Evil()}}, tmp_path / "evil.pt")
     with pytest.raises(ConfigError, match="more than tensors"):
-        models.load_weights(models.mlp(4, 2), tmp_path / "evil.pt")
+        models.ModelStore(tmp_path / "evil.pt").start(models.mlp(4, 2))
     assert "ran" not in capsys.readouterr().out
     with pytest.raises(ConfigError, match="cannot be read"):
-        models.load_weights(models.mlp(4, 2), tmp_path / "absent.pt")
+        models.ModelStore(tmp_path / "absent.pt").start(models.mlp(4, 2))
     (tmp_path / "short.safetensors").write_bytes(b"x")
     with pytest.raises(ConfigError, match="cannot be read"):
-        models.load_weights(models.mlp(4, 2), tmp_path / "short.safetensors")
+        models.ModelStore(tmp_path / "short.safetensors").start(models.mlp(4, 2))
 
 
 @pytest.mark.parametrize("target", ["os.system", "torch.load", "torch.nn.modules.os.system", "dptrain.ledger.Ledger"])
@@ -274,7 +274,7 @@ def test_what_is_no_network_is_refused():
     with pytest.raises(ConfigError, match="no network"):
         models.build(ModelConfig())
     with pytest.raises(ConfigError, match="is no network"):
-        models.build({"_target_": "dptrain.models.weights_sha256", "path": __file__})
+        models.build({"_target_": "dptrain.models.ModelStore", "file": __file__})
     net = models.build(
         {
             "_target_": "dptrain.models.sequential",

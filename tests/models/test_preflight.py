@@ -12,9 +12,9 @@ from torch.utils.data import RandomSampler, WeightedRandomSampler
 from dptrain import models
 from dptrain.data import PatientLoader, PoissonSampler
 from dptrain.errors import CheckRefused
+from dptrain.models.check import check_rules
 from dptrain.models.draws import FixedDraws
 from dptrain.models.preflight import check_separable
-from dptrain.training.session import check_rules
 from tests.data.shared import FakeGrant
 from tests.data.test_sampling import cohort_of, plan
 
@@ -141,8 +141,8 @@ def test_layers_that_mix_patients_are_refused_at_run_time(fault):
 
 def test_a_zero_head_does_not_hide_a_leak():
     net = dense(BatchMean())
-    nn.init.zeros_(net[-1].weight)
-    nn.init.zeros_(net[-1].bias)
+    nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]
     assert refused(tried(net))
     assert not net[-1].weight.any()  # a copy was tried
 
@@ -201,7 +201,7 @@ def test_batchnorm_is_found_statically_unless_it_is_frozen():
     net.eval()  # train() would switch it on again
     assert refused(models.preflight(net, binary, (1, 8, 8), "binary"))
     frozen = models.split_frozen(net, "head")
-    assert not refused(models.preflight(nn.Sequential(*frozen), binary, (1, 8, 8), "binary"))
+    assert not refused(models.preflight(nn.Sequential(*frozen), binary, (1, 8, 8), "binary"))  # type: ignore[arg-type]
     for choice in ("replace", "freeze"):
         private, changes = models.make_private(dense(nn.BatchNorm1d(16)), batchnorm=choice)
         assert changes

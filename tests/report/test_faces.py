@@ -83,7 +83,7 @@ def test_every_number_comes_from_the_facts(faces, edition, lang):
     assert not strange
     for tag, attributes in page.tags:
         if tag == "svg" and attributes.get("aria-label"):
-            assert not numbers(attributes["aria-label"]) - allowed
+            assert not numbers(attributes["aria-label"]) - allowed  # type: ignore[arg-type]
     pages = {str(n) for n in range(1, 40)}
     text = pdf_text(made["report.pdf"])
     for number in sorted(allowed, key=len, reverse=True):  # the PDF's text has plain spaces between thousands
@@ -130,7 +130,7 @@ def test_every_drawing_has_a_text_alternative(faces, edition, lang):
     seen = read(faces(edition, lang)[1]["report.html"].decode())
     drawings = [attributes for tag, attributes in seen.tags if tag == "svg" and attributes.get("class") is None]
     assert len(drawings) >= 9
-    assert all(attributes.get("role") == "img" and len(attributes["aria-label"]) > 40 for attributes in drawings)
+    assert all(attributes.get("role") == "img" and len(attributes["aria-label"]) > 40 for attributes in drawings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("edition", "lang"), BOTH)

@@ -126,6 +126,7 @@ def test_every_field_of_the_wrong_type_is_survived(edited):
     for path in paths(run_facts()):
         if not path or path == ("schema",):
             continue
+        wrong: object
         for wrong in ([], {}, "x\x00", -1e308, True, [{"run": {}}, [1]]):
             values = run_facts()
             place = values

@@ -10,6 +10,7 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ class Server:
     """Serves /file and /list on 127.0.0.1; `breaks` connections end after half of what was asked for."""
 
     def __init__(self, content: bytes, sha256: str | None = None) -> None:
-        self.content, self.breaks, self.starts = content, 0, []
+        self.content, self.breaks = content, 0
+        self.starts: list[Any] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -246,7 +248,7 @@ def test_the_demo_finds_given_shared_cached_or_made_up_data(tmp_path, monkeypatc
     monkeypatch.setattr(phantom, "__kwdefaults__", {"patients": 30, "size": 32, "seed": 0})
     said: list[str] = []
 
-    def drawn_after_it_was_said(*words: object) -> object:
+    def drawn_after_it_was_said(*words: Any) -> object:
         assert "phantom" in said[-1]
         return phantom(*words)
 

@@ -11,7 +11,7 @@ import pytest
 from dptrain import targets
 from dptrain.errors import ConfigError
 from dptrain.settings import from_yaml, load, to_yaml
-from dptrain.settings.compose import without_password
+from dptrain.settings.kept import without_password
 from dptrain.training.planning import make_plan
 
 
@@ -56,10 +56,10 @@ def test_a_wrong_word_is_a_configuration_error(word: str | list[str]) -> None:
         load([word] if isinstance(word, str) else word)
 
 
-@pytest.mark.parametrize("batch", [0, -5, 61])
-def test_a_batch_that_makes_no_rate_is_a_configuration_error(batch: int) -> None:
+@pytest.mark.parametrize(("batch", "said"), [(0, "at least 1"), (-5, "at least 1"), (61, "between 1 and 60")])
+def test_a_batch_that_makes_no_rate_is_a_configuration_error(batch: int, said: str) -> None:
     words = ["privacy.steps=null", "privacy.epochs=10", f"privacy.expected_batch_size={batch}"]
-    with pytest.raises(ConfigError, match="between 1 and 60"):
+    with pytest.raises(ConfigError, match=said):
         make_plan(load(words).privacy, public_size=60)
 
 

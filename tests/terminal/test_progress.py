@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 
 from dptrain.terminal import progress as bars
 from dptrain.terminal.progress import clock, progress
@@ -15,7 +16,7 @@ def test_quick_work_prints_nothing_and_long_work_says_how_long(capsys, monkeypat
         shown.advance(3)
     assert capsys.readouterr() == ("", "")
     now = [0.0]
-    monkeypatch.setattr(bars.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with progress(10, "long") as shown:
         for _ in range(10):
             now[0] += 4.0
@@ -29,7 +30,7 @@ def test_the_first_part_tells_no_time_left(capsys, monkeypatch):
     """It is slow for reasons of its own: 2 % after a minute and a half was done after two."""
     monkeypatch.delenv("DPTRAIN_QUIET", raising=False)
     now = [0.0]
-    monkeypatch.setattr(bars.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
         with progress(100, "long") as shown:
@@ -68,7 +69,7 @@ def test_a_terminal_gets_one_bar_even_for_work_inside_work(capsys, monkeypatch):
 def test_a_terminal_and_a_log_never_see_how_many_records_there_are(capsys, monkeypatch):
     monkeypatch.delenv("DPTRAIN_QUIET", raising=False)
     now = [0.0]
-    monkeypatch.setattr(bars.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
         for total in (4171, None):
@@ -88,7 +89,7 @@ def test_the_bar_does_not_time_single_steps(monkeypatch):
     monkeypatch.delenv("DPTRAIN_QUIET", raising=False)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     now, moved = [0.0], []
-    monkeypatch.setattr(bars.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(Rich, "update", lambda self, task, completed: moved.append((now[0], completed)))
     with progress(100, "training") as shown:
         for _ in range(100):

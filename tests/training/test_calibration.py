@@ -61,7 +61,7 @@ def test_temperature_undoes_overconfidence(noise: float, task: str) -> None:
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 @pytest.mark.parametrize("noise", [0.0, 5.0])
 def test_conformal_sets_hold_the_truth_as_often_as_they_say(noise: float, factor: float, task: str) -> None:
-    from dptrain.training.run import conformal_report
+    from dptrain.training.scoring import conformal_report
 
     logits, label = overconfident(3000, factor, task)
     found = cal.fit_calibration(logits, label, np.arange(3000), task, noise_multiplier=noise)
@@ -75,14 +75,12 @@ def test_conformal_sets_hold_the_truth_as_often_as_they_say(noise: float, factor
 def test_the_bundle_s_sets_hold_the_truth(task: str) -> None:
     import torch
 
-    from dptrain.settings import Settings
+    from dptrain.settings import DataConfig, Settings
     from dptrain.training.bundle import Bundle, predict
 
     logits, label = overconfident(3000, 3.0, task)
     found = cal.fit_calibration(logits, label, np.arange(3000), task, noise_multiplier=1.0)
-    settings = Settings()
-    settings.data.task = task
-    settings.data.classes = list("ab") if task == "binary" else list("abcde")
+    settings = Settings(data=DataConfig(task=task, classes=list("ab") if task == "binary" else list("abcde")))
     bundle = Bundle(torch.nn.Identity(), settings, found.to_dict())
     fresh, truth = overconfident(1500, 3.0, task, seed=1)
     held = []
@@ -110,7 +108,7 @@ def test_nothing_but_noise_gives_a_usable_answer() -> None:
 
 
 def test_coverage_counts_each_patient_once() -> None:
-    from dptrain.training.run import conformal_report
+    from dptrain.training.scoring import conformal_report
 
     # One patient comes nine times and is always judged wrongly, nine others come once and are judged rightly.
     patient = np.array([0] * 9 + list(range(1, 10)))

@@ -61,7 +61,7 @@ def test_no_bin_tells_of_fewer_than_ten_patients() -> None:
 
 def test_fewer_than_ten_patients_make_one_bin() -> None:
     score = np.linspace(0.05, 0.95, 9)
-    (row,) = ev.reliability(score, np.arange(9) % 2, np.arange(9))
+    (row,) = ev.reliability(score, np.arange(9) % 2, np.arange(9))  # type: ignore[arg-type]
     assert (row["low"], row["high"], row["count"]) == (0.0, 1.0, 9)
 
 
@@ -106,7 +106,7 @@ def test_small_groups_and_rare_findings_are_withheld() -> None:
     label = np.stack([(rng.random(300) < 0.4), (np.arange(300) < 4)], 1).astype(float)
     sex = np.where(np.arange(300) < 8, "X", np.where(np.arange(300) < 200, "F", "M"))
     table = ev.evaluate_classification(
-        rng.random((300, 2)), label, np.arange(300), {"sex": sex}, task="multilabel", classes=["a", "b"]
+        rng.random((300, 2)), label, np.arange(300), {"sex": sex}, task="multilabel", classes=["a", "b"]  # type: ignore[dict-item]
     )
     assert list(table["by_class"]) == ["a"]
     assert list(table["groups"]["sex"]) == ["F"]  # with M shown, the total would tell of X: its Brier score is a mean
@@ -119,7 +119,7 @@ def test_no_group_less_one_of_another_column_tells_of_a_few() -> None:
     coarser = np.where(np.isin(finer, ["a", "c"]), "p", "q")
     rng = np.random.default_rng(0)
     for groups in ({"C": finer, "E": coarser}, {"E": coarser, "C": finer}):
-        table = ev.evaluate_segmentation(rng.random((60, 1)), np.arange(60), groups, classes=["x"])
+        table = ev.evaluate_segmentation(rng.random((60, 1)), np.arange(60), groups, classes=["x"])  # type: ignore[arg-type]
         assert set(table["groups"]["C"]) == {"c", "d"}
         assert table["groups"]["E"] == {}
         why = {row["value"]: row["why"] for row in table["suppressed"] if row["group"] == "E"}

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from dptrain import data
+from dptrain.models.check import check
 from dptrain.plan import Plan
-from dptrain.training.session import check, load_inputs
+from dptrain.training.inputs import load_inputs
 
 from .conftest import PUBLIC_SIZE, Site
 

@@ -46,7 +46,7 @@ def test_a_patient_with_nan_changes_nobody_else_s_sum() -> None:
     parts = [total(alone) for alone in one_by_one(mixed)]
     for name, value in expected.items():
         whole = sum(part[name] for part in parts)
-        assert torch.allclose(whole, value, atol=1e-5), name
+        assert torch.allclose(whole, value, atol=1e-5), name  # type: ignore[arg-type]
     gradients.detach()
 
 

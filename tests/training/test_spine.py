@@ -296,7 +296,7 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_gives_everything_back(
 
     said: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_loader", features)
+        patch.setattr(module.Training, "_loader", features)
         with pytest.raises(KeyboardInterrupt):
             train(site.settings(f"training.run={site.folder / 'run'}"), say=said.append)
     assert "given back" in said[-1]
@@ -350,7 +350,7 @@ def test_weights_of_a_run_bring_their_charge_along(make_site: Callable[..., Site
 def test_weights_that_nobody_declared_are_refused(make_site: Callable[..., Site], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from dptrain.training.session import build_network
+    from dptrain.models.network import build_network
 
     site = make_site()
     network = build_network(site.settings()).whole
@@ -430,24 +430,27 @@ def test_one_patient_more_moves_no_bit_of_another_s_margin(
 ) -> None:
     """Kernels may sum in another order for another number of rows, and a margin at a bin's edge would move."""
     from dptrain import data
+    from dptrain.models.network import build_network
     from dptrain.training import run as module
-    from dptrain.training.session import build_network, open_status, plan_for
+    from dptrain.training.planning import open_status, plan_for
 
     site = make_site()
     mlp = ("model=mlp", "model.network.in_features=64", "model.network.num_classes=1")
     settings = site.settings("privacy.calibration_noise_multiplier=10", *mlp)
     ledger, keys, status = open_status(settings)
     plan, network, cohort = plan_for(settings, status), build_network(settings), data.scan(settings.data, keys)
-    grant = ledger.reserve(plan, status.name, run="one", fingerprint=cohort.fingerprint)
-    record, patient = module._of_split(cohort, "calibration", frozenset())
+    training = module.Training(settings, None, command="", say=quiet, watch=module.Watch())
+    training.plan, training.network, training.cohort = plan, network, cohort
+    training.grant = ledger.reserve(plan, status.name, run="one", fingerprint=cohort.fingerprint)
+    record, patient = module.scoring.of_split(cohort, "calibration", frozenset())
     seen: list[np.ndarray] = []
     monkeypatch.setattr(module, "fit_calibration", lambda logits, *_, **__: seen.append(logits))
-    module._calibrate(settings, cohort, grant, plan, network, torch.device("cpu"))
+    training._draw_calibration(10.0)
     whole = seen.pop()
     for one in np.unique(patient):
         rest = patient != one
-        monkeypatch.setattr(module, "_of_split", lambda *_, rest=rest: (record[rest], patient[rest]))
-        module._calibrate(settings, cohort, grant, plan, network, torch.device("cpu"))
+        monkeypatch.setattr(module.scoring, "of_split", lambda *_, rest=rest: (record[rest], patient[rest]))
+        training._draw_calibration(10.0)
         assert np.array_equal(seen.pop(), whole[rest])
 
 
@@ -506,16 +509,16 @@ def test_a_sweep_that_breaks_still_counts_every_trial_that_was_charged(
     monkeypatch.chdir(site.folder)
     seen: list[dict[str, Any]] = []
 
-    def breaks(settings: Any, *rest: Any) -> Any:
-        seen.append(RunFolder(settings.training.run).read_facts())
-        result = fit(settings, *rest) if len(seen) < 3 or isinstance(end, DataUnreadable) else None
+    def breaks(training: spine.Training) -> None:
+        seen.append(training.folder.read_facts())
+        if len(seen) < 3 or isinstance(end, DataUnreadable):
+            right(training)
         if len(seen) == 3:
-            rest[3].commit(1)  # the grant: what paid nothing would be given back
+            training.grant.commit(1)  # what paid nothing would be given back
             raise end
-        return result
 
-    fit = spine._fit
-    monkeypatch.setattr(spine, "_fit", breaks)
+    right = spine.Training.train
+    monkeypatch.setattr(spine.Training, "train", breaks)
     words = ["training.evaluate=false", "privacy.target_epsilon=1", "optimizer.lr=0.1,0.2,0.3", "hydra.sweep.dir=sw"]
     assert cli.main(["train", "-m", *site.words, *words]) != 0
     ends = [RunFolder(site.folder / "sw" / str(number)).read_facts() for number in range(3)]
@@ -561,11 +564,11 @@ def test_a_sweep_that_breaks_counts_what_an_open_trial_starts_from(
     first = run(site, "first", *words)
     monkeypatch.chdir(site.folder)
 
-    def breaks(settings: Any, *rest: Any) -> None:
-        rest[3].commit(1)  # the grant: what paid nothing would be given back
+    def breaks(training: spine.Training) -> None:
+        training.grant.commit(1)  # what paid nothing would be given back
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(spine, "_fit", breaks)
+    monkeypatch.setattr(spine.Training, "train", breaks)
     own = ["privacy.target_epsilon=0.5", f"model.weights={first.weights}", "optimizer.lr=0.1,0.2"]
     assert cli.main(["train", "-m", *site.words, *words[:1], *own, "hydra.sweep.dir=sw"]) != 0
     assert not first.read_facts()["sweep"]
@@ -634,7 +637,7 @@ def test_public_files_carry_no_time_of_a_step(make_site: Callable[..., Site]) ->
 
 
 def test_a_network_cannot_bring_weights_that_the_ledger_never_sees(make_site: Callable[..., Site]) -> None:
-    from dptrain.training.session import build_network
+    from dptrain.models.network import build_network
 
     site = make_site(None)
     for word in ("+model.network.pretrained=true", "+model.network.weights_path=/w.pt"):
@@ -646,16 +649,16 @@ def test_the_calibration_is_released_once(make_site: Callable[..., Site], monkey
     from dptrain.training import run as module
 
     site = make_site()
-    real, drawn = module._calibrate, []
+    real, drawn = module.Training._draw_calibration, []
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: Any) -> object:
         drawn.append(1)
         return real(*arguments)
 
     def torn(*_: object, **__: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(module, "_calibrate", counted)
+    monkeypatch.setattr(module.Training, "_draw_calibration", counted)
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_bundle", torn)
         with pytest.raises(OSError):
@@ -673,9 +676,9 @@ def test_a_copied_folder_gives_no_second_calibration(
     from dptrain.training import run as module
 
     site = make_site()
-    real, drawn = module.fit_calibration, []
+    real, drawn = module.fit_calibration, []  # type: ignore[attr-defined]
 
-    def counted(*arguments: object, **words: object) -> object:
+    def counted(*arguments: Any, **words: Any) -> object:
         drawn.append(1)
         return real(*arguments, **words)
 
@@ -684,7 +687,7 @@ def test_a_copied_folder_gives_no_second_calibration(
 
     monkeypatch.setattr(module, "fit_calibration", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_calibrate_once", dies)
+        patch.setattr(module.Training, "calibrate", dies)
         with pytest.raises(OSError):
             run(site, "a", "privacy.calibration_noise_multiplier=10", "training.evaluate=false")
     shutil.copytree(site.folder / "a", site.folder / "b")
@@ -715,9 +718,9 @@ def test_a_resumed_run_starts_from_the_weights_it_was_granted_for(
     monkeypatch.setattr(module, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(site, "run")
-    real = module.build_network
+    real = module.build_network  # type: ignore[attr-defined]
 
-    def other(settings: object) -> object:
+    def other(settings: Any) -> object:
         network = real(settings)
         network.weights = WeightsSource(sha256="0" * 64)
         return network
@@ -738,14 +741,14 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
     from dptrain.audit.run import prepare
     from dptrain.engine import PatientGradients
     from dptrain.settings import AuditConfig
-    from dptrain.training.session import load_run
+    from dptrain.training.inputs import load_run
     from tests.models.made import HERE
 
     monkeypatch.setattr(targets, "ALLOWED", (*targets.ALLOWED, HERE))
     slow: list[set[str]] = []
     made = PatientGradients._one_by_one
 
-    def spy(self, *args):  # type: ignore[no-untyped-def]
+    def spy(self, *args):
         slow.append(set(self._slow))
         return made(self, *args)
 

@@ -122,7 +122,7 @@ def test_the_parts_hand_over_memory_and_copy_nothing() -> None:
         assert [value.data_ptr() for value in total.tensors] == places
         assert len({value.untyped_storage().data_ptr() for value in gradient}) == 1  # views of one draw of noise
         step.update(gradient)
-        assert [p.grad.data_ptr() for p in model.parameters()] == [g.data_ptr() for g in gradient]  # type: ignore[union-attr]
+        assert [p.grad.data_ptr() for p in model.parameters()] == [g.data_ptr() for g in gradient]
         assert step.names == [name for name, _ in model.named_parameters()]
 
 

@@ -73,10 +73,10 @@ def tell(audit: dict[str, Any]) -> None:
     if lost["models"] or lost["records"]:
         print(f"left out, since scores were not finite: {lost['models']} models, {lost['records']} records")
     if audit["exposed"] is not None:
-        found, verdicts = audit["exposed"], audit["verdicts"]
+        exposed, verdicts = audit["exposed"], audit["verdicts"]
         print(
-            f"exposed: {found['count']} of {audit['patients']} {unit}s ({found['share']:.1%}, 95 % interval "
-            f"{found['low']:.1%} to {found['high']:.1%}); not shown: {verdicts['not_shown']}; "
+            f"exposed: {exposed['count']} of {audit['patients']} {unit}s ({exposed['share']:.1%}, 95 % interval "
+            f"{exposed['low']:.1%} to {exposed['high']:.1%}); not shown: {verdicts['not_shown']}; "
             f"inconclusive: {verdicts['inconclusive']}"
         )
     if audit["auc"] is not None:
@@ -89,11 +89,12 @@ def tell(audit: dict[str, Any]) -> None:
             f"largest AUC: {auc['max']:.3f}; where nothing leaks, the largest of {audit['patients']} stays below "
             f"{auc['max_by_chance']:.3f} in 95 of 100 audits, so it is not held against what is allowed for one"
         )
-    for rate, found in audit["tpr_at"].items():
+    for rate, reached in audit["tpr_at"].items():
         need = next((row["need"] for row in audit["withheld"] if row["what"] == f"tpr_at_{rate}"), None)
         note = f"; extrapolated; counted from {need} models" if need is not None else ""
         print(
-            f"TPR at {float(rate):.0%} FPR: mean {found['mean']:.1%} (allowed at most {found['ceiling']:.1%}){note}"
+            f"TPR at {float(rate):.0%} FPR: mean {reached['mean']:.1%} "
+            f"(allowed at most {reached['ceiling']:.1%}){note}"
         )
     if audit["new_scan"]:
         scan = audit["new_scan"]

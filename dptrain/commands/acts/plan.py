@@ -78,7 +78,7 @@ def _print_plan(result: dict[str, Any]) -> None:
         over.add_row(str(points[-1][0]), f"{points[-1][1]:.3f}")
     console.print(over)
     if plan["calibration_noise_multiplier"]:
-        whole = decimals(promised["epsilon"])
+        both = decimals(promised["epsilon"])
         console.print(
-            f"With the calibration (temperature, conformal sets), which is released once, epsilon is {whole}."
+            f"With the calibration (temperature, conformal sets), which is released once, epsilon is {both}."
         )

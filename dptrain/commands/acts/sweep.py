@@ -13,19 +13,23 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.files import write_json
-from dptrain.settings import Settings, settings_of
-from dptrain.settings.compose import refuse_flags, search_path_override
+from dptrain.settings import Settings, load, settings_of
+from dptrain.settings.compose import prepare
 from dptrain.settings.explain import explain
+from dptrain.settings.overrides import refuse_flags
 from dptrain.shipped import shipped
 from dptrain.training.sweeps import OUTCOMES, PREFIX
 
 # Hydra's options that make sense here; others would print its own usage.
 FLAGS = ("-m", "--multirun", "-c", "--cfg", "-r", "--resolve", "-p", "--package", "-i", "--info", "--hydra-help")
+
+TAKES_A_WORD = ("-c", "--cfg", "-p", "--package", "-i", "--info")
 
 
 def is_sweep(words: Sequence[str]) -> bool:
@@ -38,6 +42,16 @@ def flags_first(words: Sequence[str]) -> list[str]:
     one run only, a person writes them in any order."""
     overrides = [word for word in words if word[:1] != "-" and ("=" in word or word[:1] == "~")]
     return [word for word in words if word not in overrides] + overrides
+
+
+def override_words(words: Sequence[str]) -> list[str]:
+    """The words of a command that are neither flags nor what belongs to one (`--cfg job`)."""
+    before = ["", *words]
+    return [
+        word
+        for word, last in zip(words, before)
+        if word[:1] != "-" and not (last in TAKES_A_WORD and "=" not in word)
+    ]
 
 
 def compose_and_run(
@@ -56,15 +70,15 @@ def compose_and_run(
         ConfigError: words that cannot be read.
     """
     import hydra
-    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     refuse_flags(words, FLAGS)
-    ConfigStore.instance().store(name="schema", node=Settings)
-    extra = []
-    if not any(word.startswith("hydra.searchpath") for word in words):
-        extra.append(search_path_override())
+    overrides = override_words(words)
+    asked = prepare(overrides, sweep=is_sweep(words))
+    if any(word in ("-c", "--cfg") for word in words) and not is_sweep(words):
+        load(overrides)  # what is printed has been checked too
+    extra = asked.extra
     ended = [] if ended is None else ended
     folder = Path(f"{PREFIX}{uuid.uuid4().hex[:16]}").resolve()
     if is_sweep(words):
@@ -72,13 +86,15 @@ def compose_and_run(
         extra.append(f"+hydra.job.env_set.{OUTCOMES}='{folder}'")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     before, sys.argv = sys.argv, ["dptrain", *flags_first([*words, *extra])]
-    decorate = hydra.main(version_base="1.3", config_path=str(shipped("conf").resolve()), config_name="train")
+    decorate = hydra.main(
+        version_base="1.3", config_path=str(shipped("conf").resolve()), config_name=asked.config_name
+    )
     remedy = f"See `dptrain {command} --help`."
     try:
         decorate(job)()
         return ended
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error) from None
+        raise explain(error, overrides) from None
     except ValueError as error:  # Hydra's own, for flags that do not go together; a job keeps its errors to itself
         raise ConfigError(f"{error}".rstrip(".") + ".", remedy=remedy) from None
     except SystemExit as error:  # Hydra's argument parser ends the program for a word that it does not know
@@ -103,9 +119,10 @@ def job_settings(config: Any) -> Settings:
     from hydra.core.hydra_config import HydraConfig
 
     settings = settings_of(config)
-    if settings.training.run is None:
-        settings.training.run = str(Path(HydraConfig.get().sweep.dir) / str(HydraConfig.get().job.num))
-    return settings
+    if settings.training.run is not None:
+        return settings
+    folder = Path(HydraConfig.get().sweep.dir) / str(HydraConfig.get().job.num)
+    return replace(settings, training=replace(settings.training, run=str(folder)))
 
 
 def write_outcome(row: dict[str, Any]) -> None:

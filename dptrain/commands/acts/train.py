@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,28 +92,13 @@ def _end_sweep(rows: list[dict[str, Any]]) -> int:
     """A table of the trials, what those that were charged cost together, and 3 where the ledger refused one."""
     if not rows:
         return EXIT_DONE
-    table = Table(title="The trials of this sweep", title_justify="left")
-    for name in ("trial", "epsilon (PLD)", "spent after (gate)", "ended"):
-        table.add_column(name, justify="left" if name in ("trial", "ended") else "right")
-    facts = {row["run"]: found for row in rows if (found := _charged(row)) is not None}
-    common = set.intersection(*(set(row["trial"].split()) for row in rows))
-    for row in rows:
-        trial = " ".join(word for word in row["trial"].split() if word not in common) or row["trial"]
-        one = facts.get(row["run"])
-        numbers = ("", "")
-        if one is not None and one.privacy is not None and one.gate is not None:
-            numbers = (decimals(one.privacy.epsilon), decimals(one.gate.spent_after))
-        place = "" if row["run"] is None else os.path.relpath(row["run"])
-        ended = place if row["code"] == EXIT_DONE else row["message"].splitlines()[0]
-        if row["code"] != EXIT_DONE and one is not None:
-            ended += f" (charged: {place})"
-        table.add_row(trial, *numbers, ended)
-    Console().print(table)
-    lost = [row["run"] for row in rows if row["code"] == EXIT_DONE and row["run"] not in facts]
+    charged = {row["run"]: run for row in rows if (run := _charged(row)) is not None}
+    _print_trials(rows, charged)
+    lost = [row["run"] for row in rows if row["code"] == EXIT_DONE and row["run"] not in charged]
     try:
         if lost:
             raise ConfigError(f"no facts of a trial that ended lie in {', '.join(lost)}.")
-        together = sweep_cost([_with_charge(one, RunFolder(place).config) for place, one in facts.items()])
+        together = sweep_cost([_with_charge(run, RunFolder(place).config) for place, run in charged.items()])
     except DptrainError as error:  # each run.json says already that it is one of several
         print(f"what the sweep cost together is not known: {error}", file=sys.stderr)
         together = None
@@ -121,11 +107,31 @@ def _end_sweep(rows: list[dict[str, Any]]) -> int:
             f"charged trials: {together.trials}; together they cost epsilon "
             f"{decimals(together.epsilon_total)} (joint PLD)"
         )
-        for place, one in facts.items():
-            if one.sweep is None or one.sweep.id == rows[0]["sweep"]:
+        for place, run in charged.items():
+            if run.sweep is None or run.sweep.id == rows[0]["sweep"]:
                 RunFolder(place).amend(sweep=dataclasses.replace(together, id=rows[0]["sweep"]))
     codes = [row["code"] for row in rows]
     return LedgerRefused.exit_code if LedgerRefused.exit_code in codes else max(codes, default=EXIT_DONE)
+
+
+def _print_trials(rows: list[dict[str, Any]], charged: Mapping[str, Run]) -> None:
+    """One line a trial: by which of its words it differs, what it promises, and how it ended."""
+    table = Table(title="The trials of this sweep", title_justify="left")
+    for name in ("trial", "epsilon (PLD)", "spent after (gate)", "ended"):
+        table.add_column(name, justify="left" if name in ("trial", "ended") else "right")
+    common = set.intersection(*(set(row["trial"].split()) for row in rows))
+    for row in rows:
+        trial = " ".join(word for word in row["trial"].split() if word not in common) or row["trial"]
+        run = charged.get(row["run"])
+        numbers = ("", "")
+        if run is not None and run.privacy is not None and run.gate is not None:
+            numbers = (decimals(run.privacy.epsilon), decimals(run.gate.spent_after))
+        place = "" if row["run"] is None else os.path.relpath(row["run"])
+        ended = place if row["code"] == EXIT_DONE else row["message"].splitlines()[0]
+        if row["code"] != EXIT_DONE and run is not None:
+            ended += f" (charged: {place})"
+        table.add_row(trial, *numbers, ended)
+    Console().print(table)
 
 
 def _charged(row: dict[str, Any]) -> Run | None:

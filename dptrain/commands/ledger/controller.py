@@ -5,16 +5,8 @@ from __future__ import annotations
 from dptrain.commands.command import Command, Takes
 from dptrain.commands.ledger.family import COHORT, JSON, REASON
 from dptrain.commands.places import PLACES
-from dptrain.terminal.words import Word, suggest, yes_or_no
-from dptrain.vocabulary import BudgetKind
-
-
-def kind(text: str) -> str:
-    """The kind of a budget. Raises ValueError for any other text."""
-    if text not in list(BudgetKind):
-        raise ValueError(f"a budget is open or planned. {suggest(text, list(BudgetKind))}")
-    return text
-
+from dptrain.terminal.words import OneOf, Word, yes_or_no
+from dptrain.vocabulary import BudgetKind, Purpose
 
 BUDGET = Command(
     name="ledger budget",
@@ -25,7 +17,7 @@ BUDGET = Command(
         "epsilon": Word(float, "what is granted"),
         "reason": REASON,
         "delta": Word(float, "its delta (default: min(1e-5, 1/(10 N)))", None),
-        "kind": Word(kind, "open (any runs) or planned (exactly the declared ones)", "open"),
+        "kind": Word(OneOf(tuple(BudgetKind)), "open (any runs) or planned (exactly the declared ones)", "open"),
         "minimum_charge": Word(float, "below this remainder the cohort is locked (default: 1 % of epsilon)", None),
         "advice": Word(str, "what the data protection officer advised", None),
         "expected_batch_size": Word(int, "forecast: expected patients a step of a typical run", None),
@@ -70,7 +62,7 @@ PERMIT = Command(
     run="dptrain.commands.acts.ledger.controller:permit",
     words={
         "cohort": COHORT,
-        "purpose": Word(str, "evaluate or audit"),
+        "purpose": Word(OneOf((Purpose.EVALUATE, Purpose.AUDIT)), "evaluate or audit"),
         "reason": REASON,
         "run": Word(str, "only for this run (default: whichever comes first)", None),
         "other_ledger": Word(yes_or_no, "yes: this run was trained under another ledger", False),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dptrain.commands.command import Command
 from dptrain.commands.ledger.family import JSON
 from dptrain.commands.places import PLACES
-from dptrain.terminal.words import Word, yes_or_no
+from dptrain.terminal.words import OneOf, Word, yes_or_no
+
+KEYS = ("site", "controller", "secret", "recovery")
 
 INIT = Command(
     name="ledger init",
@@ -35,7 +37,7 @@ ROTATE = Command(
     line="Replace a key (docs/ledger.md, Keys).",
     run="dptrain.commands.acts.ledger.keys:rotate",
     words={
-        "what": Word(str, "site, controller, secret or recovery"),
+        "what": Word(OneOf(KEYS), f"which key: {', '.join(KEYS)}"),
         "recovery": Word(yes_or_no, "yes: sign with the recovery code instead of the controller's key", False),
         **PLACES,
     },

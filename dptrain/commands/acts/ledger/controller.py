@@ -7,7 +7,6 @@ only then, so that `dptrain ledger unlock` starts at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from dptrain.commands.acts.ledger.desk import controller_of, no_run, opened, show_one, state_of
@@ -81,17 +80,15 @@ def _with_noise(
     one: Mechanism, words: Mapping[str, Any], status: CohortStatus, also: tuple[Mechanism, ...] = ()
 ) -> Mechanism:
     """The mechanism with the least noise at which all `runs` of it stay within epsilon, by the budget's own gate."""
-    from dptrain import accounting
+    from dptrain.accounting import fitting_noise
 
     before = next((budget for budget in status.budgets if budget.kind == BudgetKind.OPEN), None)
-    epsilon, delta, runs = words["epsilon"], words["delta"], words["runs"]
-    if words["kind"] == BudgetKind.PLANNED:
-        delta = default_delta(status.public_size) if delta is None else delta
-        return replace(one, noise_multiplier=accounting.noise_for_planned(one, runs, epsilon, delta, also=also))
+    planned = words["kind"] == BudgetKind.PLANNED
+    delta = words["delta"]
     if delta is None:
-        delta = default_delta(status.public_size) if before is None else before.delta
+        delta = default_delta(status.public_size) if before is None or planned else before.delta
     order = None if before is None else before.order
-    return replace(one, noise_multiplier=accounting.noise_for_open(one, runs, epsilon, delta, also=also, order=order))
+    return fitting_noise(words["epsilon"], delta, one, words["runs"], also=also, planned=planned, order=order)
 
 
 def forecast(words: Sequence[str], public_size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
@@ -134,8 +131,8 @@ def weights_of(settings: Sequence[str]) -> tuple[str, str]:
 
     Raises ConfigError for a recipe that starts at random.
     """
+    from dptrain.models.network import build_network
     from dptrain.settings import load
-    from dptrain.training.session import build_network
 
     network = build_network(load(settings))
     if network.weights is None:

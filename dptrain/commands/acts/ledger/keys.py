@@ -8,7 +8,7 @@ from typing import Any
 
 from dptrain.commands.acts.ledger.desk import controller_of, opened
 from dptrain.commands.command import Call
-from dptrain.errors import EXIT_DONE, ConfigError
+from dptrain.errors import EXIT_DONE
 from dptrain.ledger import store
 from dptrain.ledger.keys import Keys, recovery
 from dptrain.ledger.ledger import Ledger
@@ -66,8 +66,6 @@ def rotate(call: Call) -> int:
     """Replace a key."""
     out = Output(as_json=call.as_json)
     what = call.words["what"]
-    if what not in ("site", "controller", "secret", "recovery"):
-        raise ConfigError(f"'{what}' cannot be rotated: site, controller, secret or recovery can.")
     ledger, keys = _open_for_rotation(call.words)
     if call.words["recovery"]:
         signer = recovery(secrets.recovery_code())

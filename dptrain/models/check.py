@@ -1,0 +1,158 @@
+"""The pre-flight check of a run: network, loss, pipeline and gradient rules, on made-up data only."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dptrain import data
+from dptrain.engine import PatientGradients
+from dptrain.errors import CheckRefused, ConfigError
+from dptrain.models.losses import loss_for_task
+from dptrain.models.network import Network, build_network
+from dptrain.models.preflight import Finding, first_line, made_up, preflight, shaken
+from dptrain.settings import DataConfig, Settings
+from dptrain.settings.data import shape_of
+
+
+def check(settings: Settings, network: Network | None = None) -> list[Finding]:
+    """The pre-flight check: network, loss, pipeline and gradient rules, on made-up data only.
+
+    Returns every finding; :func:`dptrain.refuse` raises for the refused ones.
+    """
+    findings: list[Finding] = []
+    if network is None:
+        try:
+            network = build_network(settings)
+        except CheckRefused as error:  # said in the table, beside what else would be refused
+            findings.append(
+                Finding("network", "refused", f"{error.message} Below: what else there is.", error.remedy or "")
+            )
+            other = replace(settings, model=replace(settings.model, batchnorm="replace"))
+            network = build_network(other)
+            network.changes = []
+    loss = loss_for_task(settings.data.task)
+    pipeline, transforms = _pipeline(settings.data)
+    findings += pipeline
+    findings += preflight(
+        network.whole,
+        loss,
+        shape_of(settings.data),
+        settings.data.task,
+        classes=len(settings.data.classes),
+        transforms=transforms,
+    )
+    if not any(finding.what == "separability" and finding.status == "refused" for finding in findings):
+        findings += _tried(settings, network, loss)
+    if settings.data.same_pixels == "merge":
+        why = (
+            "ids that share a picture, directly or through others, are one unit: epsilon is that of the linked group"
+        )
+        findings.append(Finding("unit of privacy", "changed", why, "Drop pictures that many ids have."))
+    return findings + _changes(network.changes)
+
+
+def _pipeline(config: DataConfig) -> tuple[list[Finding], list[Any]]:
+    """The transforms as the data would build them, and what it would refuse."""
+    findings, built = [], []
+    for name, nodes, random in (
+        ("data.transforms", config.transforms, False),
+        ("data.augment", config.augment, True),
+    ):
+        for node in nodes:
+            try:
+                built += data.transforms.build([node], random=random)
+            except (ConfigError, CheckRefused) as error:
+                target = node.get("_target_", "") if isinstance(node, Mapping) else type(node).__name__
+                what = f"{name}: {str(target).rpartition('.')[2]}"
+                findings.append(Finding(what, "refused", error.message, error.remedy or ""))
+    return findings, built
+
+
+def _tried(settings: Settings, network: Network, loss: nn.Module) -> list[Finding]:
+    """What the engine says to a step of made-up patients, through the frozen part as in training."""
+    image, label = made_up(
+        shape_of(settings.data),
+        settings.data.task,
+        4,
+        len(settings.data.classes),
+        0,
+    )
+    image = image.float()
+    if network.frozen is not None:
+        with torch.no_grad():
+            image = copy.deepcopy(network.frozen).eval()(image)
+    why = "one patient at a time, as set: exact, at the cost of one more backward pass for each patient of a chunk"
+    findings = [Finding(f"model.rules.{name}", "ok", why) for name in settings.model.rules]
+    part = network.trainable
+    return findings + check_rules(part, loss, image, label, rules=network.rules, names=network.names(part))
+
+
+def check_rules(
+    model: nn.Module,
+    loss: Any,
+    image: Tensor,
+    label: Tensor,
+    *,
+    rules: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> list[Finding]:
+    """Take one clipped sum of made-up patients with the engine itself, and see what it refuses or warns of.
+
+    In float64, where no rounding makes an honest network look like one that mixes patients; in float32 for networks
+    or losses that know no float64.
+
+    Args:
+        model: the part that is trained; a copy is tried.
+        loss: (output, label) -> [N].
+        image: made-up inputs of that part, of four records: one patient has two of them.
+        label: their labels.
+        rules, names: as :class:`dptrain.engine.PatientGradients` takes them.
+    """
+    what = "gradient rules"
+    patient = torch.tensor([0, 1, 1, 2])
+
+    def attempt(dtype: torch.dtype) -> list[str]:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            twin = shaken(model).to(dtype)
+            engine = PatientGradients(twin, max_grad_norm=1.0, rules=rules, names=names, measure=False, verify=True)
+            output = twin(image.to(dtype) if image.is_floating_point() else image)
+            engine.clipped_sum(loss(output, label), patient, 4)
+        return [str(one.message) for one in said if "one patient at a time" in str(one.message)]
+
+    try:
+        try:
+            slow = attempt(torch.float64)
+        except CheckRefused:
+            raise
+        except (RuntimeError, TypeError):
+            slow = attempt(torch.float32)
+    except CheckRefused as error:
+        return [Finding(what, "refused", error.message, error.remedy or "")]
+    except Exception as error:
+        why = f"a step of made-up patients fails: {type(error).__name__}: {first_line(error)}"
+        return [Finding(what, "refused", why, "Check the network, data.image_shape and the task.")]
+    return [Finding(what, "ok", text) for text in slow]
+
+
+def _changes(changes: list[Any]) -> list[Finding]:
+    """One row for all layers that were changed alike."""
+    alike: dict[tuple[str, str, str], list[Any]] = {}
+    for change in changes:
+        before, after = (text.partition("(")[0] for text in (change.before, change.after))
+        alike.setdefault((before, after, change.why), []).append(change)
+    return [
+        Finding(
+            str(same[0]) if len(same) == 1 else f"{before} -> {after}: {len(same)} layers ({why})",
+            "changed",
+            "made fit for private training",
+        )
+        for (before, after, why), same in alike.items()
+    ]

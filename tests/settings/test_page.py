@@ -1,0 +1,26 @@
+"""docs/settings.md and --help say what the code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dptrain.settings import help as settings_help
+from dptrain.settings.names import kinds
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def test_the_page_is_what_the_code_says() -> None:
+    assert PAGE.read_text(encoding="utf-8") == settings_help.page(), "run: make settings"
+
+
+def test_every_setting_stands_on_the_page() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for name in kinds():
+        assert f"`{name}`" in text or f"## {name}" in text, name
+
+
+def test_lines_for_help() -> None:
+    lines = settings_help.lines("privacy")
+    assert lines["privacy.target_epsilon=8.0"].startswith("what this run promises")
+    assert "data.split.train=0.7" in settings_help.lines("data")
