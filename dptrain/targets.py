@@ -14,6 +14,7 @@ from typing import Any
 
 from dptrain.errors import ConfigError
 
+FACTORIES = ("monai.networks.nets.", "dptrain.models.nets.", "dptrain.models.pretrained.")
 ALLOWED = ("monai.networks.nets.", "torch.nn.", "dptrain.models.", "efficientnet_lite_pytorch.")
 
 
@@ -46,8 +47,22 @@ def locate(target: str) -> Callable[..., Any]:
     home = f"{getattr(named, '__module__', '') or ''}."
     if not callable(named) or not home.startswith(ALLOWED):
         raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
+    if not _builds(named, home):
+        raise ConfigError(
+            f"_target_ '{target}' is no network: neither a torch module nor a function that builds one.",
+            remedy=f"Name a class of these, or a function of: {', '.join(FACTORIES)}",
+        )
     called: Callable[..., Any] = named
     return called
+
+
+def _builds(named: object, home: str) -> bool:
+    """A class of torch modules, or a plain function of a place that has no other: no method that takes files."""
+    if isinstance(named, type):
+        return any(
+            (kind.__module__, kind.__name__) == ("torch.nn.modules.module", "Module") for kind in named.__mro__
+        )
+    return "." not in getattr(named, "__qualname__", ".") and home.startswith(FACTORIES)
 
 
 def instantiate(node: Any, remedy: str | None = None) -> Any:

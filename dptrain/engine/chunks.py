@@ -43,7 +43,7 @@ def enough_rows(most: int, expected_patients: int, of_patient: int, of_record: i
     All of it is public. Records beyond one a patient take further chunks rather than wider ones.
     """
     usual = math.ceil((expected_patients + 2 * math.sqrt(expected_patients)) * of_record)
-    return max(of_patient, min(most, usual))
+    return max(of_patient, min(most, -(-usual // 16) * 16))
 
 
 def filled(values: Tensor, rows: int, with_: float = 0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from dptrain.ledger import WeightsSource
 from dptrain.models.build import build
 from dptrain.models.private import make_private
 from dptrain.models.split import split_frozen
+from dptrain.models.ways import NOT_TRIED, Way
 from dptrain.models.weights import ModelStore
 from dptrain.records import RunFolder
 from dptrain.settings import Settings
+from dptrain.targets import locate
 from dptrain.terminal.words import suggest
 
 
@@ -28,7 +31,7 @@ class Network:
 
     frozen gives features without gradients, or is None; trainable goes from there (or from the image) to the
     output. weights_kind is random, package, public or ledger. rules: names of trainable parameters of the whole,
-    each with the way that model.rules chose for it.
+    each with the way that model.rules chose for it. way: whether patients may run together, once the check has tried.
     """
 
     whole: nn.Module
@@ -39,6 +42,7 @@ class Network:
     weights_kind: str
     weights_note: str
     rules: dict[str, str] = field(default_factory=dict)
+    way: Way = NOT_TRIED
 
     def names(self, part: nn.Module) -> dict[str, str]:
         """Name of a parameter in a part of the network -> its name in the whole."""
@@ -61,6 +65,7 @@ def build_network(settings: Settings) -> Network:
     _no_hidden_weights(settings.model.network)
     torch.manual_seed(settings.training.seed)
     network = build(settings.model)
+    _made_by_chance(settings, network)
     brought = {str(sha): part for part in network.modules() if (sha := getattr(part, "weights_sha256", None))}
     if len(brought) > 1 or (brought and settings.model.weights is not None):
         raise ConfigError(
@@ -122,6 +127,13 @@ def _no_hidden_weights(node: Any) -> None:
     if not isinstance(node, dict):
         return
     ours = str(node.get("_target_", "")).startswith("dptrain.models.")
+    for name, value in ({} if ours else _defaults(node)).items():
+        if value and _WEIGHTS.search(name):
+            raise ConfigError(
+                f"model.network: '{name}' is {value!r} unless it is set, and loads weights that nobody declared.",
+                remedy=f"Set +model.network.{name}=false, and name a file in model.weights=…, "
+                "after `dptrain ledger weights`.",
+            )
     for name, value in node.items():
         if not ours and value and _WEIGHTS.search(str(name)):
             raise ConfigError(
@@ -129,6 +141,40 @@ def _no_hidden_weights(node: Any) -> None:
                 remedy="Leave it out and name the file in model.weights=…, after `dptrain ledger weights`.",
             )
         _no_hidden_weights(value)
+
+
+def _defaults(node: Mapping[str, object]) -> dict[str, object]:
+    """Arguments of the target of a node that it leaves at their defaults, by name."""
+    if "_target_" not in node:
+        return {}
+    try:
+        parameters = inspect.signature(locate(str(node["_target_"]))).parameters.values()
+    except (ConfigError, TypeError, ValueError):  # said where it is built
+        return {}
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in node}
+
+
+def _made_by_chance(settings: Settings, network: nn.Module) -> None:
+    """Refuse weights that are the same whatever the seed: they came from a file that the ledger never saw.
+
+    Left out are values that no chance makes either: constants, and parameters that are not trained.
+    """
+    if any(hasattr(part, "weights_sha256") for part in network.modules()):
+        return
+    torch.manual_seed(settings.training.seed + 1)
+    other = dict(build(settings.model).named_parameters())
+    torch.manual_seed(settings.training.seed)
+    build(settings.model)  # leaves torch's random numbers where one build leaves them
+    for name, parameter in network.named_parameters():
+        twin = other.get(name)
+        if not parameter.requires_grad or parameter.dim() < 2 or twin is None or twin.shape != parameter.shape:
+            continue
+        if torch.equal(parameter, twin) and len(parameter.unique()) > 2:
+            raise ConfigError(
+                f"model.network: {name} starts with the same values whatever the seed: they come from a file that "
+                "nobody declared, or from a formula.",
+                remedy="Name the file in model.weights=… (`dptrain ledger weights`), or freeze what a formula makes.",
+            )
 
 
 def _starting_weights(network: nn.Module, path: Path) -> tuple[WeightsSource, str]:

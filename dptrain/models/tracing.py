@@ -5,11 +5,11 @@ written down once as a graph of torch operations on a batch of unknown length (`
 symbol, is followed from the input to the losses. Each operation must be on the list below and keep its rule. What is
 not on the list is not proved, and runs one patient at a time.
 
-The state of a value is the place of its batch dimension: its size there is N·k, and the k rows of a record lie side
-by side. Values without one depend on no record. Elementwise operations must align their batch dimensions; reductions,
-products and indices must leave it alone; a reshape may fold it into what follows or take it out again, never into
-what comes before. The number of records itself may only be a size, never a value, and no branch may hang on it
-(export refuses branches on values and sizes).
+The state of a value is the place of its batch dimension, and what was folded into it: its size there is a·N·k, with
+the a slowest and the k rows of a record side by side. Values without one depend on no record. Elementwise operations
+must align their batch dimensions; reductions, products and indices must leave it alone; a reshape may fold other
+dimensions into it or take them out again. The number of records itself may only be a size, never a value, and no
+branch may hang on it (export refuses branches on values and sizes).
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ def trace(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> Trace:
         walk = _Walk(program.graph_module)
         outputs = walk.run(graph, lambda node: inputs.get(node.name))
         final = outputs[-1] if isinstance(outputs, list) else outputs
-        value = next(node for node in graph.nodes if node.op == "output").args[0][-1].meta["val"]
-        if final != 0 or value.dim() != 1 or _per_record(value, 0) != 1:
+        last = next(node for node in graph.nodes if node.op == "output").args[0][-1]
+        value = _value(last)
+        if final != 0 or walk.ahead.get(last, 1) > 1 or value.dim() != 1 or _per_record(value, 0) != 1:
             return Trace(False, "its losses are not one a record")
     except _NotProved as error:
         return Trace(False, str(error))
@@ -115,7 +116,7 @@ State = Any
 SYMBOL = "the number of records"
 
 
-def _symbolic(size: Any) -> bool:
+def _symbolic(size: object) -> bool:
     return isinstance(size, torch.SymInt) and bool(getattr(size.node.expr, "free_symbols", ()))
 
 
@@ -138,30 +139,38 @@ def _per_record(value: Tensor, dim: int) -> int:
     return int(ratio)
 
 
+def _value(node: fx.Node) -> Any:
+    """The tensors that a node stands for, without their numbers; None for what is no tensor."""
+    return node.meta.get("val")
+
+
 class Call:
     """One operation of the graph: its arguments by name, and the states of those that are values."""
 
     def __init__(self, node: fx.Node, states: dict[fx.Node, State]) -> None:
         self.node = node
+        self.folded = 1  # a of the operands
+        self.ahead: int | None = None  # a of the result, where it is another
         self._states = states
         schema = node.target._schema.arguments  # type: ignore[union-attr]
         self.arguments: dict[str, Any] = {a.name: a.default_value for a in schema if a.has_default_value()}
         self.arguments.update(zip((a.name for a in schema), node.args, strict=False))
         self.arguments.update(node.kwargs)
 
-    def __getitem__(self, name: str) -> Any:
+    def given(self, name: str) -> Any:
+        """The argument of this name, its default where it was left out, None where there is no such."""
         return self.arguments.get(name)
 
     def state(self, value: Any) -> State:
         return self._states.get(value) if isinstance(value, fx.Node) else None
 
     def shape(self, value: Any) -> torch.Size:
-        shape: torch.Size = value.meta["val"].shape
+        shape: torch.Size = _value(value).shape
         return shape
 
     @property
     def out(self) -> Tensor:
-        value: Tensor = self.node.meta["val"]
+        value: Tensor = _value(self.node)
         return value
 
     def batched(self) -> list[tuple[fx.Node, int]]:
@@ -176,7 +185,7 @@ class Call:
 
 
 def _name(node: fx.Node) -> str:
-    target: Any = node.target
+    target = node.target
     packet = getattr(target, "overloadpacket", None)
     return str(packet).removeprefix("aten.") if packet is not None else str(getattr(target, "__name__", target))
 
@@ -199,6 +208,7 @@ class _Walk:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self.operations = 0
+        self.ahead: dict[fx.Node, int] = {}
 
     def run(self, graph: fx.Graph, given: Callable[[fx.Node], State]) -> State:
         states: dict[fx.Node, State] = {}
@@ -219,9 +229,12 @@ class _Walk:
         if node.target is operator.getitem:
             several: Any = states[node.args[0]]  # type: ignore[index]
             place: Any = node.args[1]
+            self.ahead[node] = self.ahead.get(node.args[0], 1)  # type: ignore[arg-type]
             return several[place] if isinstance(several, list) else None
         if name == "wrap_with_set_grad_enabled":
             inner = getattr(self.module, str(node.args[1].target))  # type: ignore[union-attr]
+            if any(self.ahead.get(n, 1) > 1 for n in node.all_input_nodes):
+                raise _NotProved("records of a part without gradients are folded into other dimensions")
             given = iter([states[n] if isinstance(n, fx.Node) else None for n in node.args[2:]])
             return self.run(inner.graph, lambda _: next(given))
         if name == "sym_size" or (node.target in _ARITHMETIC and _only_symbols(node, states)):
@@ -237,12 +250,17 @@ class _Walk:
             raise call.refuse("it is not on the list of operations that are known to keep records apart")
         if symbols and name not in _SIZES:
             raise call.refuse("it takes the number of records as a value")
+        folded = {self.ahead.get(n, 1) for n, _ in call.batched()}
+        call.folded = next(iter(folded), 1)
+        if len(folded) > 1:
+            raise call.refuse("records of its operands do not meet their own")
         state = rule(call)
         self._check(call, state)
+        self.ahead[node] = call.folded if call.ahead is None else call.ahead
         return state
 
     def _constant(self, call: Call) -> State:
-        value = call.node.meta.get("val")
+        value = _value(call.node)
         for tensor in value if isinstance(value, list | tuple) else [value]:
             if isinstance(tensor, Tensor) and _batch_dim(tensor) is not None:
                 raise call.refuse("a value of the batch's size that is made of no record")
@@ -250,7 +268,7 @@ class _Walk:
 
     def _check(self, call: Call, state: State) -> None:
         """The state that a rule gives must be where the symbol is."""
-        value = call.node.meta.get("val")
+        value = _value(call.node)
         pairs = zip(value, state, strict=True) if isinstance(value, list | tuple) else [(value, state)]
         for tensor, dim in pairs:
             if isinstance(tensor, Tensor):
@@ -286,17 +304,18 @@ def _same_from_the_right(call: Call) -> int:
     "abs", "add", "add_", "addcdiv", "addcmul", "alias", "atan", "bernoulli", "bernoulli_", "binary_cross_entropy",
     "binary_cross_entropy_with_logits", "bitwise_and", "bitwise_not", "bitwise_or", "ceil", "celu", "clamp", "clamp_",
     "clamp_max", "clamp_min", "clone", "contiguous", "cos", "detach", "detach_", "div", "div_", "dropout", "dropout_",
-    "elu", "elu_", "eq", "erf", "exp", "expm1", "fill_", "floor", "floor_", "ge", "gelu", "gt", "hardsigmoid",
+    "elu", "elu_", "eq", "erf", "exp", "expm1", "fill_", "floor", "floor_", "floor_divide", "fmod",
+    "ge", "gelu", "gt", "hardsigmoid",
     "hardsigmoid_", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "isfinite", "isnan", "le", "leaky_relu",
     "leaky_relu_", "lerp", "lift_fresh_copy", "log", "log1p", "log_sigmoid", "logical_and", "logical_not",
     "logical_or", "lt", "masked_fill", "masked_fill_", "maximum", "minimum", "mish", "mish_", "mul", "mul_",
     "nan_to_num", "ne", "neg", "ones_like", "pow", "rand_like", "randn_like", "reciprocal", "relu", "relu6", "relu_",
-    "round", "rsqrt", "rsub", "selu", "selu_", "sigmoid", "sigmoid_", "sign", "silu", "silu_", "sin", "softplus",
-    "softsign", "sqrt", "square", "sub", "sub_", "tanh", "tanh_", "tanhshrink", "threshold", "threshold_", "to",
-    "_to_copy", "trunc", "type_as", "where", "xlogy", "zeros_like",
+    "remainder", "round", "rsqrt", "rsub", "selu", "selu_", "sigmoid", "sigmoid_", "sign", "silu", "silu_", "sin",
+    "softplus", "softsign", "sqrt", "square", "sub", "sub_", "tanh", "tanh_", "tanhshrink", "threshold", "threshold_",
+    "to", "_to_copy", "trunc", "type_as", "where", "xlogy", "zeros_like",
 )  # fmt: skip
 def _elementwise(call: Call) -> State:
-    if call["reduction"] not in (None, 0):
+    if call.given("reduction") not in (None, 0):
         raise call.refuse("it adds up the records of the batch")
     return _same_from_the_right(call)
 
@@ -314,7 +333,7 @@ _SIZES = {"view", "reshape", "expand", "repeat", "zeros", "ones", "full", "rand"
 @_rule("zeros", "ones", "full", "rand", "randn", "new_zeros", "new_ones", "new_full")
 def _made(call: Call) -> State:
     """Values alike for every record, or drawn for each."""
-    if call.state(call["fill_value"]) is not None:
+    if call.state(call.given("fill_value")) is not None:
         raise call.refuse("it takes the number of records as a value")
     return _batch_dim(call.out)
 
@@ -344,7 +363,7 @@ def _leading(call: Call) -> int:
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution",
 )  # fmt: skip
 def _convolution(call: Call) -> State:
-    if len(call.shape(call.node.args[0])) != len(call.shape(call["weight"])):
+    if len(call.shape(call.node.args[0])) != len(call.shape(call.given("weight"))):
         raise call.refuse("the records are not in the first dimension")
     return _leading(call)
 
@@ -357,7 +376,7 @@ def _convolution(call: Call) -> State:
     "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
 )  # fmt: skip
 def _by_record(call: Call) -> State:
-    value = call.node.meta["val"]
+    value = _value(call.node)
     if isinstance(value, tuple | list):
         if _first(call)[1] != 0:
             raise call.refuse("the records are not in the first dimension")
@@ -375,14 +394,14 @@ def _of_maps(call: Call) -> State:
 
 @_rule("instance_norm")
 def _instance_norm(call: Call) -> State:
-    if call["use_input_stats"] and call["running_mean"] is not None:
+    if call.given("use_input_stats") and call.given("running_mean") is not None:
         raise call.refuse("it keeps statistics of the batch")
     return _leading(call)
 
 
 @_rule("batch_norm")
 def _batch_norm(call: Call) -> State:
-    if call["training"]:
+    if call.given("training"):
         raise call.refuse("it takes statistics of the batch")
     return _leading(call)
 
@@ -398,22 +417,22 @@ def _linear(call: Call) -> State:
 @_rule("layer_norm", "rms_norm")
 def _layer_norm(call: Call) -> State:
     node, dim = _first(call)
-    if dim >= len(call.shape(node)) - len(call["normalized_shape"]):
+    if dim >= len(call.shape(node)) - len(call.given("normalized_shape")):
         raise call.refuse("it takes statistics over the records")
     return dim
 
 
 @_rule("embedding")
 def _embedding(call: Call) -> State:
-    if [n for n, _ in call.batched()] != [call["indices"]]:
+    if [n for n, _ in call.batched()] != [call.given("indices")]:
         raise call.refuse("its table is made of records")
-    return call.state(call["indices"])
+    return call.state(call.given("indices"))
 
 
 @_rule("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d")
 def _cross_entropy(call: Call) -> State:
     allowed = {call.node.args[0], call.node.args[1]}
-    if call["reduction"] != 0 or any(dim != 0 or node not in allowed for node, dim in call.batched()):
+    if call.given("reduction") != 0 or any(dim != 0 or node not in allowed for node, dim in call.batched()):
         raise call.refuse("it adds up the records of the batch")
     return 0
 
@@ -423,7 +442,7 @@ def _cross_entropy(call: Call) -> State:
 
 def _dims(call: Call, name: str = "dim") -> list[int]:
     node, _ = _first(call)
-    given = call[name]
+    given = call.given(name)
     n = len(call.shape(node))
     wanted = [given] if isinstance(given, int) else list(given or ())
     if not wanted:
@@ -460,8 +479,8 @@ def _reduction(call: Call) -> State:
     dims = _dims(call)
     if dim in dims:
         raise call.refuse("it adds up, or chooses among, the records")
-    to = dim if call["keepdim"] else dim - sum(d < dim for d in dims)
-    value = call.node.meta["val"]
+    to = dim if call.given("keepdim") else dim - sum(d < dim for d in dims)
+    value = _value(call.node)
     return [to] * len(value) if isinstance(value, tuple | list) else to
 
 
@@ -474,13 +493,16 @@ def _ahead(shape: Sequence[Any], dim: int) -> int:
 
 @_rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
 def _reshape(call: Call) -> State:
-    """The records must stay the slowest of what follows the same number of places."""
+    """As much as before must come ahead of the records, be it in dimensions of their own or folded in."""
     node, dim = call.node.args[0], call.state(call.node.args[0])
     if dim is None:
         raise call.refuse("a value of the batch's size that is made of no record")
     to = _batch_dim(call.out)
-    if to is None or _ahead(call.shape(node), dim) != _ahead(call.out.shape, to):
-        raise call.refuse("it folds records into what comes before them")
+    if to is None:
+        raise call.refuse("its result holds no records")
+    call.ahead, rest = divmod(_ahead(call.shape(node), dim) * call.folded, _ahead(call.out.shape, to))
+    if rest or call.ahead == 0 or _per_record(call.out, to) % call.ahead:
+        raise call.refuse("it moves records to the places of others")
     return to
 
 
@@ -510,9 +532,11 @@ def _expand(call: Call) -> State:
 def _slice(call: Call) -> State:
     node, dim = _first(call)
     n = len(call.shape(node))
-    along = (call["dim"] if call["dim"] is not None else call["dimension"]) % n
+    along = (call.given("dim") if call.given("dim") is not None else call.given("dimension")) % n
     if along == dim:
-        whole = _name(call.node) == "slice" and call.out.shape[dim] == call.shape(node)[dim] and call["step"] == 1
+        whole = (
+            _name(call.node) == "slice" and call.out.shape[dim] == call.shape(node)[dim] and call.given("step") == 1
+        )
         if not whole:
             raise call.refuse("it chooses among the records")
     return dim - (_name(call.node) == "select" and along < dim)
@@ -521,16 +545,16 @@ def _slice(call: Call) -> State:
 @_rule("split", "split_with_sizes", "chunk", "unbind", "tensor_split")
 def _split(call: Call) -> State:
     node, dim = _first(call)
-    along = call["dim"] % len(call.shape(node))
+    along = call.given("dim") % len(call.shape(node))
     if along == dim:
         raise call.refuse("it chooses among the records")
-    return [dim - (_name(call.node) == "unbind" and along < dim)] * len(call.node.meta["val"])
+    return [dim - (_name(call.node) == "unbind" and along < dim)] * len(_value(call.node))
 
 
 @_rule("cat", "stack", "concat")
 def _cat(call: Call) -> State:
-    to, along = _batch_dim(call.out), call["dim"] % call.out.dim()
-    tensors = call["tensors"]
+    to, along = _batch_dim(call.out), call.given("dim") % call.out.dim()
+    tensors = call.given("tensors")
     if to is None or along == to or any(call.state(t) is None for t in tensors):
         raise call.refuse("it joins records with one another")
     added = _name(call.node) == "stack" and along < to
@@ -542,8 +566,12 @@ def _cat(call: Call) -> State:
 @_rule("pad", "constant_pad_nd")
 def _pad(call: Call) -> State:
     node, dim = _first(call)
-    padded = len(call["pad"]) // 2
-    beside = call["pad"][2 * (len(call.shape(node)) - 1 - dim) :][:2] if dim >= len(call.shape(node)) - padded else []
+    padded = len(call.given("pad")) // 2
+    beside = (
+        call.given("pad")[2 * (len(call.shape(node)) - 1 - dim) :][:2]
+        if dim >= len(call.shape(node)) - padded
+        else []
+    )
     if any(beside):
         raise call.refuse("it adds rows to the records")
     return dim
@@ -553,7 +581,7 @@ def _pad(call: Call) -> State:
 def _index(call: Call) -> State:
     """Constant places of each record, or rows of a constant table by a record's own numbers."""
     dim = call.state(call.node.args[0])
-    chosen = list(call["indices"])
+    chosen = list(call.given("indices"))
     if dim is None:
         if len(chosen) != 1:
             raise call.refuse("records choose among several dimensions of a table")
@@ -567,7 +595,9 @@ def _index(call: Call) -> State:
 @_rule("gather", "take_along_dim")
 def _gather(call: Call) -> State:
     to = _same_from_the_right(call)
-    if call["dim"] % call.out.dim() == to or any(dim is None for dim in map(call.state, call.node.all_input_nodes)):
+    if call.given("dim") % call.out.dim() == to or any(
+        dim is None for dim in map(call.state, call.node.all_input_nodes)
+    ):
         raise call.refuse("it chooses among the records")
     return to
 
@@ -599,9 +629,9 @@ def _addmm(call: Call) -> State:
 
 @_rule("einsum")
 def _einsum(call: Call) -> State:
-    equation = call["equation"].replace(" ", "")
+    equation = call.given("equation").replace(" ", "")
     inputs, arrow, out = equation.partition("->")
-    operands = call["tensors"]
+    operands = call.given("tensors")
     letters = inputs.split(",")
     if not arrow or "." in equation or len(letters) != len(operands):
         raise call.refuse("its result is not spelled out")
@@ -619,13 +649,16 @@ def _einsum(call: Call) -> State:
 
 @_rule("scaled_dot_product_attention")
 def _attention(call: Call) -> State:
-    places = {call.state(call[name]) for name in ("query", "key", "value")}
+    places = {call.state(call.given(name)) for name in ("query", "key", "value")}
     n = call.out.dim()
     if len(places) != 1 or None in places or next(iter(places)) >= n - 2:
         raise call.refuse("records attend to one another")
-    if any(node not in {call[name] for name in ("query", "key", "value", "attn_mask")} for node, _ in call.batched()):
+    if any(
+        node not in {call.given(name) for name in ("query", "key", "value", "attn_mask")}
+        for node, _ in call.batched()
+    ):
         raise call.refuse("it takes settings from records")
-    mask = call["attn_mask"]
+    mask = call.given("attn_mask")
     if call.state(mask) is not None and len(call.shape(mask)) - call.state(mask) != n - next(iter(places)):
         raise call.refuse("records of its operands do not meet their own")
     return next(iter(places))

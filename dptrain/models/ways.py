@@ -2,8 +2,8 @@
 
 Together they may run where three things hold. No operation lets one record see another: proved, on the graph of the
 network's operations (:mod:`dptrain.models.tracing`). No code of the network's own works on gradients, which no graph
-shows. And on the machine, device and precision at hand a patient's last digits do not follow the place in the chunk or
-the others in it: tried, on made-up patients. Else they run one at a time: exact, and slower.
+shows. And on the machine, device and precision at hand a patient's last digits do not follow the place in the chunk
+or the others in it: tried, on made-up patients. Else they run one at a time: exact, and slower.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from dptrain.engine import PatientGradients
 from dptrain.engine.chunks import NOBODY, ChunkShape
 from dptrain.models.draws import FixedDraws
 from dptrain.models.tracing import trace
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,12 @@ class Way:
 
 
 TOGETHER = Way(True, "every operation works on each record alone")
-LONGEST = 72.0
+NOT_TRIED = Way(True, "nothing was tried")
+LONGEST_HOURS = 72.0
 """Hours above which a training of one patient at a time is refused."""
 
 
-def proof(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> Way:
+def proof(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> Way:
     """Whether network and loss are proved to keep records apart.
 
     Args:
@@ -55,10 +58,10 @@ def proof(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> Way:
     return Way(found.proved, found.why)
 
 
-def gradient_code(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> str | None:
+def gradient_code(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> str | None:
     """Code of the network's own in the backward pass, which a graph of operations does not show; None without."""
     for name, module in model.named_modules():
-        if module._backward_hooks or module._backward_pre_hooks:
+        if any(getattr(module, kind, None) for kind in ("_backward_hooks", "_backward_pre_hooks")):
             return f"{name or type(module).__name__} has a hook on its gradients"
     with torch.random.fork_rng(devices=[]), _registered() as hooked:
         losses = loss(model(image), label)
@@ -80,9 +83,9 @@ def gradient_code(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> 
 def _registered() -> Iterator[list[bool]]:
     """Notes whether a hook is put on a tensor's gradient meanwhile."""
     seen: list[bool] = []
-    before = torch.Tensor.register_hook
+    before = cast(Callable[[Tensor, object], object], torch.Tensor.register_hook)
 
-    def register(tensor: Tensor, hook: Any) -> Any:
+    def register(tensor: Tensor, hook: object) -> object:
         seen.append(True)
         return before(tensor, hook)
 
@@ -95,7 +98,7 @@ def _registered() -> Iterator[list[bool]]:
 
 def last_digits(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     image: Tensor,
     label: Tensor,
     shape: ChunkShape,
@@ -105,16 +108,19 @@ def last_digits(
 ) -> Way:
     """Whether a patient's losses and norms stay what they are, bit for bit, at other places and among others.
 
-    Tried with the engine itself on chunks of the training's shape: the others at other places, other others, nobody in
-    their place, and others with several records.
+    Tried with the engine itself on chunks of the training's shape: at other places, among other others, with nobody
+    in the others' place, and beside patients with several records.
 
     Args:
         model: the part that is trained, on its device; a copy is tried.
         image, label: made-up inputs of that part, `shape.rows` of them, on that device.
+
+    Raises:
+        CheckRefused: in a chunk of this shape gradients do not come from the patients' own rows.
     """
     rows = shape.rows
     twin = copy.deepcopy(model).train()
-    engine = PatientGradients(twin, max_grad_norm=1.0, rules=rules, names=names, usual=shape.of_record)
+    engine = PatientGradients(twin, max_grad_norm=1.0, rules=rules, names=names, usual=shape.of_record, verify=True)
     generator = torch.Generator().manual_seed(0)
     watched = list(range(max(1, rows // 2)))
 
@@ -156,7 +162,7 @@ def last_digits(
 
 
 def hours_alone(
-    model: nn.Module, loss: Any, image: Tensor, label: Tensor, shape: ChunkShape, *, patients: int, steps: int
+    model: nn.Module, loss: Loss, image: Tensor, label: Tensor, shape: ChunkShape, *, patients: int, steps: int
 ) -> float:
     """Hours that `steps` steps of `patients` patients would take one at a time, from one made-up patient."""
     twin = copy.deepcopy(model).train()
