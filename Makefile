@@ -39,6 +39,7 @@ test-ledger: $(STAMP) ## crash, race and fault counts of the ledger (under 60 mi
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests benchmarks
 
 settings: $(STAMP) ## write docs/settings.md anew from the code
 	$(BIN)/python -m dptrain.settings.help

@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from benchmarks import _results
 from dptrain import accounting
 from dptrain.audit import masks, reference
+from dptrain.audit.games.release import confirm
 from dptrain.audit.reference import Material
 from dptrain.audit.results import People, Summary, summarise
-from dptrain.audit.run import confirm
 from dptrain.audit.statistics import wilson
 from dptrain.models.losses import loss_for_task
 from dptrain.models.nets import cnn1d, mlp, small_cnn
@@ -391,7 +391,7 @@ def measure(data: Data, name: str, make: Callable[[], nn.Module], epsilon: float
     """One row: train, attack, count."""
     begun = time.perf_counter()
     found = train(data, make, epsilon, models)
-    audit = found.summary.audit
+    audit = found.summary.audit.to_json()
     gaps = [
         (max(cells.values(), key=_share), min(cells.values(), key=_share), column)
         for column, cells in audit["groups"].items()
@@ -452,7 +452,9 @@ def confirmation(
     whole = dataclasses.replace(found.material, plan=found.plan)
     order = np.argsort(-np.nan_to_num(summary.area.auc), kind="stable")
     before = [float(summary.area.auc[i]) for i in order if summary.exposed[i]][:CONFIRMED]
-    result = confirm(whole, found.scores, found.member, summary, config, None, torch.device("cpu"))
+    confirmed = confirm(whole, found.scores, found.member, summary, config, None, torch.device("cpu"))
+    assert confirmed is not None  # 32 fresh models are enough
+    result = confirmed.to_json()
     fresh = {key: [cell[key] for cell in result["auc"]] for key in ("auc", "low", "high")}
 
     def mean(values: list[float]) -> float | None:

@@ -369,13 +369,13 @@ OPERATIONS: dict[str, Callable[[Ledger, Site], object]] = {
 
 def _held(ledger: Ledger) -> Any:
     """The grant of the run `before` as its own process holds it."""
-    from dptrain.ledger import Grant, rules
+    from dptrain.ledger import Grant, charging, rules
     from dptrain.plan import Plan
 
     with ledger.view() as (_, state):
         run = state.runs["before"]
         return Grant(
-            ledger,
+            charging.Till(ledger),
             id=run.seq,
             version=state.version_of(run),
             run=run.id,

@@ -378,21 +378,23 @@ def evaluate(
     task, classes = settings.data.task, list(settings.data.classes)
     patient = test.patient.numpy()
     if task == "segmentation":
-        return evaluate_segmentation(dice_scores(logits, test.label), patient, groups, classes=classes)
+        return evaluate_segmentation(dice_scores(logits, test.label), patient, groups, classes=classes).to_json()
     scaled = logits.double() / (calibration.temperature if calibration else 1.0)
     probability = (scaled.softmax(1) if task == "multiclass" else scaled.sigmoid()).numpy()
     if task == "binary":
         probability = probability.reshape(-1)
-    metrics = evaluate_classification(probability, test.label.numpy(), patient, groups, task=task, classes=classes)
+    truth = test.label.numpy()
+    results = evaluate_classification(probability, truth, patient, groups, task=task, classes=classes)
+    metrics = results.to_json()
     if calibration is not None:
         metrics["temperature"] = calibration.temperature
-        margin, truth = scaled.numpy(), test.label.numpy()
-        metrics["conformal"] = conformal_report(margin, truth, patient, task, calibration)
+        margin = scaled.numpy()
+        metrics["conformal"] = conformal_report(margin, truth, patient, task, calibration).to_json()
         for column, values in metrics["groups"].items():
             for value, table in values.items():
                 inside = np.array([item == value for item in groups[column]])
                 sets = conformal_report(margin[inside], truth[inside], patient[inside], task, calibration)
-                table["conformal_coverage"] = {"value": sets["coverage"], "low": None, "high": None}
+                table["conformal_coverage"] = {"value": sets.coverage, "low": None, "high": None}
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""What a configuration may call: names on one list, and nothing that can be reached through them.
+"""What a configuration may call: classes of networks and layers, and the factories on one list. Nothing else.
 
 Configuration is code. Networks come from here (:func:`dptrain.models.build`); transforms have the stricter
 list of :mod:`dptrain.data.transforms`.
@@ -7,23 +7,34 @@ list of :mod:`dptrain.data.transforms`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 from dptrain.errors import ConfigError
 
-FACTORIES = ("monai.networks.nets.", "dptrain.models.nets.", "dptrain.models.pretrained.")
-ALLOWED = ("monai.networks.nets.", "torch.nn.", "dptrain.models.", "efficientnet_lite_pytorch.")
+ALLOWED = ("monai.networks.nets.", "torch.nn.", "dptrain.models.")
+# Functions that build a network; every other target is a subclass of torch.nn.Module.
+_MONAI = (
+    "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200", "MedNeXtS", "MedNeXtB",
+    "MedNeXtM", "MedNeXtL", "MedNeXtSmall", "MedNeXtMedium", "MedNeXtLarge", "MedNextS", "MedNextB", "MedNextM",
+    "MedNextL", "MedNextSmall", "MedNextBase", "MedNextMedium", "MedNextLarge",
+)  # fmt: skip
+_OWN = ("cnn1d", "linear_head", "mlp", "pretrained_efficientnet_lite", "sequential", "small_cnn", "unet3d")
+FACTORIES = frozenset(
+    {*(f"monai.networks.nets.{name}" for name in _MONAI), *(f"dptrain.models.{name}" for name in _OWN)}
+)
 
 
 def locate(target: str) -> Callable[..., Any]:
-    """The class or function that an allow-listed dotted name means.
+    """The class or factory that an allow-listed dotted name means.
 
     Raises:
         ConfigError: a name outside the allow-list, one that leads outside it through a module's own imports
-            (`torch.nn.functional.torch.load`), or one that does not exist.
+            (`torch.nn.functional.torch.load`), one that is neither a network's class nor a listed factory, or one
+            that does not exist.
     """
     if not target.startswith(ALLOWED):
         raise ConfigError(
@@ -47,22 +58,29 @@ def locate(target: str) -> Callable[..., Any]:
     home = f"{getattr(named, '__module__', '') or ''}."
     if not callable(named) or not home.startswith(ALLOWED):
         raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
-    if not _builds(named, home):
+    if target not in FACTORIES and not _is_network(named):
         raise ConfigError(
-            f"_target_ '{target}' is no network: neither a torch module nor a function that builds one.",
-            remedy=f"Name a class of these, or a function of: {', '.join(FACTORIES)}",
+            f"_target_ '{target}' is neither a class of networks or layers nor a listed factory of them.",
+            remedy="Name a subclass of torch.nn.Module, or one of: " + ", ".join(sorted(FACTORIES)),
         )
-    called: Callable[..., Any] = named
-    return called
+    found: Callable[..., Any] = named
+    return found
 
 
-def _builds(named: object, home: str) -> bool:
-    """A class of torch modules, or a plain function of a place that has no other: no method that takes files."""
-    if isinstance(named, type):
-        return any(
-            (kind.__module__, kind.__name__) == ("torch.nn.modules.module", "Module") for kind in named.__mro__
-        )
-    return "." not in getattr(named, "__qualname__", ".") and home.startswith(FACTORIES)
+def _is_network(named: object) -> bool:
+    module = importlib.import_module("torch.nn").Module
+    return isinstance(named, type) and issubclass(named, module)
+
+
+def arguments_of(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `_target_` node is called with, defaults of its signature included (without those that it must have).
+
+    Raises ConfigError as :func:`locate` does.
+    """
+    given = {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}
+    parameters = inspect.signature(locate(str(node["_target_"]))).parameters
+    defaults = {name: one.default for name, one in parameters.items() if one.default is not inspect.Parameter.empty}
+    return {**defaults, **given}
 
 
 def instantiate(node: Any, remedy: str | None = None) -> Any:

@@ -162,6 +162,10 @@ class Edition(StrEnum):
     PUBLIC = "public"  # what the guarantee covers, and what the controller has released
 
 
+LANGUAGES = ("en", "de")  # of reports
+ITEMS = ("model", "metrics", "groups", "audit")  # what a decision may release
+
+
 class Generator(StrEnum):
     """Where random bits come from."""
 

@@ -16,7 +16,7 @@ HOUSE = [
     ["__init__"],
     ["errors", "lazy"],
     ["vocabulary"],
-    ["randomness", "cells"],
+    ["cells", "identity", "randomness", "source"],
     ["files", "plan", "targets", "terminal", "shipped"],
     ["leave"],
     ["accounting", "engine", "records", "settings"],
@@ -71,21 +71,18 @@ def test_a_planted_import_from_above_is_seen(tmp_path: Path) -> None:
 
 # A count may fall and never rise: who lowers one lowers its ceiling too. `python -m tests.house_counts` prints them.
 CEILINGS = {
-    "functions above 60 lines": 23,
-    "functions with more than 7 parameters": 20,
-    "accesses by a string key": 1590,
-    "Any": 512,
-    "Any outside engine/views": 361,
-    "imports inside functions": 128,
-    "imports of own modules inside functions": 44,
-    "private names across modules": 40,
-    "placeholder names assigned": 184,
+    "functions above 60 lines": 8,
+    "functions with more than 7 parameters": 18,
+    "accesses by a string key": 534,
+    "Any": 410,
+    "Any outside engine/views": 259,
+    "imports inside functions": 100,
+    "imports of own modules inside functions": 26,
+    "private names across modules": 34,
+    "placeholder names assigned": 126,
 }
 # Circles that are still to go: none may be added, and one that is gone goes off the list.
-KNOWN_CIRCLES = [
-    {"ledger.grants", "ledger.ledger", "ledger.rules", "ledger.verify"},
-    {"report.content", "report.frameworks"},
-]
+KNOWN_CIRCLES: list[set[str]] = []
 
 
 @pytest.fixture(scope="module")

@@ -60,10 +60,12 @@ def test_a_model_that_does_not_fit_costs_nothing(tmp_path: Path, model: nn.Modul
 
     keys = Keys.create(tmp_path / "keys", "correct horse battery")
     ledger = Ledger.create(tmp_path / "ledger.sqlite", keys)
+    image = np.zeros((1, 6, 6), dtype="float32")
     dataset = [
-        {"image": np.full((1, 6, 6), i, dtype="float32"), "label": i % 2, "patient_id": f"p{i}"} for i in range(20)
+        {"image": image + i, "label": i % 2, "patient_id": f"p{i}", "split": "train" if i < 18 else "test"}
+        for i in range(20)
     ]
-    cohort = cohort_from_dataset(dataset, keys=keys, issuer="A", task="binary")
+    cohort = cohort_from_dataset(dataset, keys=keys, issuer="A", task="binary", split="split")
     size: dict[str, Any] = {"unit": "patient", "public_size": 20}
     ledger.register("lungs", issuer="A", patients=cohort.hashes(), owner="R", **size)
     step = Mechanism(0.5, 3.0, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from dptrain import models, vocabulary
 from dptrain.errors import ConfigError
 from dptrain.models.losses import loss_for_task
-from dptrain.vocabulary import TASKS, Labels, Task, task_spec
+from dptrain.vocabulary import TASKS, BudgetKind, Format, Labels, RunStatus, Task, task_spec
+from tests import house_counts
 
 # What ledgers and run folders hold. A word may be added; none may ever go or change.
 WRITTEN = {
@@ -52,3 +54,23 @@ def test_an_unknown_task_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="task=binry is unknown") as refused:
         task_spec("binry")
     assert refused.value.remedy == "Tasks: binary, multiclass, multilabel, segmentation."
+
+
+MEMBERS_ALONE = {*Task, *Format, *BudgetKind, *RunStatus} - {"open"}  # other things are open as well
+
+
+def literals(tree: ast.AST) -> set[str]:
+    """Texts that a module compares something with, alone or in a tuple, list or set."""
+    texts = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            inner = [e for side in sides if isinstance(side, ast.Tuple | ast.List | ast.Set) for e in side.elts]
+            texts |= {e.value for e in (*sides, *inner) if isinstance(e, ast.Constant) and isinstance(e.value, str)}
+    return texts
+
+
+def test_nothing_is_compared_with_a_word_of_the_vocabulary_as_text() -> None:
+    assert literals(ast.parse('task in ("binary", other) or "csv" != kind')) == {"binary", "csv"}
+    for module in house_counts.read():
+        assert not literals(module.tree) & MEMBERS_ALONE, module.name

@@ -111,16 +111,28 @@ def lira_offline(reference: Array, member: Array, target: Array, *, variance: st
 
 
 def rmia(
-    reference: Array, member: Array, target: Array, *, gamma: float = 2.0, log_probability: bool = False
+    reference: Array,
+    member: Array,
+    target: Array,
+    *,
+    gamma: float = 1.0,
+    log_probability: bool = False,
+    population: np.ndarray | None = None,
+    owner: np.ndarray | None = None,
 ) -> Array:
-    """Share of other records z that x beats in its probability ratio by the factor `gamma`.
+    """Share of population records z that x beats in its probability ratio by the factor `gamma`.
 
     ratio(x) = p(x | target) / mean_θ p(x | θ), the mean taken half over models with x and half over models
     without (Zarifzadeh, Liu, Shokri 2024, "Low-Cost High-Power Membership Inference Attacks", section 3;
-    online). The records z are all records of the matrix.
+    online). At gamma = 1 it is the rank of x among the population; under a private training hardly any ratio
+    reaches 2, and a larger gamma calls everybody alike.
 
     Args:
         log_probability: the scores are log p already; else p = expit(score), which inverts φ.
+        population: bool [T, R], the records z for each target: those that the attacker knows to be outside of its
+            training set. None: all records.
+        owner: [R], the patient of each record. x is never compared with records of its own patient: whether those
+            are in the population says whether x is a member. None: each record is a patient.
     """
     c = classes(reference, member)
     inside = np.asarray(member, dtype=bool)
@@ -132,12 +144,27 @@ def rmia(
 
     prior = np.logaddexp(log_mean(inside, c.count_in), log_mean(~inside, c.count_out)) - np.log(2)
     ratio = log_target - prior
-    known = c.enough
+    records = ratio.shape[1]
+    one, sibling = _siblings(np.arange(records) if owner is None else owner)
     evidence = np.full(ratio.shape, np.nan)
     for t in range(ratio.shape[0]):
-        population = np.sort(ratio[t, known])
-        evidence[t, known] = np.searchsorted(population, ratio[t, known] - np.log(gamma), side="right")
-    return evidence / max(int(known.sum()), 1)
+        z = c.enough if population is None else c.enough & population[t]
+        needed = ratio[t] - np.log(gamma)
+        beaten = np.searchsorted(np.sort(ratio[t, z]), needed, side="right")
+        own = np.bincount(one, z[sibling] & (ratio[t, sibling] <= needed[one]), records)
+        others = z.sum() - np.bincount(one, z[sibling], records)
+        evidence[t] = (beaten - own) / np.maximum(others, 1)
+    return np.where(c.enough, evidence, np.nan)
+
+
+def _siblings(owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of records (x, z) of one patient, x = z too, as two lists of places."""
+    order = np.argsort(owner, kind="stable")
+    _, first, counts = np.unique(owner[order], return_index=True, return_counts=True)
+    size = np.repeat(counts, counts)
+    start = np.repeat(np.repeat(first, counts), size)
+    step = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+    return np.repeat(order, size), order[start + step]
 
 
 def loss_threshold(reference: Array, member: Array, target: Array) -> Array:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from dptrain.audit.statistics import LEVEL, clopper_pearson
 from dptrain.cells import SMALL_CELL, nested, to_hide
+from dptrain.records.audit import GroupShare
+from dptrain.records.metrics import Suppressed
 
 REPLICATES = 1000
 
@@ -18,12 +19,11 @@ REPLICATES = 1000
 class Groups:
     """Shares of exposed patients by column and value; what was suppressed and why.
 
-    table: column -> value -> {patients, share, low, high, raw_share}; `share` is adjusted, `raw_share` is not.
-    suppressed: [{group, value, why}].
+    table: column -> value -> its cell.
     """
 
-    table: dict[str, dict[str, dict[str, Any]]]
-    suppressed: list[dict[str, str]]
+    table: dict[str, dict[str, GroupShare]]
+    suppressed: list[Suppressed]
 
 
 def record_band(counts: np.ndarray) -> np.ndarray:
@@ -53,8 +53,8 @@ def by_group(
             those that tell of so few by another column's, see :func:`dptrain.cells.nested`.
     """
     numbers, stratum = np.unique(strata.astype(str), return_inverse=True)
-    table: dict[str, dict[str, dict[str, Any]]] = {}
-    suppressed: list[dict[str, str]] = []
+    table: dict[str, dict[str, GroupShare]] = {}
+    suppressed: list[Suppressed] = []
     weights: dict[str, np.ndarray] = {}
     shown: dict[tuple[str, str], np.ndarray] = {}
     for column, raw in columns.items():
@@ -65,11 +65,11 @@ def by_group(
             continue
         members = {str(name): np.flatnonzero(values == name).tolist() for name in names}
         hidden = to_hide(members, np.flatnonzero(~known).tolist(), small_cell)
-        suppressed += [{"group": column, "value": value, "why": why} for value, why in hidden.items()]
+        suppressed += [Suppressed(group=column, value=value, why=why) for value, why in hidden.items()]
         weights[column] = np.bincount(stratum[known], minlength=numbers.size) / max(int(known.sum()), 1)
         shown.update({(column, name): np.array(who) for name, who in members.items() if name not in hidden})
     betraying = nested({name: who.tolist() for name, who in shown.items()}, range(len(exposed)), small_cell)
-    suppressed += [{"group": column, "value": value, "why": why} for (column, value), why in betraying.items()]
+    suppressed += [Suppressed(group=column, value=value, why=why) for (column, value), why in betraying.items()]
     for (column, name), who in shown.items():
         if (column, name) in betraying:
             continue
@@ -79,13 +79,13 @@ def by_group(
         if low == high:  # nobody or everybody exposed: resampling cannot see what one more patient could
             exact = clopper_pearson(round(float(exposed[who].sum())), who.size)
             low, high = exact[0], exact[1]
-        table.setdefault(column, {})[name] = {
-            "patients": int(who.size),
-            "share": float(share),
-            "low": float(min(low, share)),
-            "high": float(max(high, share)),
-            "raw_share": float(np.mean(exposed[who])),
-        }
+        table.setdefault(column, {})[name] = GroupShare(
+            patients=int(who.size),
+            share=float(share),
+            low=float(min(low, share)),
+            high=float(max(high, share)),
+            raw_share=float(np.mean(exposed[who])),
+        )
     return Groups(table, suppressed)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -73,8 +74,8 @@ def pooled_evidence(
     patient: np.ndarray,
     *,
     attack: str = "student_t",
-    prior: Prior | None = None,
     task: str = "binary",
+    outside: np.ndarray | None = None,
 ) -> Array:
     """A patient's evidence for membership in each target model.
 
@@ -83,8 +84,9 @@ def pooled_evidence(
         attack: `student_t` takes the joint density of the records (their scores move together from model to
             model, so their evidence is not simply added); every other attack sums over records, `rmia` and
             `loss` average.
-        prior: for `student_t`, see :func:`dptrain.audit.attacks.moderate`.
         task: for `segmentation` the scores are log p already (the negative loss), which `rmia` must know.
+        outside: bool [T, P], patients known to be outside of each target: the population of `rmia`, in which nobody
+            is compared with the own records. None: everybody.
 
     Returns:
         [T, P], NaN for a patient without records or without enough reference models.
@@ -92,9 +94,12 @@ def pooled_evidence(
     check_attack(attack)
     patients = member.shape[1]
     if attack == "student_t":
-        return _joint_t(reference, member, target, patient, prior)
-    scale = {"log_probability": task_spec(task).labels is Labels.MASK} if attack == "rmia" else {}
-    per_record = ATTACKS[attack](reference, member[:, patient], target, **scale)
+        return _joint_t(reference, member, target, patient, None)
+    asked: dict[str, Any] = {}
+    if attack == "rmia":
+        asked = {"log_probability": task_spec(task).labels is Labels.MASK, "owner": patient}
+        asked["population"] = None if outside is None else outside[:, patient]
+    per_record = ATTACKS[attack](reference, member[:, patient], target, **asked)
     pooled = np.full((target.shape[0], patients), np.nan)
     for who, records in by_size(patient, patients):
         values = per_record[:, records]
@@ -234,13 +239,32 @@ def crossfit(
     evidence = np.full(member.shape, np.nan)
     for number in np.unique(fold):
         held = fold == number
-        prior = None
+        fitted = scores[~held], member[~held], scores[held], patient
         if prior_member is not None and attack == "student_t":
             prior = _joint(scores[~held], prior_member[~held], patient, None).prior
-        evidence[held] = pooled_evidence(
-            scores[~held], member[~held], scores[held], patient, attack=attack, prior=prior, task=task
-        )
+            evidence[held] = _joint_t(*fitted, prior)
+        else:
+            evidence[held] = pooled_evidence(*fitted, attack=attack, task=task, outside=~member[held])
     return evidence, fold
+
+
+ORDERED_BY_SCORE = ("student_t", "lira_offline", "loss")  # of one record: larger score, more evidence
+
+
+def comparable(
+    scores: Array, patient: np.ndarray, evidence: Array, fold: np.ndarray, attack: str
+) -> tuple[Array, np.ndarray]:
+    """What of each patient may be compared over models, and with which: (values [M, P], fold [M, P]).
+
+    Cross-fitted evidence: within a fold only. Of a patient with one record, where the attack's evidence only rises
+    with the score, the score itself, over all models: nothing was fitted.
+    """
+    values, folds = evidence.copy(), np.repeat(fold[:, None], evidence.shape[1], axis=1)
+    if attack in ORDERED_BY_SCORE:
+        alone = np.bincount(patient, minlength=evidence.shape[1])[patient] == 1
+        values[:, patient[alone]] = scores[:, alone]
+        folds[:, patient[alone]] = fold.min(initial=0)
+    return values, folds
 
 
 def inflation(

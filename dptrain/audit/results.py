@@ -14,9 +14,22 @@ import numpy as np
 from dptrain.audit import groups, patients, statistics
 from dptrain.audit.scores import Array
 from dptrain.cells import to_hide
+from dptrain.records.audit import (
+    Auc,
+    Audit,
+    Baseline,
+    ByRecords,
+    Exposed,
+    NewScan,
+    NotFinite,
+    Rate,
+    Survival,
+    Verdicts,
+    Withheld,
+)
+from dptrain.records.parts import curve
 from dptrain.settings import AuditConfig
 
-SCHEMA = "dptrain.audit/1"
 RATES = (0.01, 0.05, 0.1)
 GRID = tuple(round(0.5 + 0.01 * step, 2) for step in range(51))
 FEWEST = 8  # reference models below which no AUC is given at all
@@ -34,14 +47,46 @@ class People:
     columns: Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Summary:
-    """audit: the JSON's content, without what only the run knows. rows: one a patient. exposed: bool [P]."""
+    """audit: the record, without what only the run knows. rows: one a patient. exposed: bool [P].
 
-    audit: dict[str, Any]
+    The release game fills in what it confirms.
+    """
+
+    audit: Audit
     rows: list[dict[str, Any]]
     exposed: np.ndarray
     area: statistics.Area
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The attack on every patient, each [P] unless said otherwise.
+
+    evidence, member, fold: [M, P], compared within a fold. possible: whether so many models allow a verdict at all.
+    rates: by false positive rate. fpr, tpr: the ROC over patients. baseline: AUC of the best record.
+    """
+
+    evidence: Array
+    member: np.ndarray
+    fold: np.ndarray
+    area: statistics.Area
+    low: Array
+    high: Array
+    p: Array
+    q: Array
+    verdict: np.ndarray
+    possible: bool
+    rates: dict[float, statistics.Rate]
+    fpr: Array
+    tpr: Array
+    baseline: Array
+
+    @property
+    def exposed(self) -> np.ndarray:
+        """bool [P]; nobody where no verdict is possible."""
+        return np.asarray((self.verdict == statistics.VERDICTS[0]) & self.possible)
 
 
 def summarise(
@@ -70,16 +115,56 @@ def summarise(
     count = member.shape[1]
     records = np.bincount(patient[trained], minlength=count)
     good, told = patients.measurable(scores)
-    audit: dict[str, Any] = {"models": len(scores), "references": int(good.sum()), "patients": count, "withheld": []}
-    audit["not_finite"] = {"models": int(np.sum(~good)), "records": int(np.sum(~told))}
+    audit = Audit(
+        models=len(scores),
+        references=int(good.sum()),
+        patients=count,
+        not_finite=NotFinite(models=int(np.sum(~good)), records=int(np.sum(~told))),
+        tpr_at={},
+        groups={},
+    )
     scores, member, patient, trained = scores[good][:, told], member[good], patient[told], trained[told]
     models = len(scores)
-    own, owner = scores[:, trained], patient[trained]
     if models < FEWEST:
         return _nothing(audit, count, config)
+    attacked = _attack(scores[:, trained], member, patient[trained], config, task, draw)
+    share, verdicts = _exposed(attacked)
+    survival = Survival(
+        auc=GRID,
+        share=tuple(statistics.survival(attacked.area.auc, GRID)),
+        null=tuple(statistics.survival(_null_auc(attacked.area, draw), GRID)),
+    )
+    table = _by_group(attacked, people, records, draw, config) if attacked.possible else groups.Groups({}, [])
+    new_scan, scan_auc = _new_scan(scores, member, patient, trained, config, task)
+    audit = dataclasses.replace(
+        audit,
+        withheld=_withheld(attacked, models, config),
+        exposed=share,
+        verdicts=verdicts,
+        roc=curve(attacked.fpr, attacked.tpr),
+        auc=_auc(attacked, auc_ceiling),
+        survival=survival,
+        tpr_at={f"{rate:g}": _rate(attacked, rate, tpr) for rate in attacked.rates},
+        baseline_max=Baseline(
+            mean=number_of(np.nanmean(attacked.baseline)),
+            max=number_of(np.nanmax(attacked.baseline)),
+            by_records=_by_records(attacked.baseline, attacked.area.auc, records, config.small_cell),
+        ),
+        groups=table.table,
+        suppressed=tuple(table.suppressed),
+        new_scan=new_scan,
+    )
+    return Summary(audit, _rows(attacked, people, records, scan_auc), attacked.exposed, attacked.area)
 
+
+def _attack(
+    own: Array, member: np.ndarray, owner: np.ndarray, config: AuditConfig, task: str, draw: np.random.Generator
+) -> Attacked:
+    """Evidence, verdicts and rates from the scores of records that were trained on. own: [M, R]; owner: [R]."""
+    count = member.shape[1]
     evidence, fold = patients.crossfit(own, member, owner, attack=config.attack, task=task)
-    area = statistics.stratified_auc(evidence, member, fold)
+    values, compared = patients.comparable(own, owner, evidence, fold, config.attack)
+    area = statistics.stratified_auc(values, member, compared)
     inflation = patients.inflation(own, member, owner, draw, attack=config.attack, task=task)
     area = dataclasses.replace(area, inflation=inflation)
     low, high = statistics.auc_interval(area)
@@ -88,110 +173,131 @@ def summarise(
     verdict = statistics.verdicts(
         q, high, false_discovery_rate=config.false_discovery_rate, tolerance=config.tolerance
     )
-    exposed = verdict == statistics.VERDICTS[0]
-    possible = statistics.smallest_p_value(area) <= config.false_discovery_rate / max(count, 1)
-    rates = {rate: statistics.tpr_at(evidence, member, rate, area) for rate in RATES}
-    fpr, tpr_measured = statistics.pooled_roc(evidence, member)
-    baseline = patients.best_record_auc(own, member, owner, fold)
-    mean_low, mean_high = statistics.mean_interval(statistics.fold_auc, evidence, member, fold)
+    smallest = statistics.smallest_p_value(statistics.stratified_auc(evidence, member, fold))
+    fpr, tpr = statistics.pooled_roc(evidence, member)
+    return Attacked(
+        evidence=values,
+        member=member,
+        fold=compared,
+        area=area,
+        low=low,
+        high=high,
+        p=p,
+        q=q,
+        verdict=verdict,
+        possible=bool(smallest <= config.false_discovery_rate / max(count, 1)),
+        rates=statistics.tpr_rates(values, member, compared, RATES, area),
+        fpr=fpr,
+        tpr=tpr,
+        baseline=patients.best_record_auc(own, member, owner, fold),
+    )
 
-    audit["exposed"] = None
-    audit["verdicts"] = None
-    if possible:
-        hits = int(exposed.sum())
-        share = statistics.wilson(hits, count)
-        audit["exposed"] = {"count": hits, "share": hits / max(count, 1), "low": share[0], "high": share[1]}
-        audit["verdicts"] = {name.replace(" ", "_"): int(np.sum(verdict == name)) for name in statistics.VERDICTS}
-    else:
-        need = statistics.models_needed(count, config.false_discovery_rate, patients.FOLDS)
-        _withhold(audit, "verdicts", models, need)
-        exposed = np.zeros(count, dtype=bool)
-    audit["confirmed"] = None
-    audit["roc"] = {"fpr": _list(fpr), "tpr": _list(tpr_measured)}
-    audit["auc"] = {
-        "mean": number_of(np.nanmean(area.auc)),
-        "median": number_of(np.nanmedian(area.auc)),
-        "max": number_of(np.nanmax(area.auc)),
-        "max_by_chance": number_of(statistics.largest_by_chance(area)),
-        "low": number_of(mean_low),
-        "high": number_of(mean_high),
-        "ceiling": auc_ceiling,
-    }
-    audit["survival"] = {
-        "auc": list(GRID),
-        "share": statistics.survival(area.auc, GRID),
-        "null": statistics.survival(_null_auc(area, draw), GRID),
-    }
-    audit["tpr_at"] = {}
-    for rate, found in rates.items():
-        few = bool(np.mean(found.extrapolated) > 0.5)
-        interval = statistics.mean_interval(partial(statistics.fold_tpr, fpr=rate), evidence, member, fold)
-        audit["tpr_at"][f"{rate:g}"] = {
-            "mean": number_of(np.nanmean(found.tpr)),
-            "median": number_of(np.nanmedian(found.tpr)),
-            "max": number_of(np.nanmax(found.tpr)),
-            "low": number_of(interval[0]),
-            "high": number_of(interval[1]),
-            "pooled": number_of(float(np.interp(rate, fpr, tpr_measured))),
-            "ceiling": 1.0 if tpr is None else float(tpr(rate)),
-            "extrapolated": few,
-        }
-        if few:
-            _withhold(audit, f"tpr_at_{rate:g}", models, math.ceil(2.2 / rate))
-    audit["baseline_max"] = {
-        "mean": number_of(np.nanmean(baseline)),
-        "max": number_of(np.nanmax(baseline)),
-        "by_records": _by_records(baseline, area.auc, records, config.small_cell),
-    }
-    audit["groups"], audit["suppressed"] = {}, []
-    if possible:
-        bands = groups.record_band(records)
-        strata = np.char.add(np.char.add(people.label.astype(str), "|"), bands.astype(str))
-        columns = {"class": people.label, "records": bands, **people.columns}
-        found_groups = groups.by_group(exposed, columns, strata, draw, small_cell=config.small_cell)
-        audit["groups"], audit["suppressed"] = found_groups.table, found_groups.suppressed
-    audit["new_scan"], scan_auc = _new_scan(scores, member, patient, trained, config, task)
 
+def _exposed(attacked: Attacked) -> tuple[Exposed | None, Verdicts | None]:
+    """How many are exposed, and all verdicts; None where too few models allow none."""
+    if not attacked.possible:
+        return None, None
+    count, hits = len(attacked.verdict), int(attacked.exposed.sum())
+    low, high = statistics.wilson(hits, count)
+    by_name = {name.replace(" ", "_"): int(np.sum(attacked.verdict == name)) for name in statistics.VERDICTS}
+    return Exposed(count=hits, share=hits / max(count, 1), low=low, high=high), Verdicts(**by_name)
+
+
+def _withheld(attacked: Attacked, models: int, config: AuditConfig) -> tuple[Withheld, ...]:
+    """What so few models do not allow to be said, or only marked as extrapolated."""
+    withheld = []
+    if not attacked.possible:
+        need = statistics.models_needed(len(attacked.verdict), config.false_discovery_rate, patients.FOLDS)
+        withheld.append(Withheld(what="verdicts", have=models, need=need))
+    folds = float(np.median([len(np.unique(column)) for column in attacked.fold.T]))
+    for rate in attacked.rates:
+        if _is_extrapolated(attacked, rate):
+            withheld.append(Withheld(what=f"tpr_at_{rate:g}", have=models, need=math.ceil(2.2 * folds / rate)))
+    return tuple(withheld)
+
+
+def _is_extrapolated(attacked: Attacked, rate: float) -> bool:
+    return bool(np.mean(attacked.rates[rate].extrapolated) > 0.5)
+
+
+def _auc(attacked: Attacked, ceiling: float) -> Auc:
+    auc = attacked.area.auc
+    low, high = statistics.mean_interval(statistics.fold_auc, attacked.evidence, attacked.member, attacked.fold)
+    return Auc(
+        mean=number_of(np.nanmean(auc)),
+        median=number_of(np.nanmedian(auc)),
+        max=number_of(np.nanmax(auc)),
+        max_by_chance=number_of(statistics.largest_by_chance(attacked.area)),
+        low=number_of(low),
+        high=number_of(high),
+        ceiling=ceiling,
+    )
+
+
+def _rate(attacked: Attacked, rate: float, ceiling: Callable[[float], float] | None) -> Rate:
+    """True positive rates at one false positive rate."""
+    measured = attacked.rates[rate].tpr
+    at_rate = partial(statistics.fold_tpr, fpr=rate, fprs=RATES)
+    low, high = statistics.mean_interval(at_rate, attacked.evidence, attacked.member, attacked.fold)
+    return Rate(
+        mean=number_of(np.nanmean(measured)),
+        median=number_of(np.nanmedian(measured)),
+        max=number_of(np.nanmax(measured)),
+        low=number_of(low),
+        high=number_of(high),
+        pooled=number_of(float(np.interp(rate, attacked.fpr, attacked.tpr))),
+        ceiling=1.0 if ceiling is None else float(ceiling(rate)),
+        extrapolated=_is_extrapolated(attacked, rate),
+    )
+
+
+def _by_group(
+    attacked: Attacked, people: People, records: np.ndarray, draw: np.random.Generator, config: AuditConfig
+) -> groups.Groups:
+    bands = groups.record_band(records)
+    strata = np.char.add(np.char.add(people.label.astype(str), "|"), bands.astype(str))
+    columns = {"class": people.label, "records": bands, **people.columns}
+    return groups.by_group(attacked.exposed, columns, strata, draw, small_cell=config.small_cell)
+
+
+def _rows(attacked: Attacked, people: People, records: np.ndarray, scan_auc: Array) -> list[dict[str, Any]]:
+    """patients.csv, one row a patient."""
     rows = []
-    for i in range(count):
+    for i in range(len(records)):
         row: dict[str, Any] = {
             "patient": people.pseudonym[i],
             "records": int(records[i]),
             "class": str(people.label[i]),
-            "auc": number_of(area.auc[i]),
-            "auc_low": number_of(low[i]),
-            "auc_high": number_of(high[i]),
-            "p_value": number_of(p[i]),
-            "q_value": number_of(q[i]),
-            "verdict": str(verdict[i]) if possible else "withheld",
+            "auc": number_of(attacked.area.auc[i]),
+            "auc_low": number_of(attacked.low[i]),
+            "auc_high": number_of(attacked.high[i]),
+            "p_value": number_of(attacked.p[i]),
+            "q_value": number_of(attacked.q[i]),
+            "verdict": str(attacked.verdict[i]) if attacked.possible else "withheld",
         }
-        for rate, found in rates.items():
+        for rate, measured in attacked.rates.items():
             name = f"tpr_at_{rate * 100:g}pct"
-            row[name] = number_of(found.tpr[i])
-            row[f"{name}_low"], row[f"{name}_high"] = number_of(found.low[i]), number_of(found.high[i])
-            row[f"{name}_extrapolated"] = bool(found.extrapolated[i])
-        row["new_scan_auc"] = number_of(scan_auc[i])
-        row["best_record_auc"] = number_of(baseline[i])
-        row["confirmed"] = row["fresh_auc"] = None  # filled where the release game tried the patient
+            row |= {
+                name: number_of(measured.tpr[i]),
+                f"{name}_low": number_of(measured.low[i]),
+                f"{name}_high": number_of(measured.high[i]),
+                f"{name}_extrapolated": bool(measured.extrapolated[i]),
+            }
+        row |= {"new_scan_auc": number_of(scan_auc[i]), "best_record_auc": number_of(attacked.baseline[i])}
+        row |= {"confirmed": None, "fresh_auc": None}  # filled where the release game tried the patient
         rows.append(row)
-    return Summary(audit, rows, exposed, area)
+    return rows
 
 
-def _nothing(audit: dict[str, Any], count: int, config: AuditConfig) -> Summary:
+def _nothing(audit: Audit, count: int, config: AuditConfig) -> Summary:
     """Too few models for any number."""
     need = max(FEWEST, statistics.models_needed(count, config.false_discovery_rate, patients.FOLDS))
-    _withhold(audit, "verdicts", audit["references"], need)
-    _withhold(audit, "references", audit["references"], FEWEST)
-    empty = ("exposed", "verdicts", "confirmed", "roc", "auc", "survival", "baseline_max", "new_scan")
-    audit.update(dict.fromkeys(empty))
-    audit.update(tpr_at={}, groups={}, suppressed=[])
+    have = audit.references
+    withheld = (Withheld(what="verdicts", have=have, need=need), Withheld(what="references", have=have, need=FEWEST))
     nan = np.full(count, np.nan)
     none = np.zeros((1, count), dtype=int)
-    return Summary(audit, [], np.zeros(count, dtype=bool), statistics.Area(nan, nan, none, none))
-
-
-def _withhold(audit: dict[str, Any], what: str, have: int, need: int) -> None:
-    audit["withheld"].append({"what": what, "have": have, "need": need})
+    area = statistics.Area(nan, nan, none, none)
+    return Summary(dataclasses.replace(audit, withheld=withheld), [], np.zeros(count, dtype=bool), area)
 
 
 def _null_auc(area: statistics.Area, generator: np.random.Generator) -> Array:
@@ -201,22 +307,22 @@ def _null_auc(area: statistics.Area, generator: np.random.Generator) -> Array:
     return np.asarray(np.clip(0.5 + generator.normal(size=(repeats, area.auc.size)) * spread, 0, 1).ravel())
 
 
-def _by_records(baseline: Array, pooled: Array, records: np.ndarray, small_cell: int) -> list[dict[str, Any]]:
+def _by_records(baseline: Array, pooled: Array, records: np.ndarray, small_cell: int) -> tuple[ByRecords, ...]:
     """How the baseline grows with the number of records, beside the pooled AUC that does not."""
     bands = np.where(records > 0, groups.record_band(records), "")
     names, sizes = np.unique(bands[bands != ""], return_counts=True)
     members = {name: np.flatnonzero(bands == name).tolist() for name in names.tolist()}
     hidden = to_hide(members, np.flatnonzero(bands == "").tolist(), small_cell)
-    return [
-        {
-            "records": name,
-            "patients": size,
-            "best_record": number_of(np.nanmean(baseline[bands == name])),
-            "pooled": number_of(np.nanmean(pooled[bands == name])),
-        }
+    return tuple(
+        ByRecords(
+            records=name,
+            patients=size,
+            best_record=number_of(np.nanmean(baseline[bands == name])),
+            pooled=number_of(np.nanmean(pooled[bands == name])),
+        )
         for name, size in zip(names.tolist(), sizes.tolist(), strict=True)
         if name not in hidden
-    ]
+    )
 
 
 def _new_scan(
@@ -226,7 +332,7 @@ def _new_scan(
     trained: np.ndarray,
     config: AuditConfig,
     task: str,
-) -> tuple[dict[str, Any] | None, Array]:
+) -> tuple[NewScan | None, Array]:
     """Is a patient recognised by a record that no model was trained on?"""
     auc = np.full(member.shape[1], np.nan)
     fresh = ~trained
@@ -237,20 +343,11 @@ def _new_scan(
     evidence, fold = patients.crossfit(scores[:, fresh], member[:, who], position, attack=config.attack, task=task)
     auc[who] = statistics.fold_auc(evidence, member[:, who], fold)
     low, high = statistics.mean_interval(statistics.fold_auc, evidence, member[:, who], fold)
-    summary = {
-        "auc": number_of(np.nanmean(auc)),
-        "low": number_of(low),
-        "high": number_of(high),
-        "patients": int(who.size),
-    }
-    return summary, auc
+    mean = number_of(np.nanmean(auc))
+    return NewScan(auc=mean, low=number_of(low), high=number_of(high), patients=int(who.size)), auc
 
 
 def number_of(value: float | np.floating[Any]) -> float | None:
     """A number for JSON; None for NaN and infinity."""
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _list(values: Array) -> list[float]:
-    return [float(value) for value in values]

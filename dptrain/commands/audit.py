@@ -23,13 +23,11 @@ restricted: restricted/audit/audit.json (aggregates), patients.csv (pseudonymise
         "dptrain audit -m recipe=chest_xray_pneumonia privacy.target_epsilon=1,2,8 hydra/launcher=joblib",
     ),
     notes="""\
-settings: audit.models=64 audit.attack=student_t|lira_online|lira_offline|rmia|loss audit.game=population|release
-          audit.false_discovery_rate=0.05 audit.tolerance=0.75 audit.small_cell=10 audit.canaries=200
-          audit.canary_trainings=2 audit.new_scan=0.25 audit.trainer=auto|together|engine audit.processes=0
-          and ledger.…, data.root, training.device, training.chunk
+Of a run audit.…, ledger.…, data.root, training.device and training.chunk can be set.
 audit.attack decides the AUCs, the TPRs and the ROC; who counts as exposed is decided by exact tests of its own.
 Mislabelled canaries are planted from audit.canary_trainings=16 on; with fewer all are gradient-aligned.
 An audit that was interrupted goes on where it stopped when the same command is given again; one that was finished
 is told again, without training anything or asking the ledger.""",
     codes=(3, 5, 6),
+    sections=("audit",),
 )

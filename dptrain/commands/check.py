@@ -21,4 +21,5 @@ CHECK = Command(
     notes="An argument that only the named network takes is added with +, one that it does not take is removed with "
     "~.\nA layer that no fast rule fits (the check names it) is trained with +model.rules.LAYER=one-by-one.",
     codes=(4,),
+    sections=("model",),
 )

@@ -53,6 +53,7 @@ class Command:
         examples: lines that can be typed.
         notes: what else help says, below the examples.
         codes: exit codes that this command adds to 0, 1 and 2.
+        sections: of the settings, those that help lists (docs/settings.md has all).
     """
 
     name: str
@@ -66,6 +67,7 @@ class Command:
     examples: tuple[str, ...] = ()
     notes: str = ""
     codes: tuple[int, ...] = ()
+    sections: tuple[str, ...] = ()
 
     def load(self) -> Callable[[Call], int]:
         """Its function. The first import of torch happens here, where the command needs it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dptrain.commands.command import Command, Takes
+from dptrain.settings.help import lines
 from dptrain.shipped import shipped
 from dptrain.terminal.words import Word
 
@@ -54,6 +55,9 @@ def help_text(command: Command, members: Sequence[Command] = ()) -> str:
         ("" if command.run else "every command takes\n") + columns({**words, **command.flags}),
         SETTINGS if command.takes is Takes.SETTINGS else "",
         "\n".join(["examples:", *(f"  {line}" for line in command.examples)]) if command.examples else "",
+        "\n".join(["settings (docs/settings.md has all):", *(columns(lines(name)) for name in command.sections)])
+        if command.sections
+        else "",
         command.notes,
         exit_codes((0, 2, *command.codes)),
     ]

@@ -18,4 +18,5 @@ PLAN = Command(
         "dptrain plan public_size=2215 recipe=chest_xray_pneumonia privacy.target_epsilon=1",
         "dptrain plan public_size=800 privacy.expected_batch_size=64 privacy.epochs=20 privacy.steps=null",
     ),
+    sections=("privacy",),
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dptrain.commands.command import Command
 from dptrain.commands.places import PLACES, given
 from dptrain.commands.report import LANG
-from dptrain.report.facts import ITEMS
 from dptrain.terminal.words import Word, suggest
+from dptrain.vocabulary import ITEMS
 
 
 def items_of(text: str) -> tuple[str, ...]:

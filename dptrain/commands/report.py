@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dptrain.commands.command import Command
 from dptrain.commands.places import PLACES
-from dptrain.report.language import LANGUAGES
 from dptrain.terminal.words import OneOf, Word
+from dptrain.vocabulary import LANGUAGES
 
 LANG = Word(OneOf(LANGUAGES), "the report's language", None)
 FILLED = "What is left out is taken from the run's configuration (report.lang, ledger.…), then from the environment."

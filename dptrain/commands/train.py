@@ -21,4 +21,5 @@ TRAIN = Command(
     ),
     notes=f"groups: {', '.join(GROUPS)}\ninterrupted: the charge is closed, unless the last lines say how to go on",
     codes=(3, 4, 5, 130),
+    sections=("privacy", "optimizer", "training"),
 )

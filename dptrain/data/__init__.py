@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dptrain.data.cohort import Cohort, Patient, Record, cohort_from_dataset, scan
+from dptrain.data.cohort import Cohort, Record, cohort_from_dataset, cohort_of, scan
 from dptrain.data.inference import load_image
 from dptrain.data.loading import (
     LogicalBatch,
@@ -14,11 +14,14 @@ from dptrain.data.loading import (
     PoissonSampler,
     Tensors,
     check_sampler,
+    load_available,
     load_records,
     load_tensors,
     tensors_of,
 )
-from dptrain.data.manifest import Manifest, read_manifest
+from dptrain.data.manifest import Manifest
+from dptrain.data.reading import read_manifest
+from dptrain.data.units import Patient
 from dptrain.randomness import CryptoRandom
 from dptrain.settings import DataConfig
 
@@ -36,6 +39,8 @@ __all__ = [
     "Tensors",
     "check_sampler",
     "cohort_from_dataset",
+    "cohort_of",
+    "load_available",
     "load_image",
     "load_records",
     "load_tensors",

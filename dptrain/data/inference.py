@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dptrain.data.cohort import _tensor
-from dptrain.data.records import Unreadable, read_image
+from dptrain.data import transforms
+from dptrain.data.records import read_image
+from dptrain.data.sources import placed_tensor
 from dptrain.errors import DataUnreadable
 from dptrain.settings import DataConfig
 from dptrain.settings.data import shape_of
+from dptrain.source import Unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,14 +23,12 @@ def load_image(config: DataConfig, path: Path) -> Tensor:
     The image is nobody's training data: nothing is charged, and no ledger is asked.
     Raises DataUnreadable for a file that cannot be read or has another shape after the transforms.
     """
-    from dptrain.data import transforms
-
     wanted = shape_of(config)
     try:
         pixels, affine = read_image(path, dims=len(wanted))
     except Unreadable as error:
-        raise DataUnreadable(f"the image {error}.") from None
-    item = {"image": _tensor(pixels, affine)}
+        raise DataUnreadable(f"the image {error.cause}.", remedy=error.remedy or None) from None
+    item = {"image": placed_tensor(pixels, affine)}
     ready = transforms.build([_image_only(node) for node in config.transforms], random=False)
     image: Tensor = transforms.plain(transforms.apply(ready, item)[0]["image"]).float()
     if tuple(image.shape) != wanted:

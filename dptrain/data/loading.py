@@ -7,19 +7,22 @@ The guarantees of this module (docs/guarantee.md, contracts 3 to 6):
 - nothing here follows the private number of patients: rate, steps and normaliser come from the plan;
 - a patient above the public cap contributes a fresh random subset of records in each step;
 - views and crops of a record belong to its patient; a physical chunk never splits a patient;
-- patients whom the grant excludes are drawn and then silently left out: nothing else changes.
+- patients whom the grant excludes are drawn and then silently left out: nothing else changes;
+- a record that cannot be read or augmented is NaN: its patient counts as zero, and stops nothing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dptrain.data import transforms
 from dptrain.data.cohort import Cohort, mapped, threads_for
+from dptrain.data.label_images import whole_label
 from dptrain.data.records import quiet_libraries
 from dptrain.engine.chunks import ChunkShape, enough_rows
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable
@@ -27,12 +30,14 @@ from dptrain.leave import Leave, require_leave
 from dptrain.plan import Plan
 from dptrain.randomness import CryptoRandom
 from dptrain.settings.data import shape_of
+from dptrain.source import Sample
 from dptrain.vocabulary import Labels, Purpose, Split, task_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CACHE_BYTES = 4 << 30
+TRIES = 4  # of augmentation on made-up images
 
 
 def load_records(cohort: Cohort, indices: Sequence[int], grant: Leave) -> Tensor:
@@ -46,6 +51,21 @@ def load_records(cohort: Cohort, indices: Sequence[int], grant: Leave) -> Tensor
 
 def load_tensors(cohort: Cohort, indices: Sequence[int], grant: Leave) -> tuple[Tensor, Tensor]:
     """As :func:`load_records`, with the labels: [n], [n, C], or for segmentation int64 [n, 1, …]."""
+    return _load(cohort, indices, grant, read_item)
+
+
+def load_available(cohort: Cohort, indices: Sequence[int], grant: Leave) -> tuple[Tensor, Tensor]:
+    """As :func:`load_tensors`, for a run that has been paid for: one patient's data stop nothing (contract 13).
+
+    A record that cannot be read, or has another shape than the others, comes back as NaN, so that its patient counts
+    as zero, and is noted in `cohort.odd`. Raises DataUnreadable only where the place of all records is gone.
+    """
+    return _load(cohort, indices, grant, read_or_nan)
+
+
+def _load(
+    cohort: Cohort, indices: Sequence[int], grant: Leave, read_one: Callable[[Cohort, int], Sample]
+) -> tuple[Tensor, Tensor]:
     import torch
 
     require_leave(grant, cohort.fingerprint)
@@ -57,25 +77,25 @@ def load_tensors(cohort: Cohort, indices: Sequence[int], grant: Leave) -> tuple[
         return images, label_rows(cohort, indices)
     with quiet_libraries():
         threads = threads_for(cohort.source)
-        read = mapped(lambda n: None if hidden[n] else read_item(cohort, indices[n]), len(indices), threads)
-        items = list(read)
-    blank = next((item for item in items if item is not None), None) or _blank(cohort)
-    images = torch.stack([torch.zeros_like(blank["image"]) if item is None else item["image"] for item in items])
-    if "label" not in blank:
+        read = mapped(lambda n: None if hidden[n] else read_one(cohort, indices[n]), len(indices), threads)
+        samples = list(read)
+    blank = next((sample for sample in samples if sample is not None), None) or blank_of(cohort, 0.0)
+    images = torch.stack([torch.zeros_like(blank.image) if one is None else one.image for one in samples])
+    if blank.label is None:
         return images, label_rows(cohort, indices)
-    labels = [torch.zeros_like(blank["label"]) if item is None else item["label"] for item in items]
-    return images, torch.stack(labels)
+    empty = torch.zeros_like(blank.label)
+    return images, torch.stack([empty if one is None or one.label is None else one.label for one in samples])
 
 
-def _blank(cohort: Cohort) -> dict[str, Any]:
+def blank_of(cohort: Cohort, value: float) -> Sample:
+    """A record of this value throughout, and background for a label image."""
     import torch
 
-    shape = list(cohort.config.image_shape)
-    item = {"image": torch.zeros(shape)}
-    spec = task_spec(cohort.config.task)
+    shape, spec = shape_of(cohort.config), task_spec(cohort.config.task)
+    label = None
     if spec.labels is Labels.MASK:
-        item["label"] = torch.zeros(spec.label_shape(len(cohort.config.classes), shape), dtype=torch.int64)
-    return item
+        label = torch.zeros(spec.label_shape(len(cohort.config.classes), shape), dtype=torch.int64)
+    return Sample(torch.full(shape, value), label)
 
 
 def label_rows(cohort: Cohort, indices: Sequence[int]) -> Tensor:
@@ -85,7 +105,7 @@ def label_rows(cohort: Cohort, indices: Sequence[int]) -> Tensor:
     return torch.from_numpy(cohort.labels[np.asarray(indices, dtype=np.int64)])
 
 
-def read_item(cohort: Cohort, index: int) -> dict[str, Any]:
+def read_item(cohort: Cohort, index: int) -> Sample:
     """One record after the deterministic transforms. For this module, under a grant."""
     try:
         return cohort.source.item(index)
@@ -96,6 +116,26 @@ def read_item(cohort: Cohort, index: int) -> dict[str, Any]:
             f"{cohort.records[index].row}: the record cannot be read any more ({type(error).__name__}).",
             remedy="The files changed since the scan: restore them, or register a new version.",
         ) from None
+
+
+def read_or_nan(cohort: Cohort, index: int) -> Sample:
+    """As :func:`read_item`; a record that cannot take part is NaN throughout, and noted in `cohort.odd`.
+
+    Raises DataUnreadable where the place of all records is gone: that follows from no patient's data.
+    """
+    blank = blank_of(cohort, float("nan"))
+    try:
+        sample = cohort.source.item(index)
+        label = None if sample.label is None else sample.label.shape
+        if sample.image.shape == blank.image.shape and label == (None if blank.label is None else blank.label.shape):
+            return sample
+    except Exception:  # whatever it is: only the patient's own share may follow from it
+        if not cohort.source.present():
+            raise DataUnreadable(
+                "The cohort's folder is gone.", remedy="Bring it back (mount it), then resume the run."
+            ) from None
+    cohort.odd.add(index)
+    return blank
 
 
 @dataclass(repr=False)
@@ -237,8 +277,6 @@ class PatientLoader:
         sampler: PoissonSampler | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        from dptrain.data import transforms
-
         self.cohort = source if isinstance(source, Cohort) else source.cohort
         require_leave(grant, self.cohort.fingerprint)
         if grant.purpose == Purpose.TRAIN and (grant.plan is None or grant.plan.digest != plan.digest):
@@ -274,7 +312,8 @@ class PatientLoader:
         self.sampler = sampler or PoissonSampler(len(self.members), plan.sample_rate)
         self.random = CryptoRandom()
         self.next_step = start
-        self._cache: dict[int, dict[str, Any]] = {}
+        self._view_shape = self.shape()
+        self._cache: dict[int, Sample] = {}
         self._cache_left = cache_bytes
         self._seeded = -1
 
@@ -307,20 +346,41 @@ class PatientLoader:
             yield LogicalBatch(self, step, drawn)
 
     def shape(self) -> tuple[int, ...]:
-        """Shape of one row of a chunk, crops included; tried on a made-up image where there are augmentations."""
+        """Shape of one row of a chunk, crops included; tried on made-up images where there are augmentations.
+
+        Raises CheckRefused for augmentation that fails on them, or gives views of different shapes or numbers.
+        """
         import torch
 
-        from dptrain.data import transforms
-
-        if self.tensors is not None:
+        if self.tensors is not None and not self.augment:
             return tuple(self.tensors.inputs.shape[1:])
         shape = shape_of(self.cohort.config)
         if not self.augment:
             return shape
-        view = {"image": torch.rand(shape)}
-        if task_spec(self.cohort.config.task).labels is Labels.MASK:
-            view["label"] = torch.zeros((1, *shape[1:]), dtype=torch.long)
-        return tuple(transforms.apply(self.augment, view)[0]["image"].shape)
+        shapes = set()
+        for _ in range(TRIES):
+            view = {"image": torch.rand(shape)}
+            if task_spec(self.cohort.config.task).labels is Labels.MASK:
+                view["label"] = (view["image"][:1] > 0.5).float()
+            try:
+                with quiet_libraries():
+                    views = transforms.apply(self.augment, view)
+            except transforms.TransformFailed as error:
+                raise CheckRefused(
+                    f"data.augment: {error} on a made-up image of {list(shape)}.",
+                    remedy="Try it with dptrain check; sizes must fit data.image_shape.",
+                ) from None
+            if len(views) != self.crops:
+                raise CheckRefused(
+                    f"data.augment made {len(views)} crops of a record where {self.crops} were declared.",
+                    remedy="Use transforms whose num_samples is fixed.",
+                )
+            shapes |= {tuple(made["image"].shape) for made in views}
+        if len(shapes) > 1:
+            raise CheckRefused(
+                "data.augment gives views of different shapes.", remedy="End it with a crop or a resize to one size."
+            )
+        return shapes.pop()
 
     def close(self) -> None:
         """Forget every record that was kept in memory."""
@@ -333,49 +393,67 @@ class PatientLoader:
             return rows
         return np.sort(numpy_generator(self.random).choice(rows, size=cap, replace=False, shuffle=False))
 
-    def _rows_of(self, index: int) -> tuple[list[Any], list[Any]]:
-        """Images and labels of all views of one row."""
-        from dptrain.data import transforms
-
-        item = self._item(index)
+    def _rows_of(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Images and labels of all views of one row; NaN where they cannot be made (contract 13)."""
+        sample = self._item(index)
+        assert sample.label is not None
         if not self.augment:
-            return [item["image"]] * self.plan.views, [item["label"]] * self.plan.views
+            return [sample.image] * self.plan.views, [sample.label] * self.plan.views
         if self._seeded != os.getpid():
             transforms.seed_freshly(self.augment)
             self._seeded = os.getpid()
-        images: list[Any] = []
-        labels: list[Any] = []
-        label_is_image = item["label"].ndim == item["image"].ndim and item["label"].ndim > 1
+        images: list[Tensor] = []
+        labels: list[Tensor] = []
         for _ in range(self.plan.views):
-            view = {"image": item["image"].clone()}
-            if label_is_image:
-                view["label"] = item["label"].clone()
             try:
-                results = transforms.apply(self.augment, view)
-            except transforms.TransformFailed as error:
-                raise DataUnreadable(f"data.augment: {error}.", remedy="Try it on a made-up image first.") from None
-            if len(results) != self.crops:
-                raise CheckRefused(
-                    f"data.augment made {len(results)} crops of a record where {self.crops} were declared.",
-                    remedy="Use transforms whose num_samples is fixed.",
-                )
-            for result in results:
-                images.append(transforms.plain(result["image"]).float())
-                labels.append(transforms.plain(result["label"]).long() if label_is_image else item["label"])
+                some_images, some_labels = self._view(sample)
+            except Exception:  # whatever it is: only the patient's own share may follow from it
+                self.cohort.odd.add(index)
+                return self._nothing(sample.label)
+            images += some_images
+            labels += some_labels
         return images, labels
 
-    def _item(self, index: int) -> dict[str, Any]:
+    def _view(self, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
+        """One augmented view, in as many crops as were declared. Raises TransformFailed for anything else."""
+        assert sample.label is not None
+        view = {"image": sample.image.clone()}
+        mask = task_spec(self.cohort.config.task).labels is Labels.MASK
+        if mask:
+            view["label"] = sample.label.float()
+        made = transforms.apply(self.augment, view)
+        images = [transforms.plain(one["image"]).float() for one in made]
+        if len(made) != self.crops or any(tuple(image.shape) != self._view_shape for image in images):
+            raise transforms.TransformFailed("data.augment gave another number or shape of crops")
+        if not mask:
+            return images, [sample.label] * len(images)
+        labels = [whole_label(one["label"], len(self.cohort.config.classes)) for one in made]
+        if any(tuple(label.shape) != (1, *self._view_shape[1:]) for label in labels):
+            raise transforms.TransformFailed("data.augment gave a label of another shape")
+        return images, labels
+
+    def _nothing(self, label: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows of NaN in place of a record's views: their patient counts as zero."""
+        import torch
+
+        if task_spec(self.cohort.config.task).labels is Labels.MASK:
+            label = torch.zeros((1, *self._view_shape[1:]), dtype=torch.int64)
+        image = torch.full(self._view_shape, float("nan"))
+        return [image] * self.rows_per_record, [label] * self.rows_per_record
+
+    def _item(self, index: int) -> Sample:
         if self.tensors is not None:
-            return {"image": self.tensors.inputs[index], "label": self.tensors.labels[index]}
-        found = self._cache.get(index)
-        if found is None:
-            found = read_item(self.cohort, index)
-            if "label" not in found:
-                found["label"] = label_rows(self.cohort, [index])[0]
-            size = sum(value.nbytes for value in found.values())
+            return Sample(self.tensors.inputs[index], self.tensors.labels[index])
+        kept = self._cache.get(index)
+        if kept is None:
+            kept = read_or_nan(self.cohort, index)
+            if kept.label is None:
+                kept = Sample(kept.image, label_rows(self.cohort, [index])[0])
+            assert kept.label is not None
+            size = kept.image.nbytes + kept.label.nbytes
             if size <= self._cache_left:
-                self._cache[index], self._cache_left = found, self._cache_left - size
-        return found
+                self._cache[index], self._cache_left = kept, self._cache_left - size
+        return kept
 
     def _batch(self, rows: Sequence[np.ndarray]) -> PatientBatch:
         """The chunk of these patients' chosen rows."""
@@ -388,18 +466,13 @@ class PatientLoader:
             index = torch.from_numpy(np.repeat(flat, self.plan.views)).to(self.tensors.inputs.device)
             image, label = self.tensors.inputs[index], self.tensors.labels[index.to(self.tensors.labels.device)]
             return PatientBatch(image, label, patient, len(rows))
-        images: list[Any] = []
-        labels: list[Any] = []
+        images: list[Tensor] = []
+        labels: list[Tensor] = []
         with quiet_libraries():
             for index in flat.tolist():
                 some_images, some_labels = self._rows_of(index)
                 images += some_images
                 labels += some_labels
-        if len({tuple(value.shape) for value in images}) > 1:
-            raise DataUnreadable(
-                "data.augment gives views of different shapes.",
-                remedy="End it with a crop or a resize to one size.",
-            )
         return PatientBatch(torch.stack(images), torch.stack(labels), patient, len(rows))
 
 

@@ -1,7 +1,7 @@
 """Reading one record: a file, or a row of an array, as [C, …] in the order in which it looks.
 
 PNG and JPEG come as [C, rows, columns] (MONAI's own reader gives them transposed), NIfTI as [C, x, y, z],
-DICOM as [1, rows, columns] or [1, frames, rows, columns]. Messages of the libraries underneath are never
+DICOM as [C, rows, columns] or [C, slices, rows, columns]. Messages of the libraries underneath are never
 passed on: they may hold file names, ids or pixel values.
 """
 
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-PIL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-
-
-class Unreadable(Exception):
-    """A record cannot be read; the message is safe to show."""
-
+from dptrain.data import dicom, pictures
+from dptrain.data.dicom_pixels import read_dicom, read_series
+from dptrain.data.nifti import read_nifti
+from dptrain.data.pictures import read_picture
+from dptrain.source import Unreadable
 
 LIBRARIES = ("PIL", "pydicom", "nibabel", "nibabel.global", "monai")
+KINDS = "PNG, JPEG, BMP, TIFF, DICOM, NIfTI or .npy"
 
 
 @contextmanager
@@ -41,22 +41,27 @@ def quiet_libraries() -> Iterator[None]:
                 logger.disabled = disabled
 
 
-def read_image(path: Path, *, dims: int, stack: Sequence[Path] = ()) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels [C, …] as stored, and the affine [4, 4] where the format has one.
+def read_image(
+    path: Path, *, dims: int, stack: Sequence[Path] = (), label: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels [C, …] as the numbers that they mean, and the affine [4, 4] where the format has one.
 
     Args:
         dims: length of the shape that is wanted; tells a `.npy` with channels from one without.
         stack: the DICOM files of one volume, in order; `path` is then not looked at.
+        label: a label image (the numbers of a palette, not its colours).
 
     Raises:
-        Unreadable: missing, damaged, truncated, of an unknown kind, or empty.
+        Unreadable: missing, damaged, truncated, of an unknown kind, empty, or of a meaning that is not read.
     """
-    if not path.is_file():
-        raise Unreadable("does not exist")
     try:
-        pixels, affine = _read(path, dims, stack)
+        pixels, affine = _read(path, dims, stack, label)
     except Unreadable:
         raise
+    except FileNotFoundError:
+        raise Unreadable("does not exist", remedy=_slashes(path)) from None
+    except IsADirectoryError:
+        raise Unreadable("is a folder") from None
     except Exception:
         raise Unreadable("cannot be read: damaged, truncated or no image") from None
     if pixels.dtype.kind not in "biuf":
@@ -66,60 +71,27 @@ def read_image(path: Path, *, dims: int, stack: Sequence[Path] = ()) -> tuple[np
     return pixels, affine
 
 
-def _read(path: Path, dims: int, stack: Sequence[Path]) -> tuple[np.ndarray, np.ndarray | None]:
-    name = path.name.lower()
+def _slashes(path: Path) -> str:
+    return "Write folders with / in place of \\." if "\\" in path.name else ""
+
+
+def _read(path: Path, dims: int, stack: Sequence[Path], label: bool) -> tuple[np.ndarray, np.ndarray | None]:
     if stack:
-        slices = [_dicom(part) for part in stack]
-        if len({part.shape for part in slices}) > 1:
-            raise Unreadable("is a series of slices that differ in size")
-        return np.stack([part[0] for part in slices])[None], None
-    if name.endswith(PIL_SUFFIXES):
-        return _picture(path), None
+        return read_series(stack)
+    name = path.name.lower()
+    if name.endswith(pictures.SUFFIXES):
+        return read_picture(path, dims=dims, label=label), None
     if name.endswith((".nii", ".nii.gz")):
-        return _nifti(path)
+        return read_nifti(path)
     if name.endswith(".npy"):
         return channel_first(np.load(path, allow_pickle=False), dims), None
-    if name.endswith((".dcm", ".dicom", ".ima")) or "." not in name:
-        return _dicom(path), None
-    raise Unreadable("is of a kind that is not known: PNG, JPEG, BMP, TIFF, DICOM, NIfTI or .npy")
+    with path.open("rb"):  # what is missing is said to be missing, not of an unknown kind
+        pass
+    if name.endswith(dicom.SUFFIXES) or dicom.is_dicom(path):
+        return read_dicom(path)
+    raise Unreadable(f"is of a kind that is not known: {KINDS}")
 
 
 def channel_first(array: np.ndarray, dims: int) -> np.ndarray:
     """[…] without channels becomes [1, …]."""
     return array[None] if array.ndim == dims - 1 else array
-
-
-def _picture(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if image.mode in ("P", "1"):
-            array = np.asarray(image.convert("RGB" if image.mode == "P" else "L"))
-        else:
-            array = np.asarray(image)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -1, 0))
-
-
-def _nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    import nibabel
-
-    volume = nibabel.load(path)
-    array = np.asarray(volume.dataobj)  # type: ignore[attr-defined]
-    channels = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
-    return np.ascontiguousarray(channels), np.asarray(volume.affine, dtype=np.float64)  # type: ignore[attr-defined]
-
-
-def _dicom(path: Path) -> np.ndarray:
-    import pydicom
-    from pydicom.pixels import apply_rescale
-
-    dataset = pydicom.dcmread(path)
-    try:
-        pixels = dataset.pixel_array
-    except (NotImplementedError, RuntimeError, AttributeError):
-        raise Unreadable("holds compressed DICOM pixels that cannot be decoded: install pylibjpeg") from None
-    if int(dataset.get("SamplesPerPixel", 1)) > 1:
-        return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        pixels = (2 ** int(dataset.BitsStored) - 1 - pixels.astype(np.int32)).astype(np.int32)
-    return np.asarray(apply_rescale(pixels, dataset))[None]

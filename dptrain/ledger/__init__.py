@@ -11,18 +11,18 @@ from dptrain.lazy import attach
 
 if TYPE_CHECKING:
     from dptrain.ledger.chain import SignedHead as SignedHead
-    from dptrain.ledger.grants import CohortVersion as CohortVersion
-    from dptrain.ledger.grants import GateFacts as GateFacts
+    from dptrain.ledger.face import Ledger as Ledger
+    from dptrain.ledger.facts import CohortVersion as CohortVersion
+    from dptrain.ledger.facts import GateFacts as GateFacts
+    from dptrain.ledger.facts import PublicDeclaration as PublicDeclaration
+    from dptrain.ledger.facts import Receipt as Receipt
+    from dptrain.ledger.facts import WeightsSource as WeightsSource
     from dptrain.ledger.grants import Grant as Grant
-    from dptrain.ledger.grants import PublicDeclaration as PublicDeclaration
-    from dptrain.ledger.grants import Receipt as Receipt
-    from dptrain.ledger.grants import WeightsSource as WeightsSource
     from dptrain.ledger.grants import charged as charged
     from dptrain.ledger.grants import default_lease as default_lease
     from dptrain.ledger.keys import Controller as Controller
     from dptrain.ledger.keys import Keys as Keys
     from dptrain.ledger.keys import recovery as recovery
-    from dptrain.ledger.ledger import Ledger as Ledger
     from dptrain.ledger.members import fingerprint as fingerprint
     from dptrain.ledger.places import open_ledger as open_ledger
     from dptrain.ledger.status import BudgetStatus as BudgetStatus
@@ -35,17 +35,9 @@ __getattr__, __dir__, __all__ = attach(
     {
         "chain": ("SignedHead",),
         "keys": ("Controller", "Keys", "recovery"),
-        "grants": (
-            "CohortVersion",
-            "GateFacts",
-            "Grant",
-            "PublicDeclaration",
-            "Receipt",
-            "WeightsSource",
-            "charged",
-            "default_lease",
-        ),
-        "ledger": ("Ledger",),
+        "grants": ("Grant", "charged", "default_lease"),
+        "face": ("Ledger",),
+        "facts": ("CohortVersion", "GateFacts", "PublicDeclaration", "Receipt", "WeightsSource"),
         "members": ("fingerprint",),
         "places": ("open_ledger",),
         "status": ("BudgetStatus", "CohortStatus", "RunCharge"),

@@ -18,10 +18,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dptrain.errors import LedgerRefused
-from dptrain.ledger import store
+from dptrain.ledger import members, store
+from dptrain.ledger.bodies import Body
 from dptrain.ledger.chain import Entry, SignedHead, fault_of, make_entry, read_witness, signature_fault
 from dptrain.ledger.keys import Controller, Keys, signed_by
-from dptrain.ledger.state import State, apply, keys_for
+from dptrain.ledger.kinds import apply, keys_for, needs_controller
+from dptrain.ledger.state import State
 from dptrain.ledger.store import Store, chunks
 
 SNAPSHOT_EVERY = 64
@@ -42,6 +44,10 @@ class Book:
 
     def __repr__(self) -> str:
         return f"Ledger({self.store.name})"
+
+    def close(self) -> None:
+        """Let go of the connections. The ledger itself needs no closing."""
+        self.store.close()
 
     @contextmanager
     def write(self, *, any_site_key: bool = False) -> Iterator[tuple[Connection, State]]:
@@ -85,7 +91,7 @@ class Book:
         for row in rows:
             follow(state, read_entry(row))
         top = connection.execute(sa.select(store.head)).all()
-        if len(top) != 1 or top[0].seq != state.seq or bytes(top[0].hash).hex() != state.hash:
+        if len(top) != 1 or top[0].seq != state.seq or blob(top[0].hash).hex() != state.hash:
             raise untrusted("its head and its entries disagree: entries were removed, or an older copy was restored")
         if state.seq == 0 or top[0].site != state.site:
             raise untrusted("its founding entry is missing or of another site")
@@ -111,22 +117,22 @@ class Book:
         seq, digest = self._seen
         if seq:
             here = connection.execute(sa.select(store.entries.c.hash).where(store.entries.c.seq == seq)).scalar()
-            if here is None or bytes(here).hex() != digest:
+            if here is None or blob(here).hex() != digest:
                 raise untrusted(f"entry {seq}, which this program saw, is gone: an older copy was restored")
 
     def _from_snapshot(self, connection: Connection) -> State:
         """The last snapshot, if the site signed it and the chain agrees; else an empty state (replay everything)."""
         self._snapshot_seq = 0
         row = connection.execute(sa.select(store.snapshot).where(store.snapshot.c.id == 1)).first()
-        if row is None or not signed_by(
-            self.keys.site_public, bytes(row.signature), snapshot_message(row.seq, row.state)
-        ):
+        if row is None or not isinstance(row.state, str):
+            return State()
+        if not signed_by(self.keys.site_public, blob(row.signature), snapshot_message(row.seq, row.state)):
             return State()
         state = State.parse(row.state)
         if not state.seq:
             return state
         here = connection.execute(sa.select(store.entries.c.hash).where(store.entries.c.seq == state.seq)).scalar()
-        if here is None or bytes(here).hex() != state.hash or state.seq != row.seq:
+        if here is None or blob(here).hex() != state.hash or state.seq != row.seq:
             return State()
         self._snapshot_seq = state.seq
         return state
@@ -142,6 +148,20 @@ class Book:
         connection.execute(sa.delete(store.snapshot))
         connection.execute(sa.insert(store.snapshot), row)
         self._snapshot_seq = state.seq
+
+    def begin(self, connection: Connection, founding: Body) -> None:
+        """Write the first entry into empty tables."""
+        self._state = State()
+        self.add(connection, founding)
+
+    def add(self, connection: Connection, body: Body, controller: Controller | None = None) -> Entry:
+        """Write an entry that says this; committed by the caller's block."""
+        if body.COUNTERSIGNED and controller is None:
+            raise LedgerRefused(
+                f"A {body.KIND} entry needs the controller's signature.",
+                remedy="Unlock the controller's key and run again.",
+            )
+        return self.append(connection, body.KIND, body.shown(), body.hidden(), controller)
 
     def append(
         self,
@@ -164,6 +184,14 @@ class Book:
         if kind != "commit" and state.seq - self._snapshot_seq >= SNAPSHOT_EVERY:
             self.write_snapshot(connection, state)
         return entry
+
+    def check_members(self, connection: Connection, state: State, *, records: bool = False) -> None:
+        """Raises LedgerRefused where the tables of members are not what the entries say."""
+        fault = members.fault_of_patients(connection, state, self.keys)
+        if fault is None and records:
+            fault = members.fault_of_records(connection, state, self.keys)
+        if fault is not None:
+            raise untrusted(fault)
 
     def heads(self) -> list[SignedHead] | None:
         return None if self.witness is None else read_witness(self.witness)
@@ -190,7 +218,7 @@ class Book:
             rows = connection.execute(
                 sa.select(store.entries.c.seq, store.entries.c.hash).where(store.entries.c.seq.in_(some))
             )
-            here.update({int(row.seq): bytes(row.hash).hex() for row in rows})
+            here.update({int(row.seq): blob(row.hash).hex() for row in rows})
         for number, digest in sorted(wanted.items()):
             if here.get(number) != digest:
                 raise LedgerRefused(
@@ -208,7 +236,7 @@ def follow(state: State, entry: Entry) -> None:
             fault = "the founding entry is missing"
         else:
             site, controllers = keys_for(state, entry)
-            fault = signature_fault(entry, site, controllers)
+            fault = signature_fault(entry, site, controllers, countersigned=needs_controller(entry.kind))
     if fault is not None:
         raise untrusted(fault)
     apply(state, entry)
@@ -219,6 +247,11 @@ def untrusted(fault: str) -> LedgerRefused:
         f"This ledger cannot be trusted: {fault}. Nothing is granted.",
         remedy="Run `dptrain ledger verify`, and restore the newest sound backup (docs/ledger.md, Recovery).",
     )
+
+
+def blob(value: object) -> bytes:
+    """The bytes of a column; none for a value of another type, which is no hash and no signature."""
+    return bytes(value) if isinstance(value, bytes | memoryview) else b""
 
 
 def snapshot_message(seq: int, text: str) -> bytes:

@@ -20,7 +20,6 @@ from dptrain.files import utc_now
 from dptrain.ledger.keys import Controller, Keys, signed_by
 
 ENTRY_VERSION = 1
-COUNTERSIGNED = frozenset({"budget", "weights", "permit", "release", "unlock", "rotate"})
 
 
 @dataclass(frozen=True)
@@ -139,10 +138,6 @@ def make_entry(
     controller: Controller | None,
 ) -> Entry:
     """A signed entry that follows the one with hash `prev`."""
-    if kind in COUNTERSIGNED and controller is None:
-        raise LedgerRefused(
-            f"A {kind} entry needs the controller's signature.", remedy="Unlock the controller's key and run again."
-        )
     time, text, secret = utc_now(), write_json(body), write_json(sealed)
     digest = entry_hash(seq, ENTRY_VERSION, kind, time, text, secret, prev)
     return Entry(
@@ -173,12 +168,15 @@ def fault_of(entry: Entry, seq: int, prev: bytes) -> str | None:
     return None
 
 
-def signature_fault(entry: Entry, site: str, controllers: Sequence[str]) -> str | None:
-    """What is wrong with an entry's signatures, given the keys in force at its place; None where nothing is."""
+def signature_fault(entry: Entry, site: str, controllers: Sequence[str], *, countersigned: bool) -> str | None:
+    """What is wrong with an entry's signatures, given the keys in force at its place; None where nothing is.
+
+    `countersigned`: whether entries of its kind need the controller's signature.
+    """
     if not signed_by(site, entry.signature, b"dptrain.site\0" + entry.hash):
         return f"entry {entry.seq} ({entry.kind}) does not carry this site's signature"
     if entry.countersignature is None:
-        if entry.kind in COUNTERSIGNED:
+        if countersigned:
             return f"entry {entry.seq} ({entry.kind}) lacks the controller's signature"
         return None
     message = b"dptrain.controller\0" + entry.hash

@@ -3,83 +3,37 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import NoReturn, Protocol, SupportsIndex
 
-from dptrain.errors import ConfigError, LedgerRefused
-from dptrain.ledger.chain import SignedHead
-from dptrain.ledger.state import Version
+from dptrain.errors import LedgerRefused
+from dptrain.ledger.checks import whole
+from dptrain.ledger.facts import Ending, GateFacts, Receipt
+from dptrain.ledger.state import RunState, Version
 from dptrain.plan import Mechanism, Plan
-
-if TYPE_CHECKING:
-    from dptrain.ledger.ledger import Ledger
+from dptrain.vocabulary import Basis, Purpose, RunStatus
 
 
-@dataclass(frozen=True)
-class PublicDeclaration:
-    """The controller's statement that a cohort is public: where it comes from and under which licence."""
+class Payer(Protocol):
+    """Who keeps the book in which a grant's steps are paid and its end is written."""
 
-    source: str
-    licence: str
+    def pay(self, grant: Grant, through: int) -> None:
+        """Commit all steps below `through`, durably. Raises LedgerRefused where they must not run."""
 
+    def begin_calibration(self, grant: Grant) -> None:
+        """Record that the one calibration is about to be drawn. Raises LedgerRefused where it must not be."""
 
-@dataclass(frozen=True)
-class WeightsSource:
-    """Starting weights: the SHA-256 of a declared file, or the model (by hash) of a run in this ledger."""
+    def standing(self, grant: Grant) -> RunState:
+        """What the book holds about the grant's run."""
 
-    sha256: str
-    run: str | None = None
+    def finish(self, grant: Grant, how: str, results: Mapping[str, str]) -> None:
+        """End an evaluation or audit."""
 
-
-@dataclass(frozen=True)
-class CohortVersion:
-    """A registered version of a cohort."""
-
-    name: str
-    version: int
-    fingerprint: str
-    public_size: int
-    unit: str
-
-
-@dataclass(frozen=True)
-class GateFacts:
-    """The public gate around a grant, for the run's report (epsilon at the gate)."""
-
-    kind: str
-    accountant: str | None
-    order: float | None
-    budget_epsilon: float | None
-    budget_delta: float | None
-    spent_before: float
-    spent_after: float
-    remaining: float | None
-    minimum_charge: float | None
-    locked: bool
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a closed run cost. epsilon_pld is None where it is infinite (a public cohort without noise)."""
-
-    run: str
-    cohort: str
-    status: str
-    steps_run: int
-    steps_charged: int
-    steps_planned: int
-    epsilon_pld: float | None
-    delta: float
-    unit: str
-    adjacency: str
-    mechanisms: tuple[Mechanism, ...]
-    rest_charged: bool
-    gate: GateFacts
-    head: SignedHead
+    def close(self, grant: Grant, ending: Ending) -> Receipt:
+        """End a training."""
 
 
 class Grant:
@@ -100,7 +54,7 @@ class Grant:
 
     def __init__(
         self,
-        ledger: Ledger,
+        payer: Payer,
         *,
         id: int,
         version: Version,
@@ -115,13 +69,13 @@ class Grant:
         gate: GateFacts,
         basis: str,
     ) -> None:
-        self._ledger = ledger
+        self._payer = payer
         self.id = id
         self.cohort = version.cohort
         self.version = version.number
         self.fingerprint = version.fingerprint
         self.unit = version.unit
-        self.public = version.public is not None and basis != "budget"
+        self.public = version.public is not None and basis != Basis.BUDGET
         self.run = run
         self.purpose = purpose
         self.plan = plan
@@ -139,6 +93,13 @@ class Grant:
     def __repr__(self) -> str:
         return f"Grant({self.run!r}, {self.purpose} on {self.cohort!r}, {self.committed} steps paid)"
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Raises LedgerRefused: a copy would hand out the same paid steps again."""
+        raise LedgerRefused(
+            f"The grant of run '{self.run}' cannot be copied: its steps would run twice for one charge.",
+            remedy="Hand out a PaidLeave (dptrain.leave) for steps that are paid.",
+        )
+
     def commit(self, through: int) -> None:
         """Pay for all steps below `through`, durably, before the first of them runs.
 
@@ -148,16 +109,16 @@ class Grant:
         """
         self.require()
         through = whole("through", through)
-        if self.purpose == "audit":
+        if self.purpose == Purpose.AUDIT:
             self.committed = max(self.committed, through)
             return
         self._only_here()
-        if self.purpose != "train" or self.plan is None:
+        if self.purpose != Purpose.TRAIN or self.plan is None:
             raise LedgerRefused(f"a grant to {self.purpose} pays for no training step.")
         if through > self.plan.steps:
             raise LedgerRefused(f"step {through} is beyond the {self.plan.steps} steps that were granted.")
         if through > self.committed:
-            self._ledger._commit(self, through)
+            self._payer.pay(self, through)
             self.committed = through
 
     def begin_calibration(self) -> None:
@@ -166,9 +127,9 @@ class Grant:
         Raises LedgerRefused where it was begun before, is not in the plan or not paid, or the run was resumed
         elsewhere: then nothing must be drawn.
         """
-        self.require(purpose="train")
+        self.require(purpose=Purpose.TRAIN)
         self._only_here()
-        self._ledger._begin_calibration(self)
+        self._payer.begin_calibration(self)
 
     def require(self, step: int | None = None, *, purpose: str | None = None, cohort: str | None = None) -> None:
         """Raise LedgerRefused unless the grant is open and covers this step, purpose and cohort.
@@ -186,18 +147,18 @@ class Grant:
         if cohort is not None and cohort != self.cohort:
             raise LedgerRefused(f"The grant of run '{self.run}' is for cohort '{self.cohort}', not '{cohort}'.")
         if purpose is not None and purpose != self.purpose:
-            declared = self.purpose == "train" and self.plan is not None and purpose in self.plan.declares
+            declared = self.purpose == Purpose.TRAIN and self.plan is not None and purpose in self.plan.declares
             if not declared:
                 raise LedgerRefused(
                     f"The grant of run '{self.run}' is to {self.purpose}, not to {purpose}.",
                     remedy="Declare the purpose in the plan, or ask for its own grant.",
                 )
-        if step is not None and self.purpose == "train":
+        if step is not None and self.purpose == Purpose.TRAIN:
             step = whole("step", step)
             self._only_here()
             if step >= self.committed:
                 raise LedgerRefused(f"Step {step} of run '{self.run}' is not paid ({self.committed} steps are).")
-            if step < self._handed_out and self.basis != "public":
+            if step < self._handed_out and self.basis != Basis.PUBLIC:
                 raise LedgerRefused(
                     f"Step {step} of run '{self.run}' ran already: to run it again would release it twice for one "
                     "charge.",
@@ -206,7 +167,7 @@ class Grant:
             self._handed_out = step + 1
 
     def _only_here(self) -> None:
-        if self.purpose == "train" and self.process != os.getpid():
+        if self.purpose == Purpose.TRAIN and self.process != os.getpid():
             raise LedgerRefused(
                 f"The grant of run '{self.run}' belongs to another process: a copy of it would run the same steps "
                 "again for one charge.",
@@ -215,10 +176,12 @@ class Grant:
 
     def close(
         self,
-        status: str = "complete",
+        status: str = RunStatus.COMPLETE,
         steps_run: int | None = None,
         *,
         model: str | None = None,
+        facts: str | None = None,
+        results: Mapping[str, str] | None = None,
         did: Sequence[str] = (),
         note: str | None = None,
     ) -> Receipt | None:
@@ -228,6 +191,8 @@ class Grant:
             status: `complete` or `interrupted`.
             steps_run: steps that ran (training only; default: all committed).
             model: SHA-256 (hex) of the model file; needed if another run is to start from these weights.
+            facts: SHA-256 (hex) of what the run states about itself (training only).
+            results: name -> SHA-256 (hex) of each file that an evaluation or audit wrote (these only).
             did: declared purposes that were carried out under this grant already (`evaluate`, `audit`).
             note: a sentence for the record, for instance why somebody else closes a run that died.
 
@@ -237,7 +202,12 @@ class Grant:
             raise LedgerRefused(f"The grant of run '{self.run}' is closed already.")
         self._only_here()
         ran = self.committed if steps_run is None else whole("steps_run", steps_run)
-        receipt = self._ledger._close(self, status, ran, model, did, note)
+        receipt = None
+        if self.purpose == Purpose.TRAIN:
+            ending = Ending(status, ran, model=model, facts=facts, did=tuple(did), note=note)
+            receipt = self._payer.close(self, ending)
+        else:
+            self._payer.finish(self, status, results or {})
         self.closed = True
         return receipt
 
@@ -246,13 +216,13 @@ class Grant:
 
         A planned budget gives nothing back: there the run stays open, to be resumed.
         """
-        if self.closed or self.purpose != "train" or self.committed or self.process != os.getpid():
+        if self.closed or self.purpose != Purpose.TRAIN or self.committed or self.process != os.getpid():
             return False
-        run = self._ledger.run(self.run)
+        run = self._payer.standing(self)
         self.committed = max(self.committed, run.committed)  # an answer that was lost is paid all the same
         if run.planned or self.committed:
             return False
-        self.close("interrupted", 0)
+        self.close(RunStatus.INTERRUPTED, 0)
         return True
 
     def __enter__(self) -> Grant:
@@ -260,22 +230,11 @@ class Grant:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Close an evaluation's or audit's grant; a training's, which ends with its status, if it failed unpaid."""
-        if not self.closed and self.purpose != "train":
-            self.close("complete" if kind is None else "interrupted")
+        if not self.closed and self.purpose != Purpose.TRAIN:
+            self.close(RunStatus.COMPLETE if kind is None else RunStatus.INTERRUPTED)
         elif kind is not None:
             with suppress(LedgerRefused):  # the error on its way says more
                 self.give_back()
-
-
-def whole(name: str, value: int, *, least: int = 0, most: int = 10**12) -> int:
-    """The number. Raises ConfigError for what is no whole number from `least` to `most`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ConfigError(f"{name}={value!r} is no whole number.") from None
-    if isinstance(value, bool) or not least <= number <= most:
-        raise ConfigError(f"{name} must be a whole number of at least {least} and at most {most}.")
-    return number
 
 
 def default_lease(steps: int) -> int:

@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.files import whole_or_nothing
+from dptrain.identity import patient_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -249,9 +250,10 @@ class Keys:
         Args:
             issuer: who gave the id (a hospital's assigning authority). Ids of two issuers never meet.
 
-        Both are normalised (NFKC, blanks trimmed, issuer case-folded). Raises ConfigError where either is empty.
+        The id is taken as :func:`dptrain.identity.patient_text` has it, exactly; the issuer in NFKC, trimmed and
+        case-folded. Raises ConfigError where either is empty.
         """
-        issuer, patient_id = normal_issuer(issuer), unicodedata.normalize("NFKC", str(patient_id)).strip()
+        issuer, patient_id = normal_issuer(issuer), patient_text(str(patient_id))
         if not patient_id:
             raise ConfigError("a record without a patient id cannot be protected.", remedy="Complete the manifest.")
         try:
@@ -260,21 +262,19 @@ class Keys:
             raise ConfigError("a patient id holds bytes that are no text.", remedy="Save it as UTF-8.") from None
 
     def record_hash(self, array: np.ndarray[Any, Any]) -> bytes:
-        """32 bytes that stand for a record's pixels: HMAC over shape, type and values.
+        """32 bytes that stand for a record's pixels: HMAC over shape and values, in the narrowest type for them.
 
-        The same values in the same type give the same hash whatever file held them. Copies and lossless
-        re-encodings are recognised; resized, cropped or lossily compressed ones are not.
+        The same values give the same hash, whatever file and number type held them. Copies and lossless re-encodings
+        are recognised; resized, cropped or lossily compressed ones are not.
         """
         import numpy as np
 
         array = np.asarray(array)
         if array.dtype.kind not in "biufc":
             raise ConfigError(f"pixels of type {array.dtype} cannot be hashed: numbers are needed.")
-        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        if array.dtype.kind in "fc":
-            little = little + little.dtype.type(0)  # -0.0 and 0.0 are the same pixel
+        little = _narrowest(array)
         shape = struct.pack(f"<{array.ndim}q", *array.shape)
-        return self._tag(b"record", _prefixed(shape, array.dtype.str[1:].encode()), little.tobytes())
+        return self._tag(b"record", _prefixed(shape, little.dtype.str[1:].encode()), little.tobytes())
 
     def _tag(self, label: bytes, *parts: bytes) -> bytes:
         """HMAC under the first secret, wrapped by every later one, so that a rotation needs no raw ids."""
@@ -385,6 +385,38 @@ def recovery(code: str) -> Controller:
 def wrap(secret: bytes, tag: bytes) -> bytes:
     """A key or hash under a newer secret (rotation): HMAC of the old one."""
     return hmac.digest(secret, b"dptrain.wrap\0" + tag, "sha256")
+
+
+def _narrowest(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same values in the narrowest type that holds them all exactly: whole numbers unsigned where none is
+    negative, others in float32, float64 or wider; little-endian, contiguous, and without negative zeros.
+    """
+    import numpy as np
+
+    kind = array.dtype.kind
+    if array.dtype.str[1:] == "u1" or not array.size:
+        return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    if kind == "c":
+        return np.ascontiguousarray(array + array.dtype.type(0), dtype=array.dtype.newbyteorder("<"))
+    if kind == "b":
+        return np.ascontiguousarray(array, dtype=np.uint8)
+    if kind == "f":
+        low, high = float(array.min()), float(array.max())
+        whole = low >= -(2.0**53) and high <= 2.0**53 and bool((array == np.rint(array)).all())
+        if not whole:
+            wide = array.astype(np.float64) if array.dtype.itemsize < 8 else array
+            with np.errstate(over="ignore"):
+                narrow = wide.astype(np.float32)
+            exact = bool(((narrow == wide) | (wide != wide)).all())
+            kept = (narrow if exact else wide) + wide.dtype.type(0)
+            kept = kept.astype(narrow.dtype if exact else wide.dtype)
+            return np.ascontiguousarray(kept, dtype=kept.dtype.newbyteorder("<"))
+        array = array.astype(np.int64)
+    low, high = int(array.min()), int(array.max())
+    for bits in (8, 16, 32, 64):
+        if (low >= 0 and high < 2**bits) or (low < 0 and -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1)):
+            return np.ascontiguousarray(array, dtype=f"<{'u' if low >= 0 else 'i'}{bits // 8}")
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 
 def normal_issuer(issuer: str) -> str:

@@ -226,6 +226,11 @@ def keys_in(connection: Connection, classes: Sequence[int]) -> set[bytes]:
     return found
 
 
+def class_of(connection: Connection, key: bytes) -> int | None:
+    """The class of a patient key; None for one that no table holds."""
+    return connection.execute(sa.select(patient_table.c.klass).where(patient_table.c.key == key)).scalar()
+
+
 def units(connection: Connection) -> dict[int, list[tuple[bytes, int]]]:
     """unit -> its (key, class) pairs, for persons who turned up under several keys."""
     found: dict[int, list[tuple[bytes, int]]] = defaultdict(list)
@@ -239,13 +244,42 @@ def units(connection: Connection) -> dict[int, list[tuple[bytes, int]]]:
 
 def digests(connection: Connection, digest_key: bytes) -> tuple[int, int]:
     """The digests of both tables as they are now, row by row in constant memory."""
+    return patients_digest(connection, digest_key), records_digest(connection, digest_key)
+
+
+def patients_digest(connection: Connection, digest_key: bytes) -> int:
+    """The digest of `patients` as it is now; half a second for 100,000 rows."""
+    columns = (patient_table.c.key, patient_table.c.klass, patient_table.c.unit)
     total = 0
-    for row in connection.execution_options(yield_per=20_000).execute(sa.select(patient_table)):
-        total += patient_row(digest_key, bytes(row.key), row.klass, row.unit)
-    recorded = 0
-    for row in connection.execution_options(yield_per=20_000).execute(sa.select(record_table)):
-        recorded += record_row(digest_key, bytes(row.hash), bytes(row.patient))
-    return total % MODULUS, recorded % MODULUS
+    for key, klass, unit in connection.execute(sa.select(*columns).execution_options(yield_per=20_000)):
+        total += patient_row(digest_key, key, klass, unit)
+    return total % MODULUS
+
+
+def records_digest(connection: Connection, digest_key: bytes) -> int:
+    """The digest of `records` as it is now."""
+    total = 0
+    for record, patient in connection.execute(sa.select(record_table).execution_options(yield_per=20_000)):
+        total += record_row(digest_key, record, patient)
+    return total % MODULUS
+
+
+def fault_of_patients(connection: Connection, state: State, keys: Keys) -> str | None:
+    """What is wrong with `patients`; None where it is what the entries say."""
+    try:
+        same = patients_digest(connection, keys.digest_key) == state.patients_digest
+    except (TypeError, struct.error):  # a column of another type
+        same = False
+    return None if same else "the table of patients is not the one that the entries describe"
+
+
+def fault_of_records(connection: Connection, state: State, keys: Keys) -> str | None:
+    """What is wrong with `records`; None where it is what the entries say."""
+    try:
+        same = records_digest(connection, keys.digest_key) == state.records_digest
+    except TypeError:
+        same = False
+    return None if same else "the table of records is not the one that the entries describe"
 
 
 def counts(connection: Connection) -> dict[int, int]:

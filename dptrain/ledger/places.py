@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from dptrain.errors import LedgerRefused
+from dptrain.ledger.face import Ledger
 from dptrain.ledger.keys import Keys
-from dptrain.ledger.ledger import Ledger
 from dptrain.ledger.store import WAIT_SECONDS, Store, must_exist
 
 DEFAULT = "~/.local/share/dptrain/ledger.sqlite"

@@ -8,9 +8,10 @@ from dptrain.accounting.units import INFINITE_UNITS
 from dptrain.errors import LedgerRefused
 from dptrain.ledger import gate, status
 from dptrain.ledger.charges import Charge
-from dptrain.ledger.grants import GateFacts, WeightsSource
+from dptrain.ledger.facts import GateFacts, WeightsSource
 from dptrain.ledger.state import Budget, RunState, State, Version
 from dptrain.plan import Plan
+from dptrain.vocabulary import Basis, BudgetKind, Purpose
 
 
 def cohort(state: State, name: str) -> Version:
@@ -37,6 +38,13 @@ def version(state: State, name: str, fingerprint: str) -> Version:
         "changed.",
         remedy="Register them as a new version with `dptrain ledger register …`, or restore the data.",
     )
+
+
+def run(state: State, name: str) -> RunState:
+    """What the ledger holds about a run. Raises LedgerRefused for an unknown one."""
+    if name not in state.runs:
+        raise LedgerRefused(f"The ledger knows no run '{name}'.")
+    return state.runs[name]
 
 
 def check_plan(plan: Plan, version: Version) -> None:
@@ -122,7 +130,7 @@ def afford(state: State, version: Version, plan: Plan, charge: Charge) -> Budget
 def too_much(state: State, name: str, plan: Plan, charge: Charge) -> str:
     """Why a plan does not fit into what a cohort has left."""
     budgets = [state.budgets[number] for number in state.cohorts[name].budgets]
-    opened = next((budget for budget in budgets if budget.kind == "open"), None)
+    opened = next((budget for budget in budgets if budget.kind == BudgetKind.OPEN), None)
     what = f"{plan.steps} steps, rate {plan.sample_rate:.4g}, noise {plan.noise_multiplier:.4g}"
     if opened is None:
         return f"'{name}' has a planned budget, and this run ({what}) is not among what it declares and still holds."
@@ -177,21 +185,21 @@ def basis(state: State, version: Version, purpose: str, held: RunState | None, r
     name = version.cohort
     by_hand = state.cohorts[name].lock is not None
     if ungated(state, version) and not by_hand:
-        return "public", None
+        return Basis.PUBLIC, None
     own = held is not None and held.cohort == name and purpose in held.plan["declares"] and purpose not in held.did
     if own and not by_hand:
-        return "declared", None
+        return Basis.DECLARED, None
     if not ungated(state, version) and not state.cohorts[name].budgets:
         raise LedgerRefused(
             f"'{name}' belongs to {version.owner} and has no budget yet; without one its data are not read.",
             remedy=f"Ask the controller for one: `dptrain ledger budget cohort={name} epsilon=… recipe=… reason=…`.",
         )
     if not gate.locked(state, name):
-        return "open", None
+        return Basis.OPEN, None
     for permit in state.permits.values():
         if permit.cohort == name and permit.purpose == purpose and permit.run in (None, run):
             if not permit.used:
-                return "permit", permit.id
+                return Basis.PERMIT, permit.id
             first = next(a for a in state.admissions.values() if a.permit == permit.id)
             since = [
                 a
@@ -199,9 +207,9 @@ def basis(state: State, version: Version, purpose: str, held: RunState | None, r
                 if a.id >= first.id and (a.run, a.purpose, a.cohort) == (run, purpose, name)
             ]
             if any(a.open for a in since) and not any(a.complete for a in since):
-                return "permit", None  # it was begun and died: the same permission goes on
+                return Basis.PERMIT, None  # it was begun and died: the same permission goes on
     facts = status.status_of(state, name, None, witness=False)
-    doing = {"evaluate": "evaluation", "audit": "audit"}[purpose]
+    doing = "evaluation" if purpose == Purpose.EVALUATE else "audit"
     raise LedgerRefused(
         f"Cohort '{name}' is locked: a new {doing} of run '{run}' is refused.\n{status.story(facts)}",
         remedy=f"What to do: ask the controller: `dptrain ledger permit cohort={name} purpose={purpose} "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -12,15 +11,13 @@ from sqlalchemy.engine import Connection
 from dptrain.accounting.units import budget_units
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate, members, store
+from dptrain.ledger.book import Book, blob, follow, read_entry, snapshot_message
 from dptrain.ledger.chain import Entry, read_witness
 from dptrain.ledger.charges import Charge, charge_of
 from dptrain.ledger.keys import signed_by
 from dptrain.ledger.state import RunState, State
 from dptrain.plan import Mechanism, Plan
-
-if TYPE_CHECKING:
-    from dptrain.ledger.ledger import Ledger
-
+from dptrain.vocabulary import BudgetKind
 
 UNREAD = "witness, not checked"
 
@@ -37,7 +34,7 @@ class Fault:
     what: str
 
 
-def verify(ledger: Ledger, witness: str | None) -> list[Fault]:
+def verify(book: Book, witness: str | None = None) -> list[Fault]:
     """Every fault found, the first bad entry first; empty for a sound ledger.
 
     Checks, in this order: the file itself (SQLite's own integrity check), the schema's version, every entry's
@@ -48,18 +45,16 @@ def verify(ledger: Ledger, witness: str | None) -> list[Fault]:
     """
     faults: list[Fault] = []
     try:
-        store.check_schema(ledger.store)
-        with ledger.store.read() as connection:
-            _check(ledger, connection, witness or ledger.witness, faults)
+        store.check_schema(book.store)
+        with book.store.read() as connection:
+            _check(book, connection, witness or book.witness, faults)
     except LedgerRefused as error:
         faults.append(Fault("file", None, error.message))
     return faults
 
 
-def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: list[Fault]) -> None:
-    from dptrain.ledger.book import follow, read_entry, snapshot_message
-
-    if ledger.store.sqlite:
+def _check(book: Book, connection: Connection, witness: str | None, faults: list[Fault]) -> None:
+    if book.store.sqlite:
         answer = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
         if answer != ["ok"]:
             faults.append(Fault("file", None, f"SQLite finds the file damaged: {answer[0]}"))
@@ -87,11 +82,13 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
         if snap is not None and snap.seq == state.seq:
             snapshot_seen = True
             snapshot_differs = snap.state != state.dump()
-    keys = ledger.keys
-    if snap is not None:
+    keys = book.keys
+    if snap is not None and not isinstance(snap.state, str):
+        faults.append(Fault("snapshot", None, "the snapshot is not what the entries say"))
+    elif snap is not None:
         if not snapshot_seen or len(snapshots) != 1 or snap.id != 1:
             faults.append(Fault("snapshot", None, "the snapshot belongs to no entry of this ledger"))
-        elif not signed_by(state.site_keys[-1], bytes(snap.signature), snapshot_message(snap.seq, snap.state)):
+        elif not signed_by(state.site_keys[-1], blob(snap.signature), snapshot_message(snap.seq, snap.state)):
             faults.append(Fault("snapshot", None, "the snapshot does not carry the site's signature"))
         elif snapshot_differs and State.parse(snap.state).seq:  # one of another program is not ours to compare
             faults.append(Fault("snapshot", None, "the snapshot is not what the entries say"))
@@ -100,7 +97,7 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
         len(tops) != 1
         or tops[0].id != 1
         or tops[0].seq != state.seq
-        or bytes(tops[0].hash).hex() != state.hash
+        or blob(tops[0].hash).hex() != state.hash
         or tops[0].site != state.site
     ):
         faults.append(
@@ -116,11 +113,12 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
     if state.site != keys.site or state.secret_check != keys.secret_check:
         faults.append(Fault("keys", None, "these are not this ledger's keys: members cannot be checked"))
         return
-    patients, records = members.digests(connection, keys.digest_key)
-    if patients != state.patients_digest:
-        faults.append(Fault("patients", None, "the table of patients is not the one that the entries describe"))
-    if records != state.records_digest:
-        faults.append(Fault("records", None, "the table of records is not the one that the entries describe"))
+    for table, fault in (
+        ("patients", members.fault_of_patients(connection, state, keys)),
+        ("records", members.fault_of_records(connection, state, keys)),
+    ):
+        if fault is not None:
+            faults.append(Fault(table, None, fault))
     if witness is not None:
         try:
             heads = read_witness(witness)
@@ -131,7 +129,7 @@ def _check(ledger: Ledger, connection: Connection, witness: str | None, faults: 
             faults.append(Fault(UNREAD, None, f"The witness {witness} holds a head of another site's ledger."))
             return
         try:
-            ledger.descends(connection, state, heads)
+            book.descends(connection, state, heads)
         except LedgerRefused as error:
             faults.append(Fault("witness", None, error.message))
 
@@ -147,7 +145,7 @@ def check_budget(entry: Entry) -> None:
     order, index = float(facts["order"]), int(facts["order_index"])
     if not 0 <= index < len(ORDERS) or ORDERS[index] != order:
         raise LedgerRefused(f"entry {entry.seq} grants at order {order:g}, but counts charges at another order")
-    if facts["kind"] != "open":
+    if facts["kind"] != BudgetKind.OPEN:
         return
     try:
         true = budget_units(float(facts["epsilon"]), float(facts["delta"]), order)
@@ -166,7 +164,7 @@ def check_grant(state: State, run: RunState) -> None:
     fits = True
     if budget is not None:
         fits = plan.private and plan.public_size == version.public_size
-        if budget.kind == "open":
+        if budget.kind == BudgetKind.OPEN:
             fits = fits and gate.spent(state, budget) <= budget.units
         else:
             fits = fits and not gate.overdrawn(state, budget)

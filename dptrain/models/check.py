@@ -78,6 +78,9 @@ def _pipeline(config: DataConfig) -> tuple[list[Finding], list[Any]]:
                 target = node.get("_target_", "") if isinstance(node, Mapping) else type(node).__name__
                 what = f"{name}: {str(target).rpartition('.')[2]}"
                 findings.append(Finding(what, "refused", error.message, error.remedy or ""))
+    if not findings:
+        for name, fault in data.label_images.try_pipeline(config):
+            findings.append(Finding(f"{name}: labels", "refused", f"{fault.cause}.", fault.remedy))
     return findings, built
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,8 +19,8 @@ from dptrain.models.split import split_frozen
 from dptrain.models.ways import NOT_TRIED, Way
 from dptrain.models.weights import ModelStore
 from dptrain.records import RunFolder
-from dptrain.settings import Settings
-from dptrain.targets import locate
+from dptrain.settings import ModelConfig, Settings
+from dptrain.targets import arguments_of
 from dptrain.terminal.words import suggest
 
 
@@ -65,7 +64,7 @@ def build_network(settings: Settings) -> Network:
     _no_hidden_weights(settings.model.network)
     torch.manual_seed(settings.training.seed)
     network = build(settings.model)
-    _made_by_chance(settings, network)
+    _not_from_a_file(network, settings.model, settings.training.seed)
     brought = {str(sha): part for part in network.modules() if (sha := getattr(part, "weights_sha256", None))}
     if len(brought) > 1 or (brought and settings.model.weights is not None):
         raise ConfigError(
@@ -111,11 +110,12 @@ def _rules(network: nn.Module, rules: Mapping[str, str]) -> dict[str, str]:
     return chosen
 
 
+CONSTANTS = 16  # different values that a fixed initialisation may have
 _WEIGHTS = re.compile(r"pretrained|weights|checkpoint|state_dict|_(path|dir|file)$")
 
 
 def _no_hidden_weights(node: Any) -> None:
-    """Refuse arguments by which a network would load weights that the ledger never sees.
+    """Refuse arguments by which a network would load weights that the ledger never sees, defaults included.
 
     docs/guarantee.md, contract 10.
 
@@ -124,56 +124,48 @@ def _no_hidden_weights(node: Any) -> None:
     if isinstance(node, list | tuple):
         for item in node:
             _no_hidden_weights(item)
-    if not isinstance(node, dict):
+    if not isinstance(node, Mapping):
         return
-    ours = str(node.get("_target_", "")).startswith("dptrain.models.")
-    for name, value in ({} if ours else _defaults(node)).items():
-        if value and _WEIGHTS.search(name):
-            raise ConfigError(
-                f"model.network: '{name}' is {value!r} unless it is set, and loads weights that nobody declared.",
-                remedy=f"Set +model.network.{name}=false, and name a file in model.weights=…, "
-                "after `dptrain ledger weights`.",
-            )
-    for name, value in node.items():
+    target = str(node.get("_target_", ""))
+    ours = target.startswith("dptrain.models.")
+    arguments = arguments_of(node) if target else dict(node)
+    for name, value in arguments.items():
         if not ours and value and _WEIGHTS.search(str(name)):
+            where = f"'{name}'" if name in node else f"'{name}', which {target.rpartition('.')[2]} sets by itself,"
             raise ConfigError(
-                f"model.network: '{name}' would load weights that nobody declared.",
-                remedy="Leave it out and name the file in model.weights=…, after `dptrain ledger weights`.",
+                f"model.network: {where} would load weights that nobody declared.",
+                remedy=f"Set +model.network.{name}=false; a file goes into model.weights=…, after "
+                "`dptrain ledger weights`.",
             )
         _no_hidden_weights(value)
 
 
-def _defaults(node: Mapping[str, object]) -> dict[str, object]:
-    """Arguments of the target of a node that it leaves at their defaults, by name."""
-    if "_target_" not in node:
-        return {}
-    try:
-        parameters = inspect.signature(locate(str(node["_target_"]))).parameters.values()
-    except (ConfigError, TypeError, ValueError):  # said where it is built
-        return {}
-    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in node}
+def _not_from_a_file(network: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Build the network again with another seed: what is trained and comes out the same was read from somewhere.
 
-
-def _made_by_chance(settings: Settings, network: nn.Module) -> None:
-    """Refuse weights that are the same whatever the seed: they came from a file that the ledger never saw.
-
-    Left out are values that no chance makes either: constants, and parameters that are not trained.
+    Constants (a bias of zeros) are the same too; so are buffers and frozen tables. Parts that declare their weights
+    (`weights_sha256`) are passed over.
     """
-    if any(hasattr(part, "weights_sha256") for part in network.modules()):
-        return
-    torch.manual_seed(settings.training.seed + 1)
-    other = dict(build(settings.model).named_parameters())
-    torch.manual_seed(settings.training.seed)
-    build(settings.model)  # leaves torch's random numbers where one build leaves them
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        other = dict(build(config).named_parameters())
+    declared = {
+        id(parameter)
+        for part in network.modules()
+        if getattr(part, "weights_sha256", None)
+        for parameter in part.parameters()
+    }
     for name, parameter in network.named_parameters():
         twin = other.get(name)
-        if not parameter.requires_grad or parameter.dim() < 2 or twin is None or twin.shape != parameter.shape:
+        if twin is None or id(parameter) in declared or not parameter.requires_grad:
             continue
-        if torch.equal(parameter, twin) and len(parameter.unique()) > 2:
+        if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.shape != twin.shape:
+            continue
+        if torch.equal(parameter, twin) and len(torch.unique(parameter.detach().flatten()[:4096])) > CONSTANTS:
             raise ConfigError(
-                f"model.network: {name} starts with the same values whatever the seed: they come from a file that "
-                "nobody declared, or from a formula.",
-                remedy="Name the file in model.weights=… (`dptrain ledger weights`), or freeze what a formula makes.",
+                f"model.network: '{name}' starts with the same values whatever the seed: they come from a file that "
+                "nobody declared.",
+                remedy="Build it without them, and name the file in model.weights=…, after `dptrain ledger weights`.",
             )
 
 

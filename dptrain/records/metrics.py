@@ -9,6 +9,15 @@ from dptrain.records.parts import Estimate
 from dptrain.records.shape import Json, Path, Reader, Record, entries
 
 METRICS_SCHEMA = "dptrain.metrics/1"
+METRIC_NAMES = (
+    "auroc",
+    "average_precision",
+    "sensitivity_at_90_specificity",
+    "sensitivity_at_95_specificity",
+    "brier",
+    "calibration_error",
+    "dice",
+)
 Estimates = dict[str, Estimate]
 
 

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from dptrain.records.shape import Path, Reader, Record, Share, number
+from dptrain.records.shape import Path, Public, Reader, Record, Share, number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate(Record):
     """A measured value with its interval; a bare number is one without."""
 
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+    value: Public[float | None]
+    low: Public[float | None] = None
+    high: Public[float | None] = None
 
     @classmethod
     def holds(cls, value: object) -> bool:
@@ -32,8 +32,8 @@ class Estimate(Record):
 class Curve(Record):
     """False positive rates and the true positive rates at them, sorted; both between 0 and 1."""
 
-    fpr: tuple[Share, ...]
-    tpr: tuple[Share, ...]
+    fpr: Public[tuple[Share, ...]]
+    tpr: Public[tuple[Share, ...]]
 
     @classmethod
     def holds(cls, value: object) -> bool:

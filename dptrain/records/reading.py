@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from dptrain.records.shape import Reader, Record
+from dptrain.records.shape import Public, Reader, Record
 
 T = TypeVar("T", bound=Record)
 
@@ -16,9 +16,9 @@ T = TypeVar("T", bound=Record)
 class Fault(Record):
     """What of a run is missing. why: `absent`, `torn`, `schema` (another program's), or `field` with its name."""
 
-    piece: str
-    why: str
-    detail: str = ""
+    piece: Public[str]
+    why: Public[str]
+    detail: Public[str] = ""
 
 
 @dataclass(frozen=True)

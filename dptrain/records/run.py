@@ -7,10 +7,11 @@ from typing import Annotated, Self
 
 from dptrain.plan import Mechanism
 from dptrain.records.parts import Curve
-from dptrain.records.shape import LATE, NEEDED, Json, Path, Reader, Record, Share
+from dptrain.records.shape import LATE, NEEDED, Json, Path, Public, Reader, Record, Share
+from dptrain.vocabulary import ITEMS
 
 RUN_SCHEMA = "dptrain.run/1"
-ITEMS = ("model", "metrics", "groups", "audit")  # what a decision may release
+PROGRAM = ("dptrain", "torch", "opacus", "monai", "numpy", "dp-accounting", "python", "platform", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +44,13 @@ class Sweep(Record):
 class Released(Record):
     """The controller's decision on what leaves the house."""
 
-    items: tuple[str, ...] = ()
-    recipient: str | None = None
-    purpose: str | None = None
-    advice: str | None = None
-    controller: str | None = None
-    date: str | None = None
-    entry: str | None = None
+    items: Public[tuple[str, ...]] = ()
+    recipient: Public[str | None] = None
+    purpose: Public[str | None] = None
+    advice: Public[str | None] = None
+    controller: Public[str | None] = None
+    date: Public[str | None] = None
+    entry: Public[str | None] = None
 
     def _settled(self, reader: Reader, path: Path | None) -> Self:
         return replace(self, items=tuple(item for item in self.items if item in ITEMS))
@@ -59,8 +60,8 @@ class Released(Record):
 class Resume(Record):
     """How often the run began again, and how many paid steps that cost."""
 
-    crashes: int | None = None
-    steps_lost: int | None = None
+    crashes: Public[int | None] = None
+    steps_lost: Public[int | None] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,20 +206,20 @@ class Model(Record):
 class Use(Record):
     """A use of patients' data beside the training steps, and what became of it."""
 
-    what: str = ""
-    status: str = ""
-    note: str = ""
+    what: Public[str] = ""
+    status: Public[str] = ""
+    note: Public[str] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Record):
     """An assumption of the guarantee. by: `program` or `person`; status: passed, failed or not_checked."""
 
-    id: str = ""
-    name: str = ""
-    status: str = ""
-    by: str = ""
-    note: str = ""
+    id: Public[str] = ""
+    name: Public[str] = ""
+    status: Public[str] = ""
+    by: Public[str] = ""
+    note: Public[str] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +255,11 @@ class Run(Record):
     calibration: Annotated[Json | None, LATE] = None
     not_covered: Annotated[tuple[Use, ...], LATE] = ()
     checks: Annotated[tuple[Check, ...], LATE] = ()
+
+    def _settled(self, reader: Reader, path: Path | None) -> Self:
+        if self.privacy is None:
+            Privacy.from_json({}, reader, ("privacy",))  # its numbers are needed
+        return self
 
     def to_json(self) -> Json:
         """As the file has it: one that has ended says also that it has no calibration."""

@@ -16,7 +16,7 @@ import types
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 LONGEST_TEXT = 600
 NEEDED = "needed"  # its absence is a fault
@@ -30,10 +30,23 @@ Hint = Any  # a type, as annotations have it
 
 
 @dataclass(frozen=True)
-class Keys:
-    """Which keys of a free table may leave the house; `names` is asked for each."""
+class After:
+    """Who may read a field: everybody, once one of these items is released; no item: everybody, always."""
 
-    names: Callable[[str], bool]
+    items: tuple[str, ...] = ()
+
+
+PUBLIC = After()
+RESTRICTED = "restricted"  # nobody but the controller, whatever is released
+T = TypeVar("T")
+Public = Annotated[T, PUBLIC]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Which keys of a free table may leave the house; `allowed` is asked for each."""
+
+    allowed: Callable[[str], bool]
 
 
 def number(value: object) -> float | None:
@@ -244,13 +257,56 @@ def _cell(hint: Hint, value: object, reader: Reader, *, row: bool = False) -> Va
     """An element of a list (`row`) or of a free table; None: it is left out."""
     kind, _, marks = _taken_apart(hint)
     if isinstance(kind, type) and issubclass(kind, Record):
-        return kind.from_json(value, reader, None) if isinstance(value, dict) or not row else None
+        is_one = isinstance(value, dict) or (not row and kind.holds(value))
+        return kind.from_json(value, reader, None) if is_one else None
     if kind is str:
         return None if value is None and row else reader.text(value)
     if kind in (int, float):
         result = share(value) if IN_0_1 in marks else number(value)
         return round(result) if result is not None and kind is int else result
     return _table(kind, value, reader)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def disclosed(record: R, released: frozenset[str]) -> R:
+    """The record with what may be read by everybody, after the release of these items; the rest is not known.
+
+    A field that declares nothing is restricted; of a table with :class:`Keys`, only those are shown.
+    """
+    values = {
+        one.name: _disclosed(getattr(record, one.name), one.marks, released)
+        if any(isinstance(mark, After) and (not mark.items or released & {*mark.items}) for mark in one.marks)
+        else _nothing(one)
+        for one in entries(type(record))
+    }
+    return type(record)(**values)
+
+
+def _disclosed(value: Value, marks: tuple[object, ...], released: frozenset[str]) -> Value:
+    if isinstance(value, Record):
+        return disclosed(value, released)
+    if isinstance(value, tuple):
+        return tuple(_disclosed(inner, (), released) for inner in value)
+    if isinstance(value, dict):
+        keys = [mark for mark in marks if isinstance(mark, Keys)]
+        return {
+            name: _disclosed(inner, (), released)
+            for name, inner in value.items()
+            if all(mark.allowed(name) for mark in keys)
+        }
+    return value
+
+
+def _nothing(one: Entry) -> Value:
+    """What stands in the place of a field that is not disclosed."""
+    if one.optional:
+        return None
+    if isinstance(one.kind, type):
+        return one.kind.of({}) if issubclass(one.kind, Record) else one.kind()
+    table: Hint = get_origin(one.kind)
+    return {} if table is dict else ()
 
 
 def json_schema(cls: type[Record], *, title: str) -> Json:

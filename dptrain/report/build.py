@@ -18,7 +18,8 @@ from dptrain.errors import ConfigError
 from dptrain.files import make_folder, whole_or_nothing
 from dptrain.records import RunFolder
 from dptrain.report import facts as facts_module
-from dptrain.report.facts import Facts
+from dptrain.report.faces import render
+from dptrain.report.shapes import Facts
 from dptrain.vocabulary import Edition
 
 MANIFEST_SCHEMA = "dptrain.report/1"
@@ -54,9 +55,7 @@ def build(
 
 def write(target: Path, facts: Facts, lang: str, *, private: bool) -> None:
     """Every face and the manifest. All faces are made before the first is written."""
-    from dptrain.report.faces import render
-
-    write_faces(target, render(facts, lang), facts["edition"], lang, private=private)
+    write_faces(target, render(facts, lang), facts.edition, lang, private=private)
 
 
 def write_faces(target: Path, faces: dict[str, bytes], edition: str, lang: str, *, private: bool) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 
 import yaml
 
-from dptrain.report.facts import Facts
-from dptrain.report.frameworks import values
+from dptrain.records.parts import Estimate
+from dptrain.records.run import Released
+from dptrain.report import phrases
 from dptrain.report.language import Language
+from dptrain.report.shapes import Facts
 from dptrain.vocabulary import TASKS
 
 
@@ -38,28 +40,26 @@ def registry(facts: Facts) -> str:
 
     Schema: opendp/deployments-registry-data, `deployments-schema.yaml`.
     """
-    run, cohort, privacy, released = facts["run"], facts["cohort"], facts["privacy"], facts["released"] or {}
-    said = {key: markdown(value) for key, value in values(facts, Language("en")).items()}
+    run, cohort, privacy, released = facts.run, facts.cohort, facts.privacy, facts.released or Released()
+    said = {key: markdown(value) for key, value in phrases.said(facts, Language("en")).items()}
     t = Language("en")
-    name = run["recipe"] or cohort["name"] or "model"
-    infinite = privacy["infinite"] or privacy["epsilon"] is None
-    owner = cohort["owner"] or released.get("controller") or UNNAMED
-    uncovered = [markdown(row["what"]) for row in facts["not_covered"] if row["status"] == "not_covered"]
-    parameters: dict[str, Any] = {} if infinite else {"epsilon": privacy["epsilon"]}
-    if privacy["delta"] is not None:
-        parameters["delta"] = privacy["delta"]
-    checks = [
-        t.known("check", row["id"]) for row in facts["checks"] if row["status"] == "passed" and row["by"] == "program"
-    ]
+    name = run.recipe or cohort.name or "model"
+    infinite = privacy.infinite or privacy.epsilon is None
+    owner = cohort.owner or released.controller or UNNAMED
+    uncovered = [markdown(row.what) for row in facts.not_covered if row.status == "not_covered"]
+    parameters: dict[str, Any] = {} if infinite else {"epsilon": privacy.epsilon}
+    if privacy.delta is not None:
+        parameters["delta"] = privacy.delta
+    checks = [t.known("check", row.id) for row in facts.checks if row.status == "passed" and row.by == "program"]
     deployment = {
         "basic": {
-            "name": markdown(f"{name} ({run['id'] or 'run'})"),
+            "name": markdown(f"{name} ({run.id or 'run'})"),
             "data_curators": [markdown(owner)],
             "description": f"Model for {said['task']}; classes: {said['classes']}. Network: {said['network']}.",
-            "intended_use": markdown(released.get("purpose") or UNNAMED),
+            "intended_use": markdown(released.purpose or UNNAMED),
             "data_product_type": "Machine learning model",
             "data_product_region": UNNAMED,
-            "publication_date": (released.get("date") or facts["made"])[:10],
+            "publication_date": (released.date or facts.made)[:10],
             "data_product_sector": "Healthcare",
         },
         "dp_variant": {
@@ -101,7 +101,7 @@ def registry(facts: Facts) -> str:
             "of the cohort enters it. "
             + (
                 f"Trials: {said['trials']}, all charged; together ε = {said['total']}."
-                if run["sweep"]
+                if run.sweep
                 else "Every trial is charged to the ledger."
             ),
             "mechanisms": f"DP-SGD with Poisson draws of patients: rate {said['rate']}, noise multiplier "
@@ -110,15 +110,15 @@ def registry(facts: Facts) -> str:
             "justification": f"Checked by the program: {' '.join(map(markdown, checks))}" if checks else UNNAMED,
         },
         "administrative": {
-            "sources": markdown(cohort["source"] or UNNAMED),
-            "notes": markdown(" ".join(cohort["cautions"])) or "none",
-            "registry_authors": [markdown(released.get("controller") or owner)],
+            "sources": markdown(cohort.source or UNNAMED),
+            "notes": markdown(" ".join(cohort.cautions)) or "none",
+            "registry_authors": [markdown(released.controller or owner)],
         },
     }
     entry = {
-        "url_slug": _slug(f"{name}-{run['id'] or 'run'}"),
+        "url_slug": _slug(f"{name}-{run.id or 'run'}"),
         "status": "Draft",
-        "tier": 3 if not infinite and facts["complete"] else 1,
+        "tier": 3 if not infinite and facts.complete else 1,
         "deployment": deployment,
     }
     return yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=110)
@@ -129,28 +129,28 @@ def _slug(text: str) -> str:
     return "-".join(part for part in kept.split("-") if part)[:80] or "run"
 
 
-def _tag(task: str) -> str:
+def _tag(task: str | None) -> str:
     """The hub's name for a task that may be a later one."""
     return next((spec.tag for name, spec in TASKS.items() if name == task), "image-classification")
 
 
 def model_card(facts: Facts) -> str:
     """A model card with the front matter of the Hugging Face hub; results only where they are released."""
-    run, cohort, privacy, released = facts["run"], facts["cohort"], facts["privacy"], facts["released"] or {}
-    utility, t = facts["utility"], Language("en")
-    said = {key: markdown(value) for key, value in values(facts, Language("en")).items()}
-    name = run["recipe"] or cohort["name"] or "model"
-    split = markdown(t.known("split", (utility or {}).get("split")))
-    uncovered = [row for row in facts["not_covered"] if row["status"] == "not_covered"]
+    run, cohort, privacy, released = facts.run, facts.cohort, facts.privacy, facts.released or Released()
+    utility, t = facts.utility, Language("en")
+    said = {key: markdown(value) for key, value in phrases.said(facts, Language("en")).items()}
+    name = run.recipe or cohort.name or "model"
+    split = markdown(t.known("split", utility.split if utility else None))
+    uncovered = [row for row in facts.not_covered if row.status == "not_covered"]
     front: dict[str, Any] = {
         "language": "en",
         "license": "other",
         "license_name": "to-be-named-by-the-controller",
         "library_name": "monai",
-        "pipeline_tag": _tag(run["task"]),
+        "pipeline_tag": _tag(run.task),
         "tags": ["medical", "monai", "differential-privacy", "dp-sgd", "dptrain"],
     }
-    overall = (utility or {}).get("overall") or {}
+    overall: dict[str, Estimate] = utility.overall if utility else {}
     if overall:
         front["metrics"] = list(overall)
         front["model-index"] = [
@@ -159,8 +159,12 @@ def model_card(facts: Facts) -> str:
                 "results": [
                     {
                         "task": {"type": front["pipeline_tag"]},
-                        "dataset": {"name": cohort["name"] or UNNAMED, "type": "other", "split": utility["split"]},
-                        "metrics": [{"type": key, "value": cell["value"]} for key, cell in overall.items()],
+                        "dataset": {
+                            "name": cohort.name or UNNAMED,
+                            "type": "other",
+                            "split": utility.split if utility else None,
+                        },
+                        "metrics": [{"type": key, "value": cell.value} for key, cell in overall.items()],
                     }
                 ],
             }
@@ -178,20 +182,20 @@ def model_card(facts: Facts) -> str:
         "## Privacy",
         "",
         t("promise.infinite")
-        if privacy["infinite"]
+        if privacy.infinite
         else f"Unit: {said['unit']}. Neighbouring data sets: {said['adjacency']}. {said['guarantee']} (accountant: "
         f"{said['accountant']}). The best attacker guesses right in at most {said['right']} of 100 cases whether a "
         f"person was in the training; {said['chance']} by chance.",
         "",
-        f"Ledger head: {markdown(facts['ledger']['head']['hash'] or 'not known')}",
+        f"Ledger head: {markdown(facts.ledger.head.hash or 'not known')}",
         "",
         "### Not covered by ε",
         "",
-        *(f"- {markdown(row['what'])}: {markdown(row['note'])}" for row in uncovered),
+        *(f"- {markdown(row.what)}: {markdown(row.note)}" for row in uncovered),
         "",
         "## Intended use",
         "",
-        markdown(released.get("purpose") or UNNAMED),
+        markdown(released.purpose or UNNAMED),
         "",
         "Not a medical device. Whether it is fit for a purpose has to be shown for that purpose.",
         "",
@@ -200,7 +204,7 @@ def model_card(facts: Facts) -> str:
         f"Cohort {said['cohort']}, version {said['version']}, declared size {said['size']}. "
         f"Source: {said['source']}. Licence: {said['licence']}.",
         "",
-        *(f"- Caution: {markdown(text)}" for text in cohort["cautions"]),
+        *(f"- Caution: {markdown(text)}" for text in cohort.cautions),
         "",
         "## Results",
         "",
@@ -212,14 +216,14 @@ def model_card(facts: Facts) -> str:
             "| Measure | Value | Interval |",
             "|---|---|---|",
             *(
-                f"| {markdown(t.known('metric', key))} | {t.number(cell['value'], 3)} "
-                f"| {t.interval(cell['low'], cell['high']) or 'not known'} |"
+                f"| {markdown(t.known('metric', key))} | {t.number(cell.value, 3)} "
+                f"| {t.interval(cell.low, cell.high) or 'not known'} |"
                 for key, cell in overall.items()
             ),
         ]
     else:
         lines.append("No result is released.")
-    if facts["audit"] is not None and facts["audit"]["exposed"]["count"] is not None:
+    if facts.audit is not None and facts.audit.exposed.count is not None:
         lines += [
             "",
             f"Audit (not covered by ε): {said['exposed']} of {said['screened']} patients exposed, by "
@@ -230,19 +234,19 @@ def model_card(facts: Facts) -> str:
 
 def bundle_privacy(facts: Facts) -> dict[str, Any]:
     """The `privacy` object of a MONAI bundle's metadata: the guarantee in numbers, and where it comes from."""
-    privacy, head = facts["privacy"], facts["ledger"]["head"]
+    privacy, head = facts.privacy, facts.ledger.head
     return {
-        "schema": facts["schema"],
-        "run": facts["run"]["id"],
+        "schema": facts.schema,
+        "run": facts.run.id,
         **{
-            name: privacy[name]
+            name: getattr(privacy, name)
             for name in (
                 "unit", "adjacency", "epsilon", "infinite", "delta", "accountant", "noise_multiplier", "sample_rate",
                 "steps_charged", "max_grad_norm", "generator", "mu", "tpr_at_1pct_fpr",
             )
         },
-        "right_of_100": facts["odds"]["right_of_100"],
-        "ledger_head": head["hash"],
-        "not_covered": [row["what"] for row in facts["not_covered"] if row["status"] == "not_covered"],
-        "cautions": facts["cohort"]["cautions"],
+        "right_of_100": facts.odds.right_of_100,
+        "ledger_head": head.hash,
+        "not_covered": [row.what for row in facts.not_covered if row.status == "not_covered"],
+        "cautions": list(facts.cohort.cautions),
     }  # fmt: skip

@@ -11,16 +11,15 @@ from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
-from dptrain.report.content import document
-from dptrain.report.facts import Facts
+from dptrain.report.cards import model_card, registry
+from dptrain.report.document import document
+from dptrain.report.figures import draw
 from dptrain.report.language import Language
-from dptrain.vocabulary import Edition
+from dptrain.report.shapes import CohortReport, Facts
 
 
-def figures(doc: dict[str, Any], facts: Facts, t: Language) -> dict[str, str]:
+def figures(doc: dict[str, Any], facts: Facts | CohortReport, t: Language) -> dict[str, str]:
     """Every drawing of the document, by name."""
-    from dptrain.report.figures import draw
-
     names = [block["name"] for section in doc["sections"] for block in section["blocks"] if block["kind"] == "figure"]
     return {name: draw(name, facts, t) for name in names}
 
@@ -78,20 +77,22 @@ def _moment(made: str) -> int:
         return 0
 
 
+def of_document(doc: dict[str, Any], facts: Facts | CohortReport, t: Language) -> dict[str, bytes]:
+    """The faces for people, and the facts that they are made from, by file name."""
+    drawings = figures(doc, facts, t)
+    return {
+        "facts.json": (json.dumps(facts.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        "report.html": html(doc, drawings).encode(),
+        "report.pdf": pdf(doc, drawings, facts.made),
+    }
+
+
 def render(facts: Facts, lang: str) -> dict[str, bytes]:
     """Every face of an edition by file name. The registry entry and the model card are English, as their
     readers' tools are, and belong to the public edition."""
     t = Language(lang)
-    doc = document(facts, t)
-    drawings = figures(doc, facts, t)
-    faces = {
-        "facts.json": (json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
-        "report.html": html(doc, drawings).encode(),
-        "report.pdf": pdf(doc, drawings, facts["made"]),
-    }
-    if facts["edition"] == Edition.PUBLIC:
-        from dptrain.report.cards import model_card, registry
-
+    faces = of_document(document(facts, t), facts, t)
+    if not facts.is_controllers:
         faces["registry.yaml"] = registry(facts).encode()
         faces["MODEL_CARD.md"] = model_card(facts).encode()
     return faces

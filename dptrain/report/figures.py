@@ -11,15 +11,16 @@ from __future__ import annotations
 import io
 import re
 from math import floor, log10
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from dptrain.report.facts import Facts
 from dptrain.report.language import Language
+from dptrain.report.shapes import CohortReport, Facts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 BLUE, ORANGE, GREEN, INK, SOFT, PALE = "#0072B2", "#B34700", "#00664B", "#1c2733", "#5b6672", "#d7dde3"
 WIDTH = 4.8
 LONGEST_LABEL = 30
@@ -44,7 +45,7 @@ STYLE: Any = {
 }
 
 
-def draw(name: str, facts: Facts, t: Language) -> str:
+def draw(name: str, facts: Facts | CohortReport, t: Language) -> str:
     """The SVG of the figure `name` as it stands in the document (`kind:column` for groups)."""
     import matplotlib
 
@@ -54,6 +55,12 @@ def draw(name: str, facts: Facts, t: Language) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _tidy(buffer.getvalue(), re.sub(r"[^a-z_]", "", kind) + (f"-{_hash(column)}" if column else ""))
+
+
+def _given(value: T | None) -> T:
+    """A fact without which the document has no such figure."""
+    assert value is not None
+    return value
 
 
 def _hash(text: str) -> str:
@@ -99,11 +106,11 @@ def _square(axes: Axes) -> None:
 
 def odds(facts: Facts, t: Language, _: str) -> Figure:
     """Two fields of 100 circles."""
-    pair = facts["odds"]["pairs"][1]
+    pair = facts.odds.pairs[1]
     figure, axes = _axes(2.75)
     for left, title, words, count, fill, edge, hatch in (
-        (0, "figure.odds.left", "figure.odds.left.count", pair["without"], PALE, SOFT, "///"),
-        (13, "figure.odds.right", "figure.odds.right.count", pair["with_at_most"] or 0, BLUE, BLUE, None),
+        (0, "figure.odds.left", "figure.odds.left.count", pair.without, PALE, SOFT, "///"),
+        (13, "figure.odds.right", "figure.odds.right.count", pair.with_at_most or 0, BLUE, BLUE, None),
     ):
         xs = [left + place % 10 for place in range(100)]
         ys = [9 - place // 10 for place in range(100)]
@@ -121,19 +128,19 @@ def odds(facts: Facts, t: Language, _: str) -> Figure:
 def tradeoff(facts: Facts, t: Language, _: str) -> Figure:
     """What the guarantee allows (where there is one), what the audit measured and proved, and guessing."""
     figure, axes = _axes(3.7)
-    curve, audit = facts["privacy"]["tradeoff"], facts["audit"]
+    curve, audit = facts.privacy.tradeoff, facts.audit
     _square(axes)
     if curve is not None:
-        axes.fill_between(curve["fpr"], curve["tpr"], 1, color=PALE, alpha=0.45, linewidth=0)
-        axes.plot(curve["fpr"], curve["tpr"], color=BLUE, linewidth=1.8, label=t("figure.tradeoff.ceiling"))
-    if audit is not None and audit["roc"] is not None:
-        roc = audit["roc"]
+        axes.fill_between(curve.fpr, curve.tpr, 1, color=PALE, alpha=0.45, linewidth=0)
+        axes.plot(curve.fpr, curve.tpr, color=BLUE, linewidth=1.8, label=t("figure.tradeoff.ceiling"))
+    if audit is not None and audit.roc is not None:
+        roc = audit.roc
         label = t("figure.tradeoff.measured")
-        axes.plot(roc["fpr"], roc["tpr"], color=ORANGE, linewidth=2, linestyle=(0, (1, 1.1)), label=label)
+        axes.plot(roc.fpr, roc.tpr, color=ORANGE, linewidth=2, linestyle=(0, (1, 1.1)), label=label)
     bound = canary_bound(facts)
     if bound is not None:
         label = t("figure.tradeoff.canary", bound=t.number(bound, 2))
-        x, y = lower_curve(bound, facts["privacy"]["delta"] or 1e-5)
+        x, y = lower_curve(bound, facts.privacy.delta or 1e-5)
         axes.plot(x, y, color=GREEN, linewidth=1.4, linestyle=(0, (6, 1.5, 1, 1.5)), label=label)
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (5, 3)), label=t("figure.tradeoff.chance"))
     axes.set_xlabel(t("figure.tradeoff.x"))
@@ -146,9 +153,8 @@ def tradeoff(facts: Facts, t: Language, _: str) -> Figure:
 
 def canary_bound(facts: Facts) -> float | None:
     """The lower bound on epsilon that planted patients proved; None where they proved nothing."""
-    canary = (facts["audit"] or {}).get("canary") or {}
-    bound = canary.get("epsilon_lower")
-    return float(bound) if bound else None
+    canary = None if facts.audit is None else facts.audit.canary
+    return None if canary is None else canary.epsilon_lower or None
 
 
 def lower_curve(epsilon: float, delta: float) -> tuple[list[float], list[float]]:
@@ -174,7 +180,7 @@ def lower_curve(epsilon: float, delta: float) -> tuple[list[float], list[float]]
 def epsilon_over_steps(facts: Facts, t: Language, _: str) -> Figure:
     """ε as it grows."""
     figure, axes = _axes(2.3)
-    steps, epsilon = zip(*facts["privacy"]["epsilon_over_steps"])
+    steps, epsilon = zip(*facts.privacy.epsilon_over_steps)
     axes.plot(steps, epsilon, color=BLUE, linewidth=1.8)
     axes.scatter([steps[-1]], [epsilon[-1]], color=BLUE, s=22, zorder=3)
     axes.annotate(
@@ -197,17 +203,16 @@ def epsilon_over_steps(facts: Facts, t: Language, _: str) -> Figure:
 
 def budget(facts: Facts, t: Language, _: str) -> Figure:
     """What was spent before, what this run added, what remains."""
-    spent = facts["budget"]
-    return budget_bar(spent["before"] or 0, spent["this"] or 0, spent["epsilon"], "figure.budget.this", t)
+    spent = facts.budget
+    return budget_bar(spent.before or 0, spent.this or 0, _given(spent.epsilon), "figure.budget.this", t)
 
 
-def cohort_budget(facts: Facts, t: Language, _: str) -> Figure:
+def cohort_budget(facts: CohortReport, t: Language, _: str) -> Figure:
     """What a cohort has spent, the last run by itself, and what remains."""
-    spent, runs = facts["budget"], [row["gate_after"] for row in facts["history"] if row["gate_after"] is not None]
-    before = runs[-2] if len(runs) > 1 else 0.0 if runs else spent["spent"]
-    return budget_bar(
-        min(before, spent["spent"]), max(spent["spent"] - before, 0.0), spent["epsilon"], "figure.budget.last", t
-    )
+    spent, runs = facts.budget, [row.gate_after for row in facts.history if row.gate_after is not None]
+    total, last = _given(spent.epsilon), _given(spent.spent)
+    before = runs[-2] if len(runs) > 1 else 0.0 if runs else last
+    return budget_bar(min(before, last), max(last - before, 0.0), total, "figure.budget.last", t)
 
 
 def budget_bar(before: float, this: float, total: float, this_key: str, t: Language) -> Figure:
@@ -238,18 +243,17 @@ def budget_bar(before: float, this: float, total: float, this_key: str, t: Langu
 def survival(facts: Facts, t: Language, _: str) -> Figure:
     """How many patients are at least so recognisable."""
     figure, axes = _axes(2.6)
-    curve = facts["audit"]["survival"]
-    axes.step(curve["auc"], curve["share"], where="post", color=BLUE, linewidth=1.8)
-    axes.fill_between(curve["auc"], curve["share"], step="post", color=BLUE, alpha=0.12, linewidth=0)
-    chance = facts["audit"]["survival_by_chance"]
+    curve, chance = _given(_given(facts.audit).survival), _given(facts.audit).survival_by_chance
+    axes.step(curve.auc, curve.share, where="post", color=BLUE, linewidth=1.8)
+    axes.fill_between(curve.auc, curve.share, step="post", color=BLUE, alpha=0.12, linewidth=0)
     if chance is not None:
         label = t("figure.survival.null")
-        axes.plot(chance["auc"], chance["null"], color=ORANGE, linewidth=1.4, linestyle=(0, (4, 2)), label=label)
+        axes.plot(chance.auc, chance.null, color=ORANGE, linewidth=1.4, linestyle=(0, (4, 2)), label=label)
         axes.legend(loc="upper right")
     axes.axvline(0.5, color=SOFT, linewidth=1, linestyle=(0, (1, 1.5)))
     axes.text(0.5, 1.015, t("figure.survival.chance"), ha="center", va="bottom", fontsize=8.5, color=SOFT)
-    tail = [auc for auc, share in zip(curve["auc"], curve["share"]) if share > 0]
-    low, high = min([0.5, *curve["auc"]]), max([0.55, *tail])
+    tail = [auc for auc, share in zip(curve.auc, curve.share) if share > 0]
+    low, high = min([0.5, *curve.auc]), max([0.55, *tail])
     pad = 0.05 * (high - low or 1)
     axes.set_xlim(low - pad, high + pad)
     axes.set_ylim(0, 1)
@@ -306,20 +310,21 @@ def _rows(
 
 def utility_group(facts: Facts, t: Language, column: str) -> Figure:
     """The main metric by group."""
-    main = facts["utility"]["main"]
-    cells = []
-    for value, cell in facts["utility"]["groups"][column].items():
-        found = cell["metrics"].get(main)
-        if found:
-            cells.append((value, found["value"], found["low"], found["high"], cell["patients"]))
+    utility = _given(facts.utility)
+    main = _given(utility.main)
+    cells: list[tuple[str, float, float | None, float | None, float | None]] = []
+    for value, cell in utility.groups[column].items():
+        result = cell.metrics.get(main)
+        if result:
+            cells.append((value, _given(result.value), result.low, result.high, cell.patients))
     return _rows(t, cells, t.known("metric", main), percent=False)
 
 
 def risk_group(facts: Facts, t: Language, column: str) -> Figure:
     """The share of exposed patients by group."""
     cells = [
-        (value, cell["share"], cell["low"], cell["high"], cell["patients"])
-        for value, cell in facts["audit"]["groups"][column].items()
+        (value, _given(cell.share), cell.low, cell.high, cell.patients)
+        for value, cell in _given(facts.audit).groups[column].items()
     ]
     return _rows(t, cells, t("figure.group.share"), percent=True)
 
@@ -327,16 +332,16 @@ def risk_group(facts: Facts, t: Language, column: str) -> Figure:
 def reliability(facts: Facts, t: Language, _: str) -> Figure:
     """Observed frequency over predicted probability, with the share of records in each bin."""
     figure, axes = _axes(3.7)
-    bins = facts["utility"]["reliability"]
-    total = sum(row["count"] or 0 for row in bins) or 1
+    bins = _given(facts.utility).reliability
+    total = sum(row.count or 0 for row in bins) or 1
     _square(axes)
     for row in bins:
-        low, high = row["low"] or 0.0, row["high"] if row["high"] is not None else (row["low"] or 0.0) + 0.1
-        axes.bar((low + high) / 2, (row["count"] or 0) / total, width=(high - low) * 0.9, color=PALE, edgecolor=SOFT,
+        low, high = row.low or 0.0, row.high if row.high is not None else (row.low or 0.0) + 0.1
+        axes.bar((low + high) / 2, (row.count or 0) / total, width=(high - low) * 0.9, color=PALE, edgecolor=SOFT,
                  linewidth=0.5)  # fmt: skip
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (5, 3)))
-    axes.plot([row["confidence"] for row in bins], [row["observed"] for row in bins], color=BLUE, linewidth=1.4,
-              marker="o", markersize=5, markeredgecolor="white")  # fmt: skip
+    predicted, observed = [_given(row.confidence) for row in bins], [_given(row.observed) for row in bins]
+    axes.plot(predicted, observed, color=BLUE, linewidth=1.4, marker="o", markersize=5, markeredgecolor="white")
     axes.set_xlabel(t("figure.reliability.x"))
     axes.set_ylabel(t("figure.reliability.y"))
     axes.set_aspect("equal")

@@ -14,8 +14,8 @@ import yaml
 
 from dptrain.errors import ConfigError
 from dptrain.terminal.words import suggest
+from dptrain.vocabulary import LANGUAGES
 
-LANGUAGES = ("en", "de")
 NARROW = "\u202f"  # no-break, between a number and its sign and in German between thousands
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MONTHS = {

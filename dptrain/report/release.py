@@ -6,14 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dptrain.errors import ConfigError, GuaranteeBroken, LedgerRefused
 from dptrain.files import utc_now, write_json
+from dptrain.ledger.facts import ReleaseTerms
 from dptrain.records import RunFolder
 from dptrain.records.run import Released
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, build
+from dptrain.report.shapes import Facts
 from dptrain.vocabulary import CLOSED
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the controller decides: which items (of :data:`dptrain.report.facts.ITEMS`) go to whom, and what for.
+    """What the controller decides: which items (of :data:`dptrain.vocabulary.ITEMS`) go to whom, and what for.
 
     `advice` is what the data protection officer advised.
     """
@@ -38,11 +40,11 @@ def standing(ledger: Ledger | None, folder: str | Path) -> CohortStatus | None:
     if ledger is None:
         return None
     try:
-        run = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
-        status = ledger.status(str(run["cohort"]["name"]))
-    except (OSError, ValueError, KeyError, TypeError, LedgerRefused):
+        run = RunFolder(folder).read()
+        status = ledger.status(str(run.cohort.name))
+    except (ConfigError, LedgerRefused):
         return None
-    return status if any(charge.run == run.get("id") for charge in status.runs) else None
+    return status if any(charge.run == run.id for charge in status.runs) else None
 
 
 def release(folder: str | Path, decision: Decision, lang: str, *, ledger: Ledger, controller: Controller) -> Path:
@@ -60,18 +62,17 @@ def release(folder: str | Path, decision: Decision, lang: str, *, ledger: Ledger
     status = standing(ledger, place.path)
     if status is None:
         raise LedgerRefused(
-            f"The ledger does not know run '{facts['run']['id']}'; there is nothing to sign.",
+            f"The ledger does not know run '{facts.run.id}'; there is nothing to sign.",
             remedy="Name the ledger in which the run was granted: ledger.url=…",
         )
     date = utc_now()
-    entry = ledger.record_release(
-        str(run.id),
-        items=list(decision.items),
+    terms = ReleaseTerms(
+        items=tuple(decision.items),
         recipient=decision.recipient,
         purpose=decision.purpose,
         advice=decision.advice,
-        controller=controller,
     )
+    entry = ledger.record_release(str(run.id), terms, controller)
     released = Released(
         items=decision.items,
         recipient=decision.recipient,
@@ -90,24 +91,24 @@ def release(folder: str | Path, decision: Decision, lang: str, *, ledger: Ledger
     return target
 
 
-def _refuse(facts: dict[str, Any], items: Sequence[str]) -> None:
-    if facts["run"]["status"] not in CLOSED:
+def _refuse(facts: Facts, items: Sequence[str]) -> None:
+    if facts.run.status not in CLOSED:
         raise ConfigError(
-            f"The run is {facts['run']['status'] or 'of unknown state'}: only a finished run can be released.",
+            f"The run is {facts.run.status or 'of unknown state'}: only a finished run can be released.",
             remedy="Resume it, or let it end.",
         )
-    changed = [name for name, row in facts["integrity"].items() if row["match"] is not True]
+    changed = [name for name, row in facts.integrity.items() if row.match is not True]
     if changed:
         raise ConfigError(
             f"{' and '.join(changed)} do not match the record of the run.",
             remedy="Restore the files that the run wrote. `dptrain report verify` says more.",
         )
     for item, piece in (("metrics", "utility"), ("audit", "audit")):
-        if item in items and facts[piece] is None:
+        if item in items and getattr(facts, piece) is None:
             raise ConfigError(
                 f"'{item}' cannot be released: this run has none.", remedy="Leave it out, or measure it."
             )
-    if "guarantee_broken" in facts["warnings"] and "audit" not in items:
+    if "guarantee_broken" in facts.warnings and "audit" not in items:
         raise GuaranteeBroken(
             "The audit's lower bound passes the promised epsilon: a public edition that states this epsilon in "
             "silence would be false.",

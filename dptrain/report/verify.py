@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import ConfigError, DptrainError
-from dptrain.plan import Mechanism
 from dptrain.records import RunFolder
+from dptrain.records.run import Charge
 from dptrain.report import facts as facts_module
 from dptrain.report.build import MANIFEST, makers
-from dptrain.report.facts import Facts
+from dptrain.report.faces import render
+from dptrain.report.shapes import FACTS_SCHEMA, Facts
 from dptrain.vocabulary import Edition
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _edition(path: Path, run: Facts) -> list[Tie]:
         ties.append(Tie(f"{name}/{file}: as it was written", found == stated, why))
     try:
         facts = json.loads((path / "facts.json").read_text(encoding="utf-8"))
-        if not isinstance(facts, dict) or facts.get("schema") != facts_module.FACTS_SCHEMA:
+        if not isinstance(facts, dict) or facts.get("schema") != FACTS_SCHEMA:
             raise ValueError
     except (OSError, ValueError):
         return [*ties, Tie(f"{name}/facts.json", False, "unreadable, or of an unknown schema")]
@@ -83,11 +84,11 @@ def _edition(path: Path, run: Facts) -> list[Tie]:
     return ties
 
 
-def _against_run(name: str, facts: Facts, run: Facts) -> Tie:
+def _against_run(name: str, facts: dict[str, Any], run: Facts) -> Tie:
     """The facts as written against those that the folder gives now. The ledger's history is left aside: it grows."""
-    now = dict(run, made=facts.get("made"), program=facts.get("program"))
-    now = facts_module.public(now) if facts.get("edition") == Edition.PUBLIC else now
-    different = [path for path in differences(facts, now) if not path.startswith("budget.history")]
+    now = facts_module.public(run) if facts.get("edition") == Edition.PUBLIC else run
+    fresh = {**now.to_json(), "made": facts.get("made"), "program": facts.get("program")}
+    different = [path for path in differences(facts, fresh) if not path.startswith("budget.history")]
     shown = ", ".join(different[:MOST_SHOWN]) + (" …" if len(different) > MOST_SHOWN else "")
     return Tie(f"{name}: says what the run says", not different, f"differs: {shown}" if different else "")
 
@@ -105,11 +106,9 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [path]
 
 
-def _against_facts(path: Path, name: str, facts: Facts, lang: str) -> list[Tie]:
-    from dptrain.report.faces import render
-
+def _against_facts(path: Path, name: str, facts: dict[str, Any], lang: str) -> list[Tie]:
     try:
-        faces = render(facts, lang)
+        faces = render(Facts.of(facts), lang)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, DptrainError):
         return [Tie(f"{name}: faces say what the facts say", False, "no report can be made from these facts")]
     ties = []
@@ -144,32 +143,28 @@ def _bundle(place: RunFolder, run: Facts) -> list[Tie]:
 
 def _run(run: Facts) -> list[Tie]:
     ties = []
-    for name, row in run["integrity"].items():
-        why = {None: "file or stated hash missing", False: "the file was changed after the run", True: ""}[
-            row["match"]
-        ]
-        ties.append(Tie(f"{name}: hash as stated in run.json", row["match"] is True, why))
+    for name, row in run.integrity.items():
+        why = {None: "file or stated hash missing", False: "the file was changed after the run", True: ""}[row.match]
+        ties.append(Tie(f"{name}: hash as stated in run.json", row.match is True, why))
     return [*ties, _epsilon(run)]
 
 
 def _epsilon(run: Facts) -> Tie:
     """ε worked out again from the mechanisms that were charged: public numbers alone."""
-    what, privacy = "run.json: ε follows from the charged mechanisms", run["privacy"]
-    rows = [row for one in privacy["inherited"] for row in one["mechanisms"]] + privacy["mechanisms"]
-    if not rows or privacy["delta"] is None:
+    what, privacy = "run.json: ε follows from the charged mechanisms", run.privacy
+    rows = [row for one in privacy.inherited for row in one.mechanisms] + [*privacy.mechanisms]
+    if not rows or privacy.delta is None:
         return Tie(what, None, "no mechanisms stated")
     try:
-        mechanisms = [
-            Mechanism(row["sample_rate"], row["noise_multiplier"], row["steps"], row["what"]) for row in rows
-        ]
+        mechanisms = [Charge.of(row.to_json()).mechanism() for row in rows]
     except (DptrainError, TypeError):
         return Tie(what, False, "the stated mechanisms are not valid")
     if any(mechanism.noise_multiplier == 0 for mechanism in mechanisms):
-        return Tie(what, privacy["infinite"] is True, "" if privacy["infinite"] else "without noise ε is infinite")
+        return Tie(what, privacy.infinite is True, "" if privacy.infinite else "without noise ε is infinite")
     from dptrain.accounting import pld_epsilon
 
-    found = pld_epsilon(mechanisms, privacy["delta"])
-    stated = math.inf if privacy["infinite"] else privacy["epsilon"]
+    found = pld_epsilon(mechanisms, privacy.delta)
+    stated = math.inf if privacy.infinite else privacy.epsilon
     if stated is None or not math.isclose(found, stated, rel_tol=TOLERANCE):
         return Tie(what, False, f"stated {stated}, worked out {found:.6g}")
     return Tie(what, True)
@@ -179,7 +174,7 @@ def _head(run: Facts, ledger: Ledger | None) -> list[Tie]:
     from dptrain.ledger import SignedHead
 
     ties = []
-    stated = {**run["ledger"]["head"], "site": run["ledger"]["site"]}
+    stated = {**run.ledger.head.to_json(), "site": run.ledger.site}
     try:
         head = SignedHead.from_dict(stated)
     except ValueError:
@@ -193,11 +188,11 @@ def _head(run: Facts, ledger: Ledger | None) -> list[Tie]:
         Tie("ledger head: is in the ledger", held == head.hash, "" if held == head.hash else "not in this ledger")
     )
     try:
-        status = ledger.status(run["cohort"]["name"] or "")
+        status = ledger.status(run.cohort.name or "")
     except DptrainError:
         return [*ties, Tie("ledger: charge of the run", False, "the ledger does not know the cohort")]
-    charge = next((row for row in status.runs if row.run == run["run"]["id"]), None)
-    steps = run["privacy"]["steps_charged"]
+    charge = next((row for row in status.runs if row.run == run.run.id), None)
+    steps = run.privacy.steps_charged
     same = charge is not None and charge.steps == steps
     why = (
         ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dptrain.terminal.words import suggest
 from dptrain.vocabulary import Format, Labels, Split, Task, task_spec
 
 ANY = "*"
+BACKGROUND = "background"
 Number = int | float
 
 
@@ -106,12 +108,13 @@ class DicomConfig:
     """A folder of DICOM files.
 
     The header gives the columns PatientID, IssuerOfPatientID, PatientSex, PatientAge (years), ViewPosition,
-    Modality, StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID, AccessionNumber, and `file`.
+    StudyDate, Modality (also called patient_id, issuer, sex, age, view, study_date, modality), StudyInstanceUID,
+    SeriesInstanceUID, SOPInstanceUID, AccessionNumber, and `file`.
     """
 
     labels: str | None = setting(None, "a CSV with the label columns")
     labels_on: str = setting("SOPInstanceUID", "the header field that joins it")
-    series: bool = setting(False, "one volume of each series, slices in order of position; else a record a file")
+    series: bool = setting(False, "one volume of each series of one patient and study; else a record a file")
 
 
 @dataclass(frozen=True)
@@ -133,13 +136,18 @@ class DataConfig:
     split: SplitConfig = section(SplitConfig)
     task: str = setting("binary", "binary, multiclass, multilabel or segmentation")
     classes: list[str] = setting(["negative", "positive"], "names in order; segmentation: of the structures 1…C")
-    label_values: dict[str, str] = setting({}, 'text in the label column -> class (multilabel: -> "0" or "1")')
+    label_values: dict[str, str] = setting({}, 'text or mask value -> class (multilabel: -> "0" or "1")')
     keep: dict[str, str] = setting({}, 'column -> text; only rows that have it are read ("*": any text at all)')
     drop: dict[str, str] = setting({}, "column -> text; no row that has it is read")
     image_shape: list[int] = setting([], "[C, …] after the deterministic transforms; for tables left empty")
     transforms: list[Any] = setting([], "deterministic MONAI dictionary transforms (_target_: …d), run once")
     augment: list[Any] = setting([], "random ones, for each view of a record; multi-crops are views as well")
     same_pixels: str = setting("refuse", "refuse, or merge the patients who share them into one unit")
+    near_ids: str = setting("refuse", "refuse ids that look alike (5 and 0005) or name nobody (NA), or: different")
+    outside: str = setting("refuse", "refuse files outside of the cohort's folder, or: allowed")
+    delimiter: str = setting("", "of CSV files; empty to find out")
+    encoding: str = setting("", "of CSV and JSON files (utf-8, cp1252); empty for UTF-8")
+    decimal: str = setting(".", "the decimal point of numbers in tables: '.' or ','")
     sections: list[str] = setting([], "of a Decathlon JSON; empty for all")
     table: TableConfig = section(TableConfig)
     npz: NpzConfig = section(NpzConfig)
@@ -152,6 +160,10 @@ class DataConfig:
         one_of("data.format", self.format, list(Format))
         one_of("data.task", self.task, list(Task))
         one_of("data.same_pixels", self.same_pixels, ("refuse", "merge"))
+        one_of("data.near_ids", self.near_ids, ("refuse", "different"))
+        one_of("data.outside", self.outside, ("refuse", "allowed"))
+        one_of("data.delimiter", self.delimiter, ("", ",", ";", "\t", "|"))
+        one_of("data.decimal", self.decimal, (".", ","))
         if not self.unit.strip():
             raise ConfigError("data.unit is empty.", remedy="Say who is protected, e.g. data.unit=patient.")
         at_least("data.units_per_person", self.units_per_person, 1)
@@ -222,14 +234,26 @@ def _check_labels(config: DataConfig) -> None:
     else:
         if len(labels) != 1:
             raise ConfigError(f"data.task={config.task} takes one label column, not {len(labels)}.")
-        allowed = classes
+        allowed = [BACKGROUND, *classes] if spec.labels is Labels.MASK else classes
     if spec.one_logit and len(classes) != 2:
         raise ConfigError(f"data.task={config.task} takes two classes, not {len(classes)}.")
     if spec.labels is Labels.CLASS and len(classes) < 2:
         raise ConfigError(f"data.task={config.task} takes two classes or more.")
     for text, name in config.label_values.items():
+        if spec.labels is Labels.MASK and not _is_number(text):
+            raise ConfigError(
+                f"data.label_values.{text}={name}: a label image holds numbers.",
+                remedy=f"Name the number, e.g. data.label_values={{'255': {name}}}.",
+            )
         if name not in allowed:
             raise ConfigError(f"data.label_values.{text}={name} is no class.", remedy=suggest(name, allowed))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _rising(name: str, values: list[Number]) -> None:

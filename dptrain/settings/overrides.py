@@ -85,10 +85,16 @@ def _parsed(word: str) -> Override | None:
 
 def _quoted(name: str, value: str) -> str:
     """The same word with its value, or each text of its list, in Hydra's quotes."""
+    if _is_list(name) and not value.startswith("["):
+        value = f"[{value}]"
     items = re.fullmatch(r"\[([^\[\]{}'\"]*)\]", value)
     if items is not None:
         return f"{name}=[{','.join(_in_quotes(item.strip()) for item in items.group(1).split(','))}]"
     return f"{name}={_in_quotes(value)}"
+
+
+def _is_list(name: str) -> bool:
+    return origin_of(kinds().get(name.lstrip("+"))) is list
 
 
 def _in_quotes(text: str) -> str:
@@ -115,11 +121,10 @@ def _bare(words: Sequence[str], at: int) -> ConfigError:
 
 def _several(word: str) -> ConfigError:
     name, _, value = word.partition("=")
-    listed = origin_of(kinds().get(name.lstrip("+"))) is list
-    written = for_shell(f"{name}=[{value}]" if listed else _quoted(name, value))
+    meant = "a list" if _is_list(name) else "one value with a comma in it"
     return ConfigError(
         f"{word} gives several values, which only a sweep takes (train and audit with -m).",
-        remedy=f"For {'a list' if listed else 'one value with a comma in it'} write {written}",
+        remedy=f"For {meant} write {for_shell(_quoted(name, value))}",
     )
 
 

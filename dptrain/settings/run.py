@@ -10,6 +10,7 @@ from dptrain.errors import ConfigError
 from dptrain.settings.audit import AuditConfig
 from dptrain.settings.data import DataConfig
 from dptrain.settings.fields import at_least, between, finite, one_of, section, setting
+from dptrain.vocabulary import LANGUAGES
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class ReportConfig:
     lang: str = setting("en", "its language where the command names none: en or de")
 
     def __post_init__(self) -> None:
-        one_of("report.lang", self.lang, ("en", "de"))
+        one_of("report.lang", self.lang, LANGUAGES)
 
 
 @dataclass(frozen=True)

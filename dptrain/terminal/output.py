@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from dptrain.errors import shown
+
 
 def number(value: float | None) -> str:
     """Four figures, as the ledger shows what it holds; nothing for None."""
@@ -28,7 +30,7 @@ class Output:
     def say(self, text: str) -> None:
         """A line for people only."""
         if not self.as_json:
-            print(text)
+            print(shown(text))
 
     def give(self, values: Any) -> None:
         """A result for programs only."""
@@ -50,7 +52,7 @@ class Output:
         for place, column in enumerate(columns):
             table.add_column(column, justify="right" if place in right else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(shown(cell)) for cell in row))
         wide = None if sys.stdout.isatty() else 140
         Console(width=wide, highlight=False).print(table)
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.cells import SMALL_CELL, nested, to_hide
-from dptrain.records.metrics import METRICS_SCHEMA
+from dptrain.records.metrics import Bin, Bootstrap, Estimates, Group, Metrics, Suppressed
+from dptrain.records.parts import Estimate
 from dptrain.vocabulary import Activation, Labels, Split, Task, task_spec
 
 Array = NDArray[np.float64]
@@ -119,18 +120,18 @@ def bootstrap_weights(patient: NDArray[np.int64], replicates: int = REPLICATES, 
     return np.vstack([np.ones(len(patient)), drawn[:, position]]).astype(np.float64)
 
 
-def interval(values: Array) -> dict[str, float | None]:
+def interval(values: Array) -> Estimate:
     """Value of the data (row 0) with the percentile interval of the replicates."""
     value, replicates = values[0], values[1:][np.isfinite(values[1:])]
     if not np.isfinite(value) or len(replicates) < 20:
-        return {"value": float(value) if np.isfinite(value) else None, "low": None, "high": None}
+        return Estimate(value=float(value) if np.isfinite(value) else None)
     low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    return Estimate(value=float(value), low=float(low), high=float(high))
 
 
 def classification(
     probability: Array, label: Array, patient: NDArray[np.int64], classes: Sequence[str], task: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Estimates, dict[str, Estimates]]:
     """(overall, by class) metrics of a set of records.
 
     Args:
@@ -162,7 +163,7 @@ def classification(
     return overall, {name: {m: interval(v) for m, v in row.items()} for name, row in rows.items()}
 
 
-def reliability(probability: Array, label: Array, patient: NDArray[np.int64]) -> list[dict[str, float]]:
+def reliability(probability: Array, label: Array, patient: NDArray[np.int64]) -> tuple[Bin, ...]:
     """Mean confidence and observed frequency in the bins of :func:`probability_bins`, all classes together.
 
     Args:
@@ -171,32 +172,29 @@ def reliability(probability: Array, label: Array, patient: NDArray[np.int64]) ->
     score, truth = probability.reshape(-1), label.reshape(-1).astype(float)
     which = probability_bins(score, np.repeat(patient, len(score) // max(len(patient), 1)))
     equal = np.minimum((score * BINS).astype(int), BINS - 1)
-    return [
-        {
-            "low": int(index) / BINS,
-            "high": (int(equal[which == index].max()) + 1) / BINS,
-            "confidence": float(score[which == index].mean()),
-            "observed": float(truth[which == index].mean()),
-            "count": int((which == index).sum()),
-        }
+    return tuple(
+        Bin(
+            low=int(index) / BINS,
+            high=(int(equal[which == index].max()) + 1) / BINS,
+            confidence=float(score[which == index].mean()),
+            observed=float(truth[which == index].mean()),
+            count=int((which == index).sum()),
+        )
         for index in np.unique(which)
-    ]
+    )
 
 
-def _document(task: str, split: str, patient: NDArray[np.int64], **found: Any) -> dict[str, Any]:
-    """`restricted/metrics.json`: what was `found`, and of whom."""
-    return {
-        "schema": METRICS_SCHEMA,
-        "split": split,
-        "level": "record",
-        "task": task,
-        "patients": len(np.unique(patient)),
-        "records": len(patient),
-        **found,
-        "temperature": None,
-        "conformal": None,
-        "bootstrap": {"replicates": REPLICATES, "level": LEVEL, "unit": "patient"},
-    }
+def _document(task: str, split: str, patient: NDArray[np.int64], **results: Any) -> Metrics:
+    """`restricted/metrics.json`: the results, and of whom they are."""
+    return Metrics(
+        split=split,
+        level="record",
+        task=task,
+        patients=len(np.unique(patient)),
+        records=len(patient),
+        **results,
+        bootstrap=Bootstrap(replicates=REPLICATES, level=LEVEL, unit="patient"),
+    )
 
 
 def evaluate_classification(
@@ -208,7 +206,7 @@ def evaluate_classification(
     task: str,
     classes: Sequence[str],
     split: str = Split.TEST,
-) -> dict[str, Any]:
+) -> Metrics:
     """`restricted/metrics.json` of a classification: overall, by class, by group, with small cells suppressed."""
     overall, by_class = classification(probability, label, patient, classes, task)
     tables, suppressed = _by_group(
@@ -223,7 +221,7 @@ def evaluate_classification(
             if name not in by_class:
                 have = int(label[:, column_index].sum())
                 why = f"{have} positive records: fewer than {MINIMUM_OF_A_CLASS}"
-                suppressed.append({"group": "class", "value": name, "why": why})
+                suppressed.append(Suppressed(group="class", value=name, why=why))
     truth = _one_hot(label, len(classes)) if spec.activation is Activation.SOFTMAX else label
     return _document(
         task,
@@ -232,7 +230,7 @@ def evaluate_classification(
         overall=overall,
         by_class=by_class,
         groups=tables,
-        suppressed=suppressed,
+        suppressed=tuple(suppressed),
         reliability=reliability(probability, truth, patient),
     )
 
@@ -241,8 +239,8 @@ def _by_group(
     groups: Mapping[str, Sequence[str]],
     patient: NDArray[np.int64],
     withheld: Callable[[NDArray[np.bool_]], str | None],
-    metrics: Callable[[NDArray[np.bool_]], dict[str, Any]],
-) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    metrics: Callable[[NDArray[np.bool_]], Estimates],
+) -> tuple[dict[str, dict[str, Group]], list[Suppressed]]:
     """Metrics of each group of each column, and the cells that are withheld, with the reason.
 
     Args:
@@ -250,7 +248,7 @@ def _by_group(
         withheld: records inside [R] -> why nothing is said of them though they are not few, or None.
         metrics: records inside [R] -> their metrics.
     """
-    suppressed: list[dict[str, str]] = []
+    suppressed: list[Suppressed] = []
     shown: dict[tuple[str, str], NDArray[np.bool_]] = {}
     for column, values in groups.items():
         rows = {value: np.array([item == value for item in values], dtype=bool) for value in sorted({"", *values})}
@@ -258,15 +256,15 @@ def _by_group(
         unknown = members.pop("")
         reasons = {value: why for value in members if (why := withheld(rows[value]))}
         hidden = to_hide(members, unknown, hidden=reasons)
-        suppressed += [{"group": column, "value": value, "why": why} for value, why in hidden.items()]
+        suppressed += [Suppressed(group=column, value=value, why=why) for value, why in hidden.items()]
         shown.update({(column, value): rows[value] for value in members if value not in hidden})
     betraying = nested({name: np.flatnonzero(inside).tolist() for name, inside in shown.items()}, patient.tolist())
-    suppressed += [{"group": column, "value": value, "why": why} for (column, value), why in betraying.items()]
-    tables: dict[str, dict[str, Any]] = {column: {} for column in groups}
+    suppressed += [Suppressed(group=column, value=value, why=why) for (column, value), why in betraying.items()]
+    tables: dict[str, dict[str, Group]] = {column: {} for column in groups}
     for (column, value), inside in shown.items():
         if (column, value) not in betraying:
-            counts = {"patients": len(np.unique(patient[inside])), "records": int(inside.sum())}
-            tables[column][value] = {**counts, **metrics(inside)}
+            patients, records = len(np.unique(patient[inside])), int(inside.sum())
+            tables[column][value] = Group(patients=patients, records=records, metrics=metrics(inside))
     return tables, suppressed
 
 
@@ -288,10 +286,10 @@ def evaluate_segmentation(
     *,
     classes: Sequence[str],
     split: str = Split.TEST,
-) -> dict[str, Any]:
+) -> Metrics:
     """`restricted/metrics.json` of a segmentation. dice: [R, C], one value a record and structure."""
 
-    def table(values: Array, of: NDArray[np.int64]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def table(values: Array, of: NDArray[np.int64]) -> tuple[Estimates, dict[str, Estimates]]:
         weight = bootstrap_weights(of)
         present = np.isfinite(values)
         each = _ratio(weight @ np.where(present, values, 0.0), weight @ present.astype(float))
@@ -312,6 +310,5 @@ def evaluate_segmentation(
         overall=overall,
         by_class=by_class,
         groups=tables,
-        suppressed=suppressed,
-        reliability=[],
+        suppressed=tuple(suppressed),
     )

@@ -7,7 +7,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from dptrain import __version__, accounting
-from dptrain.ledger.grants import GateFacts, charged
+from dptrain.ledger.facts import GateFacts
+from dptrain.ledger.grants import charged
 from dptrain.models import ModelStore
 from dptrain.plan import Plan
 from dptrain.records import RunFolder

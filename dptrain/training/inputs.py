@@ -88,7 +88,7 @@ def load_inputs(
 
     The frozen part sees `batch` rows every time, the last ones made up with zeros: kernels may choose another
     order of sums for another number of rows, and a patient's features must not tell, in their last bits, how many
-    other records there are.
+    other records there are. A record that cannot be read any more is NaN: its patient counts as zero.
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
@@ -96,7 +96,7 @@ def load_inputs(
         frozen = frozen.to(device).eval()
     with progress(len(records), label) as bar, torch.inference_mode():
         for start in range(0, len(records), batch):
-            part, truth = data.load_tensors(cohort, records[start : start + batch].tolist(), grant)
+            part, truth = data.load_available(cohort, records[start : start + batch].tolist(), grant)
             if frozen is not None:
                 rows = len(part)
                 whole = torch.cat([part, part.new_zeros(batch - rows, *part.shape[1:])]) if rows < batch else part

@@ -18,7 +18,7 @@ from dptrain.data import PatientLoader
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.files import file_sha256, utc_now, whole_or_nothing, write_json
 from dptrain.ledger import Grant, Ledger
-from dptrain.ledger.grants import GateFacts
+from dptrain.ledger.facts import GateFacts
 from dptrain.ledger.state import RunState
 from dptrain.models.check import check
 from dptrain.models.losses import loss_for_task
@@ -275,6 +275,19 @@ class Training:
                 )
             finally:
                 self.watch.stepping = False
+        self._note()
+
+    def _note(self) -> None:
+        """What the controller alone is told: steps that drew nobody, and records that counted as zero."""
+        log = self.result.log
+        empty = sum(entry.restricted["patients"] == 0 for entry in log)
+        if 2 * empty > len(log):
+            self.folder.note(
+                f"{empty} of {len(log)} steps drew nobody: most or all patients have withdrawn or are spent in other "
+                "cohorts, so that the model is noise. See: dptrain ledger show cohort=… --steward"
+            )
+        if self.cohort.odd:
+            self.folder.note(f"{len(self.cohort.odd)} records could not be read and counted as zero.")
 
     def _loader(self) -> PatientLoader:
         settings, grant = self.settings, self.grant

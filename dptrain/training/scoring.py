@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from dptrain.errors import ConfigError
 from dptrain.files import whole_or_nothing, write_json
 from dptrain.leave import Leave
 from dptrain.models.network import Network
-from dptrain.records import RunFolder
+from dptrain.records import Metrics, RunFolder
+from dptrain.records.metrics import Conformal
 from dptrain.settings import Settings
 from dptrain.training.calibration import Calibration, margins, true_margins
 from dptrain.training.evaluate import evaluate_classification, evaluate_segmentation
@@ -65,12 +67,18 @@ def score(
     device: torch.device,
     calibration: Calibration | None,
     split: str = Split.TEST,
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+) -> tuple[Metrics, dict[str, NDArray[Any]]]:
     """Metrics of a split and the predictions behind them, by pseudonym. Un-noised: restricted."""
     record, patient = of_split(cohort, split, leave.excluded)
     if len(record) == 0:
         raise ConfigError(f"the {split} split holds no patient.", remedy="Set data.split so that it does.")
     logits, label = outputs_of(cohort, record, leave, network, device)
+    fine = logits.reshape(len(logits), -1).isfinite().all(dim=1)
+    if fine.all() or not fine.any():  # of nobody who can be scored, nothing is left but zeros
+        logits = torch.nan_to_num(logits, nan=0.0, posinf=0.0, neginf=0.0)
+    else:  # one patient's data stop nothing (contract 13): what has no score is in no metric
+        kept = fine.numpy()
+        record, patient, logits, label = record[kept], patient[kept], logits[fine], label[fine]
     groups = {column: [values[r] for r in record] for column, values in cohort.groups.items()}
     names = np.array([cohort.patients[p].key.hex()[:12] for p in patient])
     task, classes = settings.data.task, list(settings.data.classes)
@@ -87,8 +95,8 @@ def score(
     truth = label.numpy()
     metrics = evaluate_classification(probability, truth, patient, groups, task=task, classes=classes, split=split)
     if calibration is not None:
-        metrics["temperature"] = calibration.temperature
-        metrics["conformal"] = conformal_report(scaled.numpy(), truth, patient, task, calibration)
+        conformal = conformal_report(scaled.numpy(), truth, patient, task, calibration)
+        metrics = replace(metrics, temperature=calibration.temperature, conformal=conformal)
     return metrics, {"patient": names, "record": record, "label": truth, "probability": probability}
 
 
@@ -98,7 +106,7 @@ def conformal_report(
     patient: NDArray[np.int64],
     task: str,
     calibration: Calibration,
-) -> dict[str, float]:
+) -> Conformal:
     """How often the sets hold the truth, and how large they are: means over patients of the mean over their records.
 
     Each patient counts once, as in the histogram that the sets were fitted to: the promise is for a new patient's
@@ -108,12 +116,12 @@ def conformal_report(
     covered = (true_margins(scaled, label, task) >= calibration.threshold).reshape(len(scaled), -1)
     position = np.unique(patient, return_inverse=True)[1]
     weight = 1.0 / np.bincount(position)[position]
-    return {
-        "miscoverage": calibration.miscoverage,
-        "threshold": calibration.threshold,
-        "coverage": float(np.average(covered.mean(axis=1), weights=weight)),
-        "set_size": float(np.average(inside.mean(axis=1), weights=weight)),
-    }
+    return Conformal(
+        miscoverage=calibration.miscoverage,
+        threshold=calibration.threshold,
+        coverage=float(np.average(covered.mean(axis=1), weights=weight)),
+        set_size=float(np.average(inside.mean(axis=1), weights=weight)),
+    )
 
 
 def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
@@ -131,15 +139,13 @@ def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
     return torch.stack(columns, 1).double().numpy()
 
 
-def write(
-    folder: RunFolder, metrics: dict[str, Any], predictions: dict[str, NDArray[Any]], split: str = Split.TEST
-) -> Path:
+def write(folder: RunFolder, metrics: Metrics, predictions: dict[str, NDArray[Any]], split: str = Split.TEST) -> Path:
     """Write metrics and predictions (pseudonym, record, label, score) below `restricted/`; where the metrics lie.
 
     Those of another split than test have it in their names (`metrics-<split>.json`).
     """
     place = folder.metrics if split == Split.TEST else folder.metrics.with_name(f"metrics-{split}.json")
-    write_json(place, metrics)
+    write_json(place, metrics.to_json())
     arrays: dict[str, Any] = predictions
     target = folder.predictions if split == Split.TEST else folder.predictions.with_name(f"predictions-{split}.npz")
     with whole_or_nothing(target, "wb") as file:

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from dptrain import accounting, cli
-from dptrain.audit.run import canary_bound, promise_of
+from dptrain.audit.games.canaries import canary_bound
+from dptrain.audit.promise import promise_of
 from dptrain.audit.statistics import clopper_pearson
 from dptrain.errors import EXIT_GUARANTEE_BROKEN
 from dptrain.settings import AuditConfig, OptimizerConfig

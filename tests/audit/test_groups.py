@@ -16,10 +16,10 @@ def test_a_difference_that_is_the_class_alone_goes_away() -> None:
     ill = rng.random(4000) < np.where(sex == "F", 0.8, 0.2)
     exposed = rng.random(4000) < np.where(ill, 0.4, 0.05)
     table = by_group(exposed, {"sex": sex}, ill.astype(str), rng).table["sex"]
-    assert abs(table["F"]["raw_share"] - table["M"]["raw_share"]) > 0.15
-    assert abs(table["F"]["share"] - table["M"]["share"]) < 0.04
+    assert abs(table["F"].raw_share - table["M"].raw_share) > 0.15
+    assert abs(table["F"].share - table["M"].share) < 0.04
     for row in table.values():
-        assert row["low"] <= row["share"] <= row["high"]
+        assert row.low <= row.share <= row.high
 
 
 def test_bootstrap_intervals_cover() -> None:
@@ -29,7 +29,7 @@ def test_bootstrap_intervals_cover() -> None:
         group = np.where(np.arange(300) < 150, "a", "b")
         exposed = rng.random(300) < 0.3
         row = by_group(exposed, {"g": group}, np.zeros(300), rng, replicates=300).table["g"]["a"]
-        covered.append(row["low"] <= 0.3 <= row["high"])
+        covered.append(row.low <= 0.3 <= row.high)
     assert np.mean(covered) >= 0.9
 
 
@@ -38,7 +38,7 @@ def test_small_cells_are_hidden_and_cannot_be_subtracted() -> None:
     site = np.array(["a"] * 100 + ["b"] * 60 + ["c"] * 4)
     groups = by_group(rng.random(164) < 0.3, {"site": site}, np.zeros(164), rng)
     assert set(groups.table["site"]) == {"a"}
-    assert {entry["value"] for entry in groups.suppressed} == {"b", "c"}
+    assert {entry.value for entry in groups.suppressed} == {"b", "c"}
     two = np.array(["a"] * 100 + ["b"] * 6 + ["c"] * 6)
     groups = by_group(rng.random(112) < 0.3, {"site": two}, np.zeros(112), rng)
     assert set(groups.table["site"]) == {"a"}
@@ -49,14 +49,14 @@ def test_no_group_less_one_of_another_column_tells_of_a_few() -> None:
     coarser = np.where(np.isin(finer, ["a", "c"]), "p", "q")
     groups = by_group(np.zeros(60), {"E": coarser, "C": finer}, np.zeros(60), np.random.default_rng(6))
     assert {column: set(rows) for column, rows in groups.table.items()} == {"C": {"c", "d"}}
-    assert {row["value"] for row in groups.suppressed} == set("abpq")
+    assert {row.value for row in groups.suppressed} == set("abpq")
 
 
 def test_nobody_exposed_still_has_an_upper_limit() -> None:
     rng = np.random.default_rng(3)
     rows = by_group(np.zeros(100, dtype=bool), {"g": np.arange(100) % 2}, np.zeros(100), rng).table["g"]
-    assert rows["0"]["share"] == 0
-    assert rows["0"]["high"] == pytest.approx(0.0711, abs=1e-3)
+    assert rows["0"].share == 0
+    assert rows["0"].high == pytest.approx(0.0711, abs=1e-3)
 
 
 def test_unknown_values_and_single_groups_make_no_table() -> None:

@@ -11,10 +11,11 @@ from torch import nn
 
 from dptrain import accounting
 from dptrain.audit import masks, patients, reference, statistics
-from dptrain.audit.canaries import canary_scores, plant
+from dptrain.audit.games.canaries import canary_bound, canary_scores, plant
+from dptrain.audit.games.release import confirm
+from dptrain.audit.promise import promise_of
 from dptrain.audit.reference import Material, train_together
 from dptrain.audit.results import People, summarise
-from dptrain.audit.run import canary_bound, confirm, promise_of
 from dptrain.models.nets import mlp
 from dptrain.settings import AuditConfig, OptimizerConfig
 from tests.audit.made import make_material, make_plan
@@ -76,7 +77,7 @@ def test_planted_patients_rank_on_top_without_privacy_and_are_confirmed() -> Non
     assert summary.exposed[list(PLANTED)].all()
     config = AuditConfig(confirm=2, confirm_models=24, stack=96)
     found = confirm(material, scores, member, summary, config, None, torch.device("cpu"))
-    assert (found["tested"], found["confirmed"]) == (2, 2)
+    assert (found.tested, found.confirmed) == (2, 2)
     named = {int(row["patient"], 16) for row in summary.rows if row["confirmed"]}
     assert len(named) == 2
     assert named <= set(PLANTED)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dptrain.audit import reference
-from dptrain.audit.reference import Draws, Material, train_in_processes, train_together, way_of
-from dptrain.audit.run import choose_trainer, train_references
+from dptrain.audit.games.population import choose_trainer, train_references
+from dptrain.audit.reference import Material, stack, together, train_in_processes, train_together, way_of
+from dptrain.audit.reference.stack import Draws
 from dptrain.engine import ClippedSum, noise
 from dptrain.errors import ConfigError
 from dptrain.models.losses import loss_for_task
@@ -147,15 +148,15 @@ def test_the_stack_equals_one_patient_at_a_time(
 
     taken: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     finals: list[dict[str, Tensor]] = []
-    update, score = reference._Stack.update, reference._score
+    update, score = stack.Stack.update, together.score
 
-    def watched(stack: reference._Stack, gradients: list[Tensor]) -> None:
-        before = {n: w.detach().clone() for n, w in stack.by_name().items()}
-        taken.append((before, {n: g.detach().clone() for n, g in zip(stack.names, gradients, strict=True)}))
-        update(stack, gradients)
+    def watched(models: stack.Stack, gradients: list[Tensor]) -> None:
+        before = {n: w.detach().clone() for n, w in models.by_name().items()}
+        taken.append((before, {n: g.detach().clone() for n, g in zip(models.names, gradients, strict=True)}))
+        update(models, gradients)
 
-    monkeypatch.setattr(reference._Stack, "update", watched)
-    monkeypatch.setattr(reference, "_score", lambda m, final, device: finals.append(final) or score(m, final, device))
+    monkeypatch.setattr(stack.Stack, "update", watched)
+    monkeypatch.setattr(together, "score", lambda m, final, device: finals.append(final) or score(m, final, device))
     member = np.random.default_rng(1).random((3, 12)) < 0.5
     train_together(dataclasses.replace(material, start=start), member)
     assert len(taken) == material.plan.steps
@@ -204,7 +205,7 @@ def alone(
 def test_scores_are_those_of_the_model() -> None:
     material = make_material(module=mlp(12, 3), task="multiclass", outputs=3)
     layers = {n: torch.stack([p.detach()] * 2) for n, p in material.module.named_parameters()}
-    scores = reference._score(material, layers, torch.device("cpu"))
+    scores = together.score(material, layers, torch.device("cpu"))
     with torch.no_grad():
         p = material.module(material.inputs).softmax(1)[torch.arange(len(material.inputs)), material.labels]
     np.testing.assert_allclose(scores[1], torch.logit(p).numpy(), atol=1e-4)
@@ -338,13 +339,13 @@ def engine_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
 
 
 def stack_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
-    correct = reference._noisy_mean
+    correct = stack.noisy_mean
 
     def realised(sums: Any, draws: Draws, plan: Any) -> list[Tensor]:
         factor = plan.expected_batch_size / draws.member.sum(dim=1).float()  # everybody is drawn in this test
         return [value * factor.reshape(-1, *[1] * (value.dim() - 1)) for value in correct(sums, draws, plan)]
 
-    patch.setattr(reference, "_noisy_mean", realised)
+    patch.setattr(stack, "noisy_mean", realised)
 
 
 @pytest.mark.parametrize(

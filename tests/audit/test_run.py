@@ -12,17 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from dptrain import cli
 from dptrain.audit import attacks, bounds, patients, reference, statistics
 from dptrain.audit import run as audit_module
+from dptrain.audit.games import release
+from dptrain.audit.games.population import keep_back
+from dptrain.audit.games.release import confirm
 from dptrain.audit.results import People, summarise
-from dptrain.audit.run import Work, audit_run, audit_settings, confirm, keep_back, override
+from dptrain.audit.run import audit_run, audit_settings, override
+from dptrain.audit.work import Work
 from dptrain.errors import EXIT_GUARANTEE_BROKEN, ConfigError, LedgerRefused
 from dptrain.records import RunFolder
-from dptrain.settings import AuditConfig, settings_of
+from dptrain.records.audit import Withheld
+from dptrain.settings import AuditConfig
+from dptrain.settings.kept import changed
 from dptrain.training.run import train
 from tests.audit.made import make_material
 from tests.audit.simulate import gaussian_scores
@@ -65,7 +70,7 @@ def test_audit_of_a_run(make_site: Callable[..., Site], capsys: pytest.CaptureFi
     assert audit["promised"]["epsilon"] == pytest.approx(folder.read_facts()["privacy"]["epsilon"], rel=0.02)
     assert set(audit["tpr_at"]) == {"0.01", "0.05", "0.1"}
     assert audit["tpr_at"]["0.01"]["extrapolated"]
-    assert "extrapolated; counted from 220 models" in told
+    assert "extrapolated; counted from 880 models" in told
     assert "withheld: tpr" not in told
     assert audit["verdicts_by"] == patients.TEST
     assert len(audit["masks_sha256"]) == 64
@@ -103,7 +108,7 @@ def test_an_interrupted_audit_goes_on(make_site: Callable[..., Site], monkeypatc
     digest = np.load(folder.audit / "work" / "masks.npz")["member"]
     result = audit_run(folder.path, SMALL, say=quiet)
     assert calls == [8] * 5  # two kept, the third again, and the fourth
-    assert result.audit["masks_sha256"] == audit_module.masks.digest(digest)  # type: ignore[attr-defined]
+    assert result.audit.masks_sha256 == audit_module.masks.digest(digest)  # type: ignore[attr-defined]
 
 
 def test_a_locked_cohort_needs_permission_for_a_second_audit(make_site: Callable[..., Site]) -> None:
@@ -174,10 +179,10 @@ def test_too_few_fresh_models_confirm_nobody_and_say_so(monkeypatch: pytest.Monk
     scores, member, owner = gaussian_scores(rng, 32, 40, 3.0)
     material = make_material(patients=40, patient=torch.arange(40))
     summary = summarise(scores, member, owner, everybody(40), AuditConfig(), generator=rng)
-    monkeypatch.setattr(audit_module, "train_references", None)
+    monkeypatch.setattr(release, "train_references", None)
     config = AuditConfig(confirm=3, confirm_models=8)
     assert confirm(material, scores, member, summary, config, None, torch.device("cpu")) is None
-    assert {"what": "confirmed", "have": 8, "need": 10} in summary.audit["withheld"]
+    assert Withheld(what="confirmed", have=8, need=10) in summary.audit.withheld
 
 
 def test_a_finished_audit_is_told_again_without_the_ledger(
@@ -212,11 +217,10 @@ def test_work_is_found_by_what_decides_the_models_and_by_nothing_else(make_site:
     site = make_site(8.0)
     material = make_material()
 
-    base = OmegaConf.structured(site.settings("model=linear", *NETWORK))
+    base = site.settings("model=linear", *NETWORK)
 
     def key(*words: str) -> str:
-        settings = settings_of(OmegaConf.merge(base, OmegaConf.from_dotlist(list(words))))
-        return Work(site.folder / "work", settings, material, material.plan, "fingerprint").key
+        return Work(site.folder / "work", changed(base, words), material, material.plan, "fingerprint").key
 
     scale = "{_target_: monai.transforms.ScaleIntensityd, keys: [image]}"
     flip = "{_target_: monai.transforms.RandFlipd, keys: [image], prob: 0.5}"
@@ -267,7 +271,7 @@ def test_an_interrupted_audit_of_a_recipe_goes_on_in_the_same_folder(
         return engine(material, member, *rest, **more)
 
     monkeypatch.setattr(reference, "train_together", failing)
-    monkeypatch.setattr(reference, "train_with_engine", failing_engine)
+    monkeypatch.setattr(reference.engine, "train_with_engine", failing_engine)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             audit_settings(site.settings(*words), say=quiet)
@@ -279,7 +283,7 @@ def test_an_interrupted_audit_of_a_recipe_goes_on_in_the_same_folder(
     np.testing.assert_array_equal(third, once_more)
     assert [path.resolve() for path in (site.folder / "runs").iterdir()] == [result.folder.path.resolve()]
     said: list[str] = []
-    assert audit_settings(site.settings(*words), say=said.append).audit["created"] == result.audit["created"]
+    assert audit_settings(site.settings(*words), say=said.append).audit.created == result.audit.created
     assert "was finished at" in said[-1]
     other = audit_settings(site.settings(*words, "optimizer.lr=0.3", "audit.canaries=0"), say=quiet)
     assert other.folder.path != result.folder.path
@@ -325,7 +329,7 @@ def test_audit_of_a_recipe_without_a_run(make_site: Callable[..., Site], monkeyp
     )
     result = audit_settings(settings, say=quiet)
     assert tasks == ["binary"]
-    assert result.audit["patients"] == 52
+    assert result.audit.patients == 52
     assert (site.folder / "only-audit" / "restricted" / "audit" / "audit.json").exists()
 
 
@@ -397,14 +401,14 @@ def test_too_few_models_withhold_the_claim_with_the_count_it_needs(models: int, 
     scores, member, patient = gaussian_scores(rng, models, 200, 3.0)
     summary = summarise(scores, member, patient, everybody(200), AuditConfig(), generator=rng)
     if expected is None:
-        assert summary.audit["exposed"] is None
-        row = next(row for row in summary.audit["withheld"] if row["what"] == "verdicts")
-        assert row["have"] == models < row["need"]
+        assert summary.audit.exposed is None
+        row = next(row for row in summary.audit.withheld if row.what == "verdicts")
+        assert row.have == models < row.need
         assert not summary.exposed.any()
-        assert summary.audit["groups"] == {}
+        assert summary.audit.groups == {}
     else:
-        assert summary.audit["exposed"]["count"] > 150
-    json.dumps(summary.audit, allow_nan=False)
+        assert summary.audit.exposed.count > 150
+    json.dumps(summary.audit.to_json(), allow_nan=False)
 
 
 def test_summary_of_a_known_release() -> None:
@@ -415,14 +419,14 @@ def test_summary_of_a_known_release() -> None:
     scores[:, ~trained] -= 1.0 * member[:, patient[~trained]]  # nothing is learned about these
     summary = summarise(scores, member, patient, everybody(400), AuditConfig(), trained=trained, generator=rng)
     audit = summary.audit
-    assert audit["auc"]["low"] < audit["auc"]["mean"] < audit["auc"]["high"]
-    assert audit["new_scan"]["low"] < 0.5 < audit["new_scan"]["high"]
-    assert audit["survival"]["share"][0] > 0.95
-    assert audit["survival"]["null"][0] == pytest.approx(0.5, abs=0.03)
-    bands = {row["records"]: row for row in audit["baseline_max"]["by_records"]}
-    assert bands["2"]["pooled"] > bands["1"]["pooled"]
-    assert set(audit["groups"]["sex"]) == {"F", "M"}
-    assert sum(row["verdict"] == "exposed" for row in summary.rows) == audit["exposed"]["count"]
+    assert audit.auc.low < audit.auc.mean < audit.auc.high
+    assert audit.new_scan.low < 0.5 < audit.new_scan.high
+    assert audit.survival.share[0] > 0.95
+    assert audit.survival.null[0] == pytest.approx(0.5, abs=0.03)
+    bands = {row.records: row for row in audit.baseline_max.by_records}
+    assert bands["2"].pooled > bands["1"].pooled
+    assert set(audit.groups["sex"]) == {"F", "M"}
+    assert sum(row["verdict"] == "exposed" for row in summary.rows) == audit.exposed.count
 
 
 def test_a_new_scan_is_recognised_where_the_models_know_the_patient() -> None:
@@ -431,10 +435,10 @@ def test_a_new_scan_is_recognised_where_the_models_know_the_patient() -> None:
     scores, member, patient = gaussian_scores(rng, 64, 200, 1.0, records=2)
     trained = np.arange(400) % 8 != 1
     summary = summarise(scores, member, patient, everybody(200), AuditConfig(), trained=trained, generator=rng)
-    scan = summary.audit["new_scan"]
-    assert scan["patients"] == 50
-    assert scan["low"] < 0.76 < scan["high"]  # Φ(1/√2)
-    assert scan["low"] > 0.65
+    scan = summary.audit.new_scan
+    assert scan.patients == 50
+    assert scan.low < 0.76 < scan.high  # Φ(1/√2)
+    assert scan.low > 0.65
     with_scan = [i for i, row in enumerate(summary.rows) if row["new_scan_auc"] is not None]
     assert with_scan == list(patient[~trained])
 
@@ -497,16 +501,16 @@ def test_the_patients_tried_are_named_in_the_rows(monkeypatch: pytest.MonkeyPatc
         found[[0, 20]] = np.nan  # one model with both, and one without the first, have diverged
         return found
 
-    monkeypatch.setattr(audit_module, "train_references", fresh)
+    monkeypatch.setattr(release, "train_references", fresh)
     control, asked = statistics.benjamini_hochberg, []
     monkeypatch.setattr(statistics, "benjamini_hochberg", lambda p, **how: asked.append(how) or control(p, **how))
     config = AuditConfig(confirm=2, confirm_models=24)
     found = confirm(material, scores, member, summary, config, None, torch.device("cpu"))
-    assert (found["tested"], found["confirmed"]) == (2, 1)
+    assert (found.tested, found.confirmed) == (2, 1)
     assert asked == [{"arbitrary_dependence": True}]  # all candidates share the models with everybody
     one, two = (summary.rows[i] for i in top)
     assert (one["confirmed"], two["confirmed"]) == (True, False)
     assert one["fresh_auc"] == 1.0
-    assert two["fresh_auc"] == found["auc"][1]["auc"] < 0.9
+    assert two["fresh_auc"] == found.auc[1].auc < 0.9
     assert sum(row["confirmed"] is not None for row in summary.rows) == 2
     assert statistics.VERDICTS[0] in one["verdict"]

@@ -59,10 +59,10 @@ def test_every_fault_is_reported_at_once_with_its_row(tmp_path):
         "row 4: no patient id in column 'patient_id'",
         "row 5: unknown label in column 'label': allowed are 0, 1",
         "row 6: no label in column 'label'",
-        "row 8: the image has shape [1, 9, 6] after the transforms, not [1, 8, 6]",
-        "row 9: the image has shape [3, 8, 6] after the transforms, not [1, 8, 6] (3 channels instead of 1)",
+        "row 8 ([1, 9, 6]): the image has another shape after the transforms than [1, 8, 6]",
+        "row 9 ([3, 8, 6]): the image has another number of channels after the transforms than [1, 8, 6]",
         "row 10: unknown split in column 'split': allowed are train, calibration, validation, val, test",
-        "row 11: the same pixels as row 7, of another patient",
+        "row 11 (as row 7): the same pixels under two patients",
         "row 12: the image is not named",
         "row 15: its patient is in split 'validation' by another row and in 'test' by this one",
         "the split 'test' has no patients",
@@ -81,7 +81,7 @@ def test_a_truncated_jpeg_and_a_text_file_are_unreadable(tmp_path):
     (tmp_path / rows[1]["file"]).write_text("no picture")
     (tmp_path / rows[2]["file"]).write_bytes(b"")
     found = faults_of(made.settings(tmp_path, image_shape=[1, 64, 64]))
-    assert [fault.split(":")[0] for fault in found] == ["row 2", "row 3", "row 4"]
+    assert found == ["row 2, row 3, row 4: the image cannot be read: damaged, truncated or no image"]
 
 
 def test_text_that_is_not_utf8_is_named_by_line_and_the_rest_is_still_checked(tmp_path):
@@ -93,8 +93,8 @@ def test_text_that_is_not_utf8_is_named_by_line_and_the_rest_is_still_checked(tm
     lines[3] = lines[3].replace(b"secret1", b"secr\xe9t1", 1)
     path.write_bytes(b"\n".join(lines))
     found = faults_of(made.settings(tmp_path))
-    assert "line 4 is not UTF-8 text" in found
-    assert "row 6: the image does not exist" in found
+    assert "line 4: not UTF-8 text" in found
+    assert "row 4, row 6: the image does not exist" in found  # row 4 names its file by a lost letter
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path):
@@ -122,14 +122,15 @@ def test_rows_of_the_wrong_length_and_columns_twice(tmp_path):
     path.write_text("\n".join(lines))
     config = made.changed(made.settings(tmp_path), {"columns.groups": []})
     found = faults_of(config)
-    assert "column 'sex' occurs twice in the header" in found
-    assert "row 5 has 8 fields where the header has 6" in found
+    assert "a column occurs twice in the header" in found
+    assert "row 5 (8): another number of fields than the 6 of the header" in found
 
 
 def test_a_row_twice_is_a_fault(tmp_path):
     rows = made.rows()
     made.write(tmp_path, [*rows, rows[3]])
-    assert faults_of(made.settings(tmp_path)) == ["row 18: names the same file as row 5 in column 'file'"]
+    same = "row 18 (as row 5): the same file in column 'file' as an earlier row"
+    assert faults_of(made.settings(tmp_path)) == [same]
 
 
 def test_patients_who_share_pixels_can_be_merged_into_one_unit(tmp_path):
@@ -171,9 +172,10 @@ def test_values_that_are_not_finite(tmp_path):
 
 def test_a_transform_that_fails_shows_no_pixels(tmp_path):
     made.write(tmp_path, made.rows(6, 1))
-    crop = {"_target_": "monai.transforms.ScaleIntensityRanged", "keys": ["absent"], "a_min": 0, "a_max": 255}
-    found = faults_of(made.settings(tmp_path, transforms=[crop]))
-    assert found[0] == "row 2: the transform ScaleIntensityRanged failed (KeyError); the image was [1, 8, 6]"
+    squeeze = {"_target_": "monai.transforms.SqueezeDimd", "keys": ["image"], "dim": 1}
+    (found,) = faults_of(made.settings(tmp_path, transforms=[squeeze]))
+    rows = ", ".join(f"row {i} (the image was [1, 8, 6])" for i in range(2, 7))
+    assert found == f"{rows} and 1 more (6 in all): the transform SqueezeDimd failed (ValueError)"
 
 
 def test_nothing_left_after_filters(tmp_path):
@@ -217,7 +219,7 @@ def test_decathlon_and_npz_faults_name_their_rows(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps({"training": items}))
     config = made.settings(tmp_path, manifest="list.json", format="decathlon", columns=ColumnsConfig(image="image"))
     found = faults_of(config)
-    assert "training item 2 is no object with image, label and patient" in found
+    assert "training item 2: no object with image, label and patient" in found
     assert "training item 1: the image does not exist" in found
     np.savez(
         tmp_path / "a.npz",
@@ -237,7 +239,7 @@ def test_decathlon_and_npz_faults_name_their_rows(tmp_path):
     found = faults_of(config)
     assert "row 2: 'who' points outside 'names'" in found
     assert "row 2: unknown label in column 'label': allowed are 0, 1" in found
-    assert "row 1: the same pixels as row 0, of another patient" in found
+    assert "row 1 (as row 0): the same pixels under two patients" in found
 
 
 @pytest.mark.parametrize(

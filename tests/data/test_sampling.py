@@ -49,7 +49,7 @@ def cohort_of(records=(1, 2, 3, 7), *, shape=(1, 4)):
 
 
 def tensors(cohort):
-    inputs = torch.stack([cohort.source.item(i)["image"] for i in range(len(cohort.records))])
+    inputs = torch.stack([cohort.source.item(i).image for i in range(len(cohort.records))])
     owner = torch.tensor([record.patient for record in cohort.records])
     return Tensors(inputs, torch.from_numpy(cohort.labels), owner, cohort)
 

@@ -38,7 +38,7 @@ def test_kermany_finds_the_copies_that_are_not_flagged(shared_data, tmp_path):
     few = [row for row in rows if row["duplicate_of"] or row["file"] in copies]
     for row in few:
         row["split"] = "train" if row is not few[-1] else "test"
-    changes = {"root": str(tmp_path), "folder": "", "drop": {}, "columns.patient": "patient_id"}
+    changes = {"root": str(tmp_path), "folder": "", "drop": {}, "columns.patient": "patient_id", "outside": "allowed"}
     config = changed(shared.kermany(shared_data), {**changes, "same_pixels": "merge", **EVERYONE_TRAINS})
     (tmp_path / "manifest.csv").write_text(
         "\n".join([",".join(few[0]), *(",".join(row.values()) for row in few)]), encoding="utf-8"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +18,9 @@ import pytest
 from benchmarks._ledger_site import COHORT, Site, people, small_plan
 from dptrain.commands.table import run
 from dptrain.errors import EXIT_REFUSED_BY_LEDGER, EXIT_USAGE, ConfigError, LedgerRefused
-from dptrain.ledger import Keys, Ledger, PublicDeclaration, charges, ledger
+from dptrain.ledger import Keys, Ledger, PublicDeclaration, charges, charging
 from dptrain.ledger.charges import Charge
+from dptrain.ledger.facts import ReleaseTerms
 from tests.ledger.conftest import Home
 from tests.ledger.test_commands import Desk, desk, make_up_data
 
@@ -134,7 +137,7 @@ def test_an_understated_charge_is_found(file_site: Site, monkeypatch: pytest.Mon
     """A program with wrong mathematics, or somebody with the site's key, wrote a grant that costs too little."""
     true = charges.charge_of(file_site.plan.mechanisms)
     small = Charge(charges.pack([number // 1000 for number in charges.unpack(true.step or "")]), None)
-    monkeypatch.setattr(ledger, "charge_of", lambda _: small)
+    monkeypatch.setattr(charging, "charge_of", lambda _: small)
     file_site.ledger.reserve(file_site.plan, COHORT, run="cheap", fingerprint=file_site.fingerprint)
     monkeypatch.undo()
     faults = file_site.again().verify()
@@ -182,11 +185,13 @@ def test_text_that_would_forge_or_break_what_people_read(file_site: Site, text: 
     with pytest.raises(ConfigError):
         grant.close(note=text)
     grant.close()
-    for words in ({"items": [text], "recipient": "x"}, {"items": ["model"], "recipient": text},
-                  {"items": ["model"], "recipient": "x", "purpose": text},
-                  {"items": ["model"], "recipient": "x", "advice": text}):  # fmt: skip
+    plain: dict[str, Any] = {"items": ("model",), "recipient": "x"}
+    for words in ({"items": (text,)}, {"recipient": text}, {"purpose": text}, {"advice": text},
+                  {"without_audit": text}, {"without_advice": text}, {"accepted": (text,)},
+                  {"hashes": {text: "ab" * 32}}, {"hashes": {"model": text}}, {"assessment": text},
+                  {"accept_exposed": 1.5}, {"accept_exposed": math.nan}, {"items": ()}):  # fmt: skip
         with pytest.raises(ConfigError):
-            store.record_release("one", controller=site.controller, **words)  # type: ignore[arg-type]
+            store.record_release("one", ReleaseTerms(**{**plain, **words}), site.controller)
 
 
 def test_ids_of_any_script_and_none_that_is_no_text(home: Home) -> None:
@@ -442,3 +447,85 @@ def test_a_start_from_a_snapshot_knows_the_order_of_events(file_site: Site) -> N
     before = site.ledger.status(COHORT)
     assert [run.run for run in before.runs] == ["zebra", "ape"]
     assert site.again().status(COHORT).runs == before.runs
+
+
+# -- tables beside the chain -------------------------------------------------------------------------------------
+
+
+def _tampered(site: Site, statement: str, *values: object) -> None:
+    import sqlite3
+
+    with sqlite3.connect(site.place) as raw:
+        raw.execute(statement, values)
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("DELETE FROM patients", "patients"),
+        ("UPDATE patients SET class = 1 WHERE class <> 1", "patients"),  # the withdrawn row is put back
+        ("UPDATE patients SET class = 'one'", "patients"),
+        ("UPDATE patients SET unit = 1", "patients"),
+        ("DELETE FROM records", "records"),
+    ],
+)
+def test_no_grant_on_tables_that_are_not_what_the_entries_say(file_site: Site, statement: str, what: str) -> None:
+    """With `patients` emptied, or a withdrawn patient's row put back, a run would draw who withdrew."""
+    site = file_site
+    site.ledger.reserve(site.plan, COHORT, run="one", fingerprint=site.fingerprint).commit(5)
+    site.ledger.withdraw(site.keys.patient_key("clinic", "4"))
+    _tampered(site, statement)
+    ledger = site.again()
+    more = people(site.keys, 0, 30)
+    acts: list[Callable[[], object]] = [
+        lambda: ledger.register("x", unit="patient", issuer="clinic", public_size=30, patients=more, owner="R"),
+        lambda: ledger.withdraw(site.keys.patient_key("clinic", "5")),
+    ]
+    if what == "patients":
+        acts += [
+            lambda: ledger.reserve(site.plan, COHORT, run="two", fingerprint=site.fingerprint),
+            lambda: ledger.resume("one"),
+            lambda: ledger.admit(COHORT, purpose="audit", run="one", fingerprint=site.fingerprint),
+        ]
+    for act in acts:
+        with pytest.raises(LedgerRefused, match=f"table of {what} is not the one"):
+            act()
+    assert [fault.where for fault in ledger.verify()] == [what]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE head SET hash = 'text'",
+        "UPDATE head SET hash = hex(hash)",
+        "UPDATE head SET seq = 'three'",
+        "UPDATE head SET site = x'00'",
+        "UPDATE snapshot SET signature = 'text'",
+        "UPDATE snapshot SET state = x'00'",
+        "UPDATE entries SET hash = 'text' WHERE seq = 1",
+    ],
+)
+def test_a_column_of_another_type_is_named_not_a_crash(file_site: Site, statement: str) -> None:
+    with file_site.ledger.write() as (connection, state):
+        file_site.ledger.write_snapshot(connection, state)
+    _tampered(file_site, statement)
+    assert file_site.again_blind().verify() != []
+    if "snapshot" in statement:
+        assert file_site.again().status(COHORT).name == COHORT  # the chain is read instead
+        return
+    _tampered(file_site, "DELETE FROM snapshot")
+    with pytest.raises(LedgerRefused, match="cannot be trusted"):
+        file_site.again_blind().status(COHORT)
+    if "head" in statement:
+        with pytest.raises(LedgerRefused, match="cannot be trusted"):
+            file_site.ledger.status(COHORT)
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda grant: pickle.loads(pickle.dumps(grant))])
+def test_a_grant_is_not_copied(file_site: Site, make: Callable[[Any], Any]) -> None:
+    """A copy would hand out every paid step a second time."""
+    grant = file_site.ledger.reserve(file_site.plan, COHORT, run="one", fingerprint=file_site.fingerprint)
+    grant.commit(5)
+    with pytest.raises(LedgerRefused, match="copied"):
+        make(grant)
+    grant.close()

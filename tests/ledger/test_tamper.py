@@ -393,7 +393,12 @@ def test_a_clock_set_back_changes_nothing(site: Site, monkeypatch: pytest.Monkey
         ("reserve", {"run": "x", "plan": {"version": 9}}, "lacks something"),
         ("reserve", {"run": "x", "budget": None}, "no budget"),
         ("commit", {"run": "two", "attempt": 1, "through": 11}, "outside"),
-        ("close", {"run": "two", "attempt": 1, "status": "complete", "steps_run": 5, "committed": 0}, "unpaid"),
+        ("close", {"run": "two", "attempt": 1, "steps_run": 5, "committed": 0}, "unpaid"),
+        ("close", {"run": "two", "attempt": 1, "status": "refunded"}, "status"),
+        ("budget", {"refund": True}, "something unknown"),
+        ("budget", {"units": "many"}, "something unknown"),
+        ("budget", {"units": True}, "something unknown"),
+        ("reserve", {"run": "x", "classes": []}, "something unknown"),
     ],
 )
 def test_what_the_program_does_not_know_it_does_not_grant(
@@ -402,7 +407,7 @@ def test_what_the_program_does_not_know_it_does_not_grant(
     """A newer or mistaken program wrote a well-signed entry that this one does not understand."""
     last = {entry.kind: entry for entry in copied.ledger.entries() if entry.kind != "register" or entry.seq == 2}
     like = last.get(kind)
-    body = {**(like.facts if like and kind not in ("commit", "close") else {}), **change}
+    body = {**(like.facts if like and kind != "commit" else {}), **change}
     sealed = like.secrets if like else {}
     monkeypatch.setattr(book, "apply", lambda state, entry: setattr(state, "seq", entry.seq))
     controller = copied.controller if kind == "budget" else None

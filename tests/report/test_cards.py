@@ -38,8 +38,8 @@ def test_registry_entry_is_valid(edited, change):
     jsonschema.validate(entry, yaml.safe_load(SCHEMA.read_text()))
     assert entry["tier"] == (1 if change else 3)
     said = entry["deployment"]["privacy_loss"]["privacy_parameters"]
-    assert said.get("epsilon") == (None if change else facts["privacy"]["epsilon"])
-    assert said["delta"] == facts["privacy"]["delta"]
+    assert said.get("epsilon") == (None if change else facts.privacy.epsilon)
+    assert said["delta"] == facts.privacy.delta
 
 
 def test_registry_fills_all_three_tiers(edited):
@@ -55,7 +55,7 @@ def test_model_card_front_matter(faces):
     _, front, body = made["MODEL_CARD.md"].decode().split("---\n", 2)
     values = yaml.safe_load(front)
     found = values["model-index"][0]["results"][0]["metrics"]
-    assert {row["type"]: row["value"] for row in found}["auroc"] == facts["utility"]["overall"]["auroc"]["value"]
+    assert {row["type"]: row["value"] for row in found}["auroc"] == facts.utility.overall["auroc"].value
     assert "not covered by ε" in body
 
 
@@ -68,6 +68,6 @@ def test_model_card_without_release_has_no_results(edited):
 def test_bundle_metadata_says_what_the_facts_say(faces):
     facts = faces("public", "en")[0]
     said = bundle_privacy(facts)
-    assert said["epsilon"] == facts["privacy"]["epsilon"]
-    assert said["ledger_head"] == facts["ledger"]["head"]["hash"]
+    assert said["epsilon"] == facts.privacy.epsilon
+    assert said["ledger_head"] == facts.ledger.head.hash
     assert "auroc" not in str(said)

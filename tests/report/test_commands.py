@@ -164,7 +164,7 @@ def test_report_of_a_cohort(world, tmp_path, lang, capsys):
 
 
 def test_forecast_is_what_the_ledger_then_charges(world):
-    said = cohort.forecast(world.site.ledger.status(COHORT))[0]["spent"]
+    said = cohort.forecast(world.site.ledger.status(COHORT))[0].spent
     grant = world.site.ledger.reserve(world.site.plan, COHORT, run="second", fingerprint=world.site.fingerprint)
     grant.commit(world.site.plan.steps)
     grant.close("complete", world.site.plan.steps)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
 
-from dptrain.report import content, figures
+from dptrain.report import figures
 from dptrain.report.build import build
 from dptrain.report.faces import html, render
 from dptrain.report.facts import read as read_facts
 from dptrain.report.language import Language, table
+from dptrain.report.sections.promise import promise
+from dptrain.report.sections.risk import risk
+from dptrain.report.shapes import Facts
 from tests.report.text import html_text, numbers, read
 
 BOTH = list(itertools.product(("controller", "public"), ("en", "de")))
@@ -49,7 +52,7 @@ def known(facts, lang):
     """Every way in which the report may write a number of the facts, and the numbers of its own sentences."""
     t = Language(lang)
     allowed = set()
-    for leaf in leaves(facts):
+    for leaf in leaves(facts.to_json()):
         if isinstance(leaf, str):
             allowed |= numbers(leaf) | numbers(t.date(leaf))
             try:
@@ -97,11 +100,11 @@ def test_every_number_comes_from_the_facts(faces, edition, lang):
 def test_a_number_is_the_same_on_every_face(faces, edition, lang):
     facts, made = faces(edition, lang)
     t = Language(lang)
-    epsilon = t.epsilon(facts["privacy"]["epsilon"])
+    epsilon = t.epsilon(facts.privacy.epsilon)
     for text in (html_text(made["report.html"].decode()), pdf_text(made["report.pdf"])):
         assert re.search(rf"ε\s=\s{re.escape(epsilon)}", text)
-        assert t.number(facts["utility"]["overall"]["auroc"]["value"], 3) in text
-    assert json.loads(made["facts.json"])["privacy"]["epsilon"] == facts["privacy"]["epsilon"]
+        assert t.number(facts.utility.overall["auroc"].value, 3) in text
+    assert json.loads(made["facts.json"])["privacy"]["epsilon"] == facts.privacy.epsilon
 
 
 @pytest.mark.parametrize(("edition", "lang"), BOTH)
@@ -165,7 +168,7 @@ def test_what_is_copied_from_the_pdf_is_what_was_set(faces):
     facts, made = faces("controller", "en")
     text = pdf_text(made["report.pdf"])
     assert "\u200b" not in text
-    assert facts["ledger"]["head"]["hash"] in "".join(text.split())
+    assert facts.ledger.head.hash in "".join(text.split())
 
 
 def test_signature_block_is_in_the_controllers_edition(faces):
@@ -241,19 +244,19 @@ def test_the_figure_holds_promise_proof_and_measurement_on_one_curve(edited):
     )
     for folder, name in ((private, "tradeoff_measured"), (nothing, "tradeoff_open")):
         facts = read_facts(folder)
-        bound = facts["audit"]["canary"]["epsilon_lower"]
+        bound = facts.audit.canary.epsilon_lower
         for lang in ("en", "de"):
             t = Language(lang)
-            blocks = content.promise(facts, t)["blocks"]
+            blocks = promise(facts, t)["blocks"]
             block = next(b for b in blocks if b["kind"] == "figure" and b["name"].startswith("tradeoff"))
             assert block["name"] == name
             for part in ("caption", "alt"):
                 assert block[part].endswith(t(f"figure.tradeoff_canary.{part}", bound=t.number(bound, 2)))
             with_bound = figures.draw(name, facts, t)
-            unproved = copy.deepcopy(facts)
-            unproved["audit"]["canary"]["epsilon_lower"] = 0.0
+            canary = replace(facts.audit.canary, epsilon_lower=0.0)
+            unproved = replace(facts, audit=replace(facts.audit, canary=canary))
             assert with_bound.count("stroke-dasharray") > figures.draw(name, unproved, t).count("stroke-dasharray")
-            assert "proved" not in json.dumps(content.promise(unproved, Language("en")))
+            assert "proved" not in json.dumps(promise(unproved, Language("en")))
 
 
 def test_an_extrapolated_rate_is_called_so_wherever_it_stands(edited):
@@ -261,16 +264,16 @@ def test_an_extrapolated_rate_is_called_so_wherever_it_stands(edited):
     called = {"en": "extrapolated; counted from 220 models", "de": "extrapoliert; gezählt ab 220 Modellen"}
     for lang, words in called.items():
         t = Language(lang)
-        risk = json.dumps(content.risk(facts, t), ensure_ascii=False)
-        assert words in risk
-        assert t("risk.withheld") not in risk
-        star = json.dumps(content.promise(facts, t), ensure_ascii=False)
+        measured = json.dumps(risk(facts, t), ensure_ascii=False)
+        assert words in measured
+        assert t("risk.withheld") not in measured
+        star = json.dumps(promise(facts, t), ensure_ascii=False)
         assert t("promise.table.note.extrapolated", need="220") in star
 
 
 def test_the_same_facts_give_the_same_bytes(faces):
     _, made = faces("controller", "en")
-    assert render(json.loads(made["facts.json"]), "en") == made
+    assert render(Facts.of(json.loads(made["facts.json"])), "en") == made
 
 
 def test_the_controllers_edition_is_closed_to_others(edited):

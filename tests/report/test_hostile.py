@@ -7,6 +7,7 @@ import json
 import pytest
 import yaml
 
+from dptrain.records.shape import clean
 from dptrain.report import facts as facts_module
 from dptrain.report.cards import markdown, model_card, registry
 from dptrain.report.faces import render
@@ -53,7 +54,7 @@ def hostile(request, tmp_path_factory):
 def test_text_stays_text(hostile):
     text, _, made = hostile
     page = made["report.html"].decode()
-    shown = facts_module.clean(text)
+    shown = clean(text)
     assert " ".join(shown[:40].split()) in " ".join(html_text(page).split())
     tags = {tag for tag, _ in read(page).tags}
     assert not tags & {"script", "img", "iframe", "form"}
@@ -73,7 +74,7 @@ def test_machine_faces_keep_their_structure(hostile):
     assert "<script" not in body
     assert "<img" not in body
     assert "](javascript" not in body.replace("\\]", "")
-    assert json.loads(made["facts.json"])["released"]["recipient"] == facts_module.clean(text)
+    assert json.loads(made["facts.json"])["released"]["recipient"] == clean(text)
     assert registry(facts) == made["registry.yaml"].decode()
     assert model_card(facts) == card
 

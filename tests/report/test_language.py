@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import re
 import string
+from dataclasses import replace
 
 import pytest
 
 from dptrain.errors import ConfigError
 from dptrain.report import facts as facts_module
 from dptrain.report import figures
-from dptrain.report.content import document
-from dptrain.report.language import LANGUAGES, Language, table
+from dptrain.report.document import document
+from dptrain.report.language import Language, table
+from dptrain.vocabulary import LANGUAGES
 from tests.report.text import html_text
 
 ENGLISH = set("the of and with without which from patients not are by is this that they have were whether".split())  # noqa: SIM905
@@ -61,8 +63,9 @@ def test_every_sentence_is_used_somewhere():
     """Keys that no code names, and that no family of keys covers, are dead."""
     from importlib.resources import files
 
-    folder = files("dptrain.report")
-    code = "".join(path.read_text(encoding="utf-8") for path in folder.iterdir() if path.name.endswith(".py"))
+    report = files("dptrain.report")
+    modules = [path for folder in (report, report / "sections") for path in folder.iterdir()]
+    code = "".join(path.read_text(encoding="utf-8") for path in modules if path.name.endswith(".py"))
     families = (
         *("warning", "verdict", "risk", "missing", "file", "figure", "kind", "metric", "split", "column", "withheld"),
         *("covered", "unit", "adjacency", "generator", "mechanism_name", "weights_source", "check", "gdpr", "edpb"),
@@ -118,11 +121,11 @@ def test_the_largest_auc_never_stands_alone_and_the_baseline_is_the_controllers(
     t = Language(lang)
     facts = facts_module.read(run)
     for edition in ("controller", "public"):
-        shown = {**facts, "edition": edition}
+        shown = replace(facts, edition=edition)
         blocks = [block for section in document(shown, t)["sections"] for block in section["blocks"]]
         rows = {name: value for block in blocks if block["kind"] == "rows" for name, value in block["rows"]}
-        assert t.number(facts["audit"]["auc"]["max_by_chance"], 3) in rows[t("risk.auc.max")]
-        baseline = t.number(facts["audit"]["baseline_max"]["mean"], 3)
+        assert t.number(facts.audit.auc.max_by_chance, 3) in rows[t("risk.auc.max")]
+        baseline = t.number(facts.audit.baseline_max.mean, 3)
         assert (baseline in rows.get(t("risk.baseline"), "")) == (edition == "controller")
 
 
@@ -132,7 +135,7 @@ def test_the_boxes_that_are_announced_are_the_boxes_that_are_there(run, lang):
     sections = {section["id"]: section for section in document(facts, t)["sections"]}
     boxes = [block for block in sections["mechanism"]["blocks"] if block["kind"] == "ticks"][-1]["items"]
     assert {box["state"] for box in boxes} == {"open"}
-    assert facts["open_checks"] == len(boxes) == len({box["text"] for box in boxes}) == 8
+    assert facts.open_checks == len(boxes) == len({box["text"] for box in boxes}) == 8
     told = t("risk.person_checks", boxes=t.integer(8))
     assert told in str(document(facts, t)["sections"])
 

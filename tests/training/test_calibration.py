@@ -67,8 +67,8 @@ def test_conformal_sets_hold_the_truth_as_often_as_they_say(noise: float, factor
     found = cal.fit_calibration(logits, label, np.arange(3000), task, noise_multiplier=noise)
     fresh, truth = overconfident(20000, factor, task, seed=1)
     sets = conformal_report(fresh / found.temperature, truth, np.arange(20000), task, found)
-    assert 1 - cal.MISCOVERAGE - 0.02 <= sets["coverage"] <= 0.97
-    assert sets["set_size"] < (4 if task == "multiclass" else 2)
+    assert 1 - cal.MISCOVERAGE - 0.02 <= sets.coverage <= 0.97
+    assert sets.set_size < (4 if task == "multiclass" else 2)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -115,5 +115,5 @@ def test_coverage_counts_each_patient_once() -> None:
     logits = np.array([-3.0] * 9 + [3.0] * 9)
     sets = cal.Calibration(temperature=1.0, threshold=0.0, miscoverage=0.1, noise_multiplier=0.0, patients=10.0)
     found = conformal_report(logits, np.ones(18, dtype=np.int64), patient, "binary", sets)
-    assert found["coverage"] == pytest.approx(0.9)
-    assert found["set_size"] == pytest.approx(1.0)
+    assert found.coverage == pytest.approx(0.9)
+    assert found.set_size == pytest.approx(1.0)

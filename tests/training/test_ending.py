@@ -37,7 +37,7 @@ def test_a_run_whose_evaluation_fails_keeps_its_model_and_evaluate_completes_it(
     place = site.folder / "run"
     said: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(spine.scoring, "score", fails)
+        patch.setattr(spine.scoring, "score", fails)  # type: ignore[attr-defined]
         with pytest.raises(IndexError):
             train(site.settings(f"training.run={place}", "privacy.target_epsilon=3"), say=said.append)
     folder = RunFolder(place)
@@ -65,7 +65,7 @@ def test_the_model_is_kept_and_the_charge_closed_before_a_test_patient_is_read(
 ) -> None:
     site = make_site()
     seen: list[tuple[str | None, str]] = []
-    right = spine.scoring.score
+    right = spine.scoring.score  # type: ignore[attr-defined]
 
     def watched(*some: Any, **named: Any) -> Any:
         folder = RunFolder(site.folder / "run")
@@ -73,7 +73,7 @@ def test_the_model_is_kept_and_the_charge_closed_before_a_test_patient_is_read(
         seen.append((folder.read().status, site.ledger.status("tiny").runs[0].status))
         return right(*some, **named)
 
-    monkeypatch.setattr(spine.scoring, "score", watched)
+    monkeypatch.setattr(spine.scoring, "score", watched)  # type: ignore[attr-defined]
     folder = run(site, "run")
     assert seen == [("complete", "complete")]
     assert folder.metrics.is_file()

@@ -47,22 +47,22 @@ def test_no_bin_tells_of_fewer_than_ten_patients() -> None:
     patient = np.r_[np.arange(200), np.full(10, 200)]
     label = (rng.random(210) < score).astype(int)
     found = ev.evaluate_classification(score, label, patient, {}, task="binary", classes=["a", "b"])
-    rows = found["reliability"]
-    assert sum(row["count"] for row in rows) == 210
-    assert rows[0]["low"] == 0.0
-    assert rows[-1]["high"] == 1.0
+    rows = found.reliability
+    assert sum(row.count for row in rows) == 210
+    assert rows[0].low == 0.0
+    assert rows[-1].high == 1.0
     for row in rows:
-        inside = (row["low"] <= score) & (score < row["high"])
-        assert inside.sum() == row["count"]
+        inside = (row.low <= score) & (score < row.high)
+        assert inside.sum() == row.count
         assert len(set(patient[inside])) >= 10
-    error = sum(row["count"] * abs(row["confidence"] - row["observed"]) for row in rows) / 210
-    assert found["overall"]["calibration_error"]["value"] == pytest.approx(error)
+    error = sum(row.count * abs(row.confidence - row.observed) for row in rows) / 210
+    assert found.overall["calibration_error"].value == pytest.approx(error)
 
 
 def test_fewer_than_ten_patients_make_one_bin() -> None:
     score = np.linspace(0.05, 0.95, 9)
     (row,) = ev.reliability(score, np.arange(9) % 2, np.arange(9))  # type: ignore[arg-type]
-    assert (row["low"], row["high"], row["count"]) == (0.0, 1.0, 9)
+    assert (row.low, row.high, row.count) == (0.0, 1.0, 9)
 
 
 def test_one_class_gives_no_number_instead_of_a_wrong_one() -> None:
@@ -87,7 +87,7 @@ def test_copies_of_a_patient_s_records_do_not_narrow_the_interval() -> None:
     ten = ev.interval(
         ev.auroc(np.repeat(score, 10), np.repeat(label, 10), ev.bootstrap_weights(np.repeat(np.arange(120), 10)))
     )
-    assert ten["high"] - ten["low"] == pytest.approx(once["high"] - once["low"], rel=1e-6)
+    assert ten.high - ten.low == pytest.approx(once.high - once.low, rel=1e-6)
 
 
 def test_intervals_cover_the_truth() -> None:
@@ -97,7 +97,7 @@ def test_intervals_cover_the_truth() -> None:
         label = (rng.random(150) < 0.5).astype(float)
         score = rng.normal(size=150) + label
         found = ev.interval(ev.auroc(score, label, ev.bootstrap_weights(np.arange(150), 300)))
-        inside += found["low"] <= 0.7602 <= found["high"]
+        inside += found.low <= 0.7602 <= found.high
     assert inside >= 180
 
 
@@ -106,11 +106,16 @@ def test_small_groups_and_rare_findings_are_withheld() -> None:
     label = np.stack([(rng.random(300) < 0.4), (np.arange(300) < 4)], 1).astype(float)
     sex = np.where(np.arange(300) < 8, "X", np.where(np.arange(300) < 200, "F", "M"))
     table = ev.evaluate_classification(
-        rng.random((300, 2)), label, np.arange(300), {"sex": sex}, task="multilabel", classes=["a", "b"]  # type: ignore[dict-item]
+        rng.random((300, 2)),
+        label,
+        np.arange(300),
+        {"sex": sex},  # type: ignore[dict-item]
+        task="multilabel",
+        classes=["a", "b"],
     )
-    assert list(table["by_class"]) == ["a"]
-    assert list(table["groups"]["sex"]) == ["F"]  # with M shown, the total would tell of X: its Brier score is a mean
-    assert {row["value"] for row in table["suppressed"]} == {"X", "M", "b"}
+    assert list(table.by_class) == ["a"]
+    assert list(table.groups["sex"]) == ["F"]  # with M shown, the total would tell of X: its Brier score is a mean
+    assert {row.value for row in table.suppressed} == {"X", "M", "b"}
 
 
 def test_no_group_less_one_of_another_column_tells_of_a_few() -> None:
@@ -120,14 +125,14 @@ def test_no_group_less_one_of_another_column_tells_of_a_few() -> None:
     rng = np.random.default_rng(0)
     for groups in ({"C": finer, "E": coarser}, {"E": coarser, "C": finer}):
         table = ev.evaluate_segmentation(rng.random((60, 1)), np.arange(60), groups, classes=["x"])  # type: ignore[arg-type]
-        assert set(table["groups"]["C"]) == {"c", "d"}
-        assert table["groups"]["E"] == {}
-        why = {row["value"]: row["why"] for row in table["suppressed"] if row["group"] == "E"}
+        assert set(table.groups["C"]) == {"c", "d"}
+        assert table.groups["E"] == {}
+        why = {row.value: row.why for row in table.suppressed if row.group == "E"}
         assert why == dict.fromkeys("pq", "less another group it would tell of fewer than 10 patients")
 
 
 def test_segmentation_scores_structures_by_patient() -> None:
     dice = np.array([[0.8, 0.6], [0.9, np.nan], [0.7, 0.5]] * 10)
     table = ev.evaluate_segmentation(dice, np.arange(30), {}, classes=["anterior", "posterior"])
-    assert table["by_class"]["anterior"]["dice"]["value"] == pytest.approx(0.8)
-    assert table["by_class"]["posterior"]["dice"]["value"] == pytest.approx(0.55)
+    assert table.by_class["anterior"]["dice"].value == pytest.approx(0.8)
+    assert table.by_class["posterior"]["dice"].value == pytest.approx(0.55)

@@ -23,6 +23,7 @@ from dptrain import accounting, cli
 from dptrain.commands.acts import train as commands
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.ledger import Grant, Ledger
+from dptrain.ledger.charging import Till
 from dptrain.plan import Mechanism, Plan
 from dptrain.records import Run, RunFolder
 from dptrain.records.run import Sweep
@@ -439,17 +440,17 @@ def test_one_patient_more_moves_no_bit_of_another_s_margin(
     settings = site.settings("privacy.calibration_noise_multiplier=10", *mlp)
     ledger, keys, status = open_status(settings)
     plan, network, cohort = plan_for(settings, status), build_network(settings), data.scan(settings.data, keys)
-    training = module.Training(settings, None, command="", say=quiet, watch=module.Watch())
+    training = module.Training(settings, None, command="", say=quiet, watch=module.Watch())  # type: ignore[attr-defined]
     training.plan, training.network, training.cohort = plan, network, cohort
     training.grant = ledger.reserve(plan, status.name, run="one", fingerprint=cohort.fingerprint)
-    record, patient = module.scoring.of_split(cohort, "calibration", frozenset())
+    record, patient = module.scoring.of_split(cohort, "calibration", frozenset())  # type: ignore[attr-defined]
     seen: list[np.ndarray] = []
     monkeypatch.setattr(module, "fit_calibration", lambda logits, *_, **__: seen.append(logits))
     training._draw_calibration(10.0)
     whole = seen.pop()
     for one in np.unique(patient):
         rest = patient != one
-        monkeypatch.setattr(module.scoring, "of_split", lambda *_, rest=rest: (record[rest], patient[rest]))
+        monkeypatch.setattr(module.scoring, "of_split", lambda *_, rest=rest: (record[rest], patient[rest]))  # type: ignore[attr-defined]
         training._draw_calibration(10.0)
         assert np.array_equal(seen.pop(), whole[rest])
 
@@ -479,17 +480,17 @@ def test_a_sweep_charges_every_trial_and_a_refused_one_stops_no_other(
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), LedgerRefused("connection lost")])
-@pytest.mark.parametrize("answer", ["_commit", "reserve"])
+@pytest.mark.parametrize(("office", "answer"), [(Till, "pay"), (Ledger, "reserve")])
 def test_what_the_ledger_took_is_not_called_unpaid_because_its_answer_was_lost(
-    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, answer: str, end: BaseException
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, office: type, answer: str, end: BaseException
 ) -> None:
-    site, right = make_site(), getattr(Ledger, answer)
+    site, right = make_site(), getattr(office, answer)
 
     def lost(*some: Any, **named: Any) -> None:
         right(*some, **named)
         raise end
 
-    monkeypatch.setattr(Ledger, answer, lost)
+    monkeypatch.setattr(office, answer, lost)
     said: list[str] = []
     with pytest.raises(type(end)):
         train(site.settings(f"training.run={site.folder / 'run'}"), say=said.append)
@@ -498,7 +499,7 @@ def test_what_the_ledger_took_is_not_called_unpaid_because_its_answer_was_lost(
     assert run.status == "open"
     assert RunFolder(site.folder / "run").config.exists()
     assert not any("nothing was paid" in line for line in said)
-    assert answer == "_commit" or f"ledger close run={run.run}" in said[-1]
+    assert answer == "pay" or f"ledger close run={run.run}" in said[-1]
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), RuntimeError("out of memory"), DataUnreadable("row 7")])
@@ -737,8 +738,8 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
     import dataclasses
 
     from dptrain import data, targets
+    from dptrain.audit.games.population import prepare
     from dptrain.audit.reference import train_with_engine
-    from dptrain.audit.run import prepare
     from dptrain.engine import PatientGradients
     from dptrain.settings import AuditConfig
     from dptrain.training.inputs import load_run

@@ -158,7 +158,7 @@ def test_the_draw_of_another_step_is_refused() -> None:
 
 def test_the_loop_takes_a_step_of_one_s_own() -> None:
     """An observer of what is released sees all that the weights are made of."""
-    from dptrain.audit.reference import _ReferenceLeave
+    from dptrain.audit.reference.engine import ReferenceLeave
 
     class Observed(PrivateStep):
         seen: list[list[Tensor]] = []
@@ -171,7 +171,7 @@ def test_the_loop_takes_a_step_of_one_s_own() -> None:
     model = network()
     start = copy.deepcopy(model)
     step = Observed(model, PLAN, loss=loss, optimizer=OptimizerConfig(name="sgd", lr=0.1, momentum=0.0))
-    result = fit(step, Loader(DRAWS), _ReferenceLeave(PLAN, frozenset()), checked=True)  # type: ignore[arg-type]
+    result = fit(step, Loader(DRAWS), ReferenceLeave(PLAN, frozenset()), checked=True)  # type: ignore[arg-type]
     assert result.steps_run == len(Observed.seen) == PLAN.steps
     for number, (before, after) in enumerate(zip(start.parameters(), result.model.parameters(), strict=True)):
         moved = sum(0.1 * gradient[number] for gradient in Observed.seen)

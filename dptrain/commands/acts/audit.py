@@ -25,7 +25,7 @@ def audit(call: Call) -> int:
             raise ConfigError("A sweep audits recipes, not runs.", remedy="Leave run=… out, or -m.")
         return sweep(words)
     result = audit_settings(load(words)) if path is None else audit_run(path, list(words))
-    tell(result.audit)
+    tell(result.audit.to_json())
     print(f"results (restricted, not covered by epsilon): {result.folder.audit}")
     if result.broken is not None:
         print(result.broken, file=sys.stderr)
@@ -60,6 +60,13 @@ def sweep_job(config: Any) -> int:
         row.update(code=error.exit_code, message=str(error))
     write_outcome(row)
     return int(row["code"])
+
+
+def estimate(auc: float | None, low: float | None, high: float | None, **_: object) -> str:
+    """An AUC with its interval; few models or patients may have given none."""
+    if auc is None:
+        return "not measurable: too few models had the patient in or out"
+    return f"{auc:.3f} (no interval)" if low is None or high is None else f"{auc:.3f} ({low:.3f} to {high:.3f})"
 
 
 def tell(audit: dict[str, Any]) -> None:
@@ -97,8 +104,7 @@ def tell(audit: dict[str, Any]) -> None:
             f"(allowed at most {reached['ceiling']:.1%}){note}"
         )
     if audit["new_scan"]:
-        scan = audit["new_scan"]
-        print(f"recognised by a new record: AUC {scan['auc']:.3f} ({scan['low']:.3f} to {scan['high']:.3f})")
+        print(f"recognised by a new record: AUC {estimate(**audit['new_scan'])}")
     if audit["confirmed"]:
         print(
             f"confirmed on fresh models: {audit['confirmed']['confirmed']} of {audit['confirmed']['tested']} tested"

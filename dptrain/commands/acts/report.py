@@ -17,9 +17,10 @@ from dptrain.ledger import Ledger, open_ledger
 from dptrain.records.folder import RunFolder
 from dptrain.report import cohort
 from dptrain.report.build import build
-from dptrain.report.language import LANGUAGES, Language
+from dptrain.report.language import Language
 from dptrain.report.release import standing
 from dptrain.report.verify import verify
+from dptrain.vocabulary import LANGUAGES
 
 
 def with_run(words: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:

@@ -146,9 +146,9 @@ def permit(call: Call) -> int:
     ledger, keys = opened(call.words)
     run = call.words["run"]
     with ledger.view() as (_, state):
-        known = list(state.runs)
-    if run is not None and run not in known and not call.words["other_ledger"]:
-        refusal = no_run(run, known)
+        runs = list(state.runs)
+    if run is not None and run not in runs and not call.words["other_ledger"]:
+        refusal = no_run(run, runs)
         raise LedgerRefused(
             refusal.message,
             remedy=f"{refusal.remedy} Was it trained under another ledger? Then add other_ledger=yes.",

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dptrain.errors import LedgerRefused
+from dptrain.ledger.face import Ledger
 from dptrain.ledger.keys import Controller, Keys
-from dptrain.ledger.ledger import Ledger
 from dptrain.ledger.places import open_ledger
-from dptrain.ledger.status import CohortStatus, promise, steps
+from dptrain.ledger.status import BudgetStatus, CohortStatus, promise, steps
 from dptrain.terminal import secrets
 from dptrain.terminal.output import Output, number
 from dptrain.terminal.words import suggest
@@ -58,25 +58,7 @@ def show_one(status: CohortStatus, out: Output) -> None:
     if status.public:
         out.say(f"  public     {status.source} ({status.licence}); charges are recorded and gate nothing")
     for budget in status.budgets:
-        out.say(f"  granted    {promise(status, budget.epsilon, budget=budget)}, {budget.kind}, {budget.date[:10]}")
-        out.say(f"             reason: {budget.reason}" + (f"; advice: {budget.advice}" if budget.advice else ""))
-        part = budget.spent_epsilon / budget.epsilon
-        out.say(f"  spent      epsilon = {number(budget.spent_epsilon)}  {_bar(part)} {part:.1%} of epsilon")
-        out.say(
-            f"  left       epsilon = {number(budget.remaining_epsilon)}"
-            + (
-                f" (locks below {number(budget.minimum_charge)})"
-                if budget.kind == BudgetKind.OPEN
-                else f": {len(budget.unused)} of {len(budget.planned)} declared mechanisms"
-            )
-        )
-        for mechanism in dict.fromkeys(budget.planned):
-            left = f": {budget.unused.count(mechanism)} left" if budget.kind == BudgetKind.PLANNED else " (forecast)"
-            count = budget.planned.count(mechanism)
-            out.say(
-                f"             {count} × {mechanism.what}: rate {mechanism.sample_rate:.6g}, {mechanism.steps} steps,"
-                f" noise_multiplier={mechanism.noise_multiplier!r}{left}"
-            )
+        _show_budget(status, budget, out)
     if not status.budgets and not status.public:
         out.say(f"  granted    nothing yet (dptrain ledger budget cohort={status.name} epsilon=… recipe=… reason=…)")
     if status.locked:
@@ -85,34 +67,62 @@ def show_one(status: CohortStatus, out: Output) -> None:
         out.say(f"  overlaps   {', '.join(status.overlaps)} (their runs count here too)")
     for caution in status.cautions:
         out.say(f"  caution    {caution}")
-    shown = status.runs[-SHOWN_RUNS:]
-    if shown:
-        elsewhere = any(run.cohort != status.name for run in shown)
-        rows = [
-            (
-                run.run,
-                *((run.cohort,) if elsewhere else ()),
-                run.date[:10],
-                steps(run),
-                _alone(run.epsilon_pld, private=run.private),
-                f"{run.delta:.2g}",
-                "" if run.share is None else f"{run.share:.1%}",
-                number(run.epsilon_gate_after),
-                run.status,
-            )
-            for run in shown
-        ]
-        earlier = len(status.runs) - len(shown)
-        columns = ("date", "steps", "ε alone (PLD)", "at δ", "of its RDP", "ε after (gate)", "status")
-        out.table(
-            f"Runs (the newest {len(shown)}; {earlier} earlier ones: --json)" if earlier else "Runs",
-            ("run", *(("on",) if elsewhere else ()), *columns),
-            rows,
-            right=range(2 + elsewhere, 7 + elsewhere),
-        )
+    if status.runs:
+        _show_runs(status, out)
     if status.head is not None:
         witness = "set" if status.witness else "none set: a rollback could not be detected"
         out.say(f"  head       entry {status.head.entries}, {status.head.hash[:16]}…; witness: {witness}")
+
+
+def _show_budget(status: CohortStatus, budget: BudgetStatus, out: Output) -> None:
+    """What was granted, spent and left of one budget, and the use that was declared or forecast."""
+    out.say(f"  granted    {promise(status, budget.epsilon, budget=budget)}, {budget.kind}, {budget.date[:10]}")
+    out.say(f"             reason: {budget.reason}" + (f"; advice: {budget.advice}" if budget.advice else ""))
+    part = budget.spent_epsilon / budget.epsilon
+    out.say(f"  spent      epsilon = {number(budget.spent_epsilon)}  {_bar(part)} {part:.1%} of epsilon")
+    out.say(
+        f"  left       epsilon = {number(budget.remaining_epsilon)}"
+        + (
+            f" (locks below {number(budget.minimum_charge)})"
+            if budget.kind == BudgetKind.OPEN
+            else f": {len(budget.unused)} of {len(budget.planned)} declared mechanisms"
+        )
+    )
+    for mechanism in dict.fromkeys(budget.planned):
+        left = f": {budget.unused.count(mechanism)} left" if budget.kind == BudgetKind.PLANNED else " (forecast)"
+        count = budget.planned.count(mechanism)
+        out.say(
+            f"             {count} × {mechanism.what}: rate {mechanism.sample_rate:.6g}, {mechanism.steps} steps,"
+            f" noise_multiplier={mechanism.noise_multiplier!r}{left}"
+        )
+
+
+def _show_runs(status: CohortStatus, out: Output) -> None:
+    """The newest runs that count against a cohort."""
+    shown = status.runs[-SHOWN_RUNS:]
+    elsewhere = any(run.cohort != status.name for run in shown)
+    rows = [
+        (
+            run.run,
+            *((run.cohort,) if elsewhere else ()),
+            run.date[:10],
+            steps(run),
+            _alone(run.epsilon_pld, private=run.private),
+            f"{run.delta:.2g}",
+            "" if run.share is None else f"{run.share:.1%}",
+            number(run.epsilon_gate_after),
+            run.status,
+        )
+        for run in shown
+    ]
+    earlier = len(status.runs) - len(shown)
+    columns = ("date", "steps", "ε alone (PLD)", "at δ", "of its RDP", "ε after (gate)", "status")
+    out.table(
+        f"Runs (the newest {len(shown)}; {earlier} earlier ones: --json)" if earlier else "Runs",
+        ("run", *(("on",) if elsewhere else ()), *columns),
+        rows,
+        right=range(2 + elsewhere, 7 + elsewhere),
+    )
 
 
 def _alone(epsilon: float | None, *, private: bool) -> str:

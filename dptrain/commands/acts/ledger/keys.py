@@ -10,8 +10,8 @@ from dptrain.commands.acts.ledger.desk import controller_of, opened
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE
 from dptrain.ledger import store
+from dptrain.ledger.face import Ledger
 from dptrain.ledger.keys import Keys, recovery
-from dptrain.ledger.ledger import Ledger
 from dptrain.ledger.places import keys_place, ledger_place
 from dptrain.ledger.store import WAIT_SECONDS
 from dptrain.terminal import secrets

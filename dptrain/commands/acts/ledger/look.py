@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from dptrain.commands.acts.ledger.desk import no_run, opened, show_one, state_of
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, EXIT_REFUSED_BY_LEDGER, ConfigError
+from dptrain.ledger import kinds
+from dptrain.ledger.face import Ledger
 from dptrain.ledger.keys import Keys
-from dptrain.ledger.ledger import Ledger
 from dptrain.ledger.places import keys_place, ledger_place
 from dptrain.ledger.store import WAIT_SECONDS, Store, must_exist
 from dptrain.ledger.verify import UNREAD
+from dptrain.plan import Plan
 from dptrain.terminal.output import Output, number
-from dptrain.vocabulary import BudgetKind
 
 
 def show(call: Call) -> int:
@@ -75,15 +74,15 @@ def history(call: Call) -> int:
     ledger, _ = opened(call.words)
     if call.words["cohort"] is not None:
         ledger.status(call.words["cohort"])  # refuses an unknown one
-    found, seen = [], set()
+    shown, seen = [], set()
     grants: dict[int, tuple[str | None, str | None]] = {}
-    plans: dict[str, Mapping[str, Any]] = {}
+    plans: dict[str | None, Plan] = {}
     runs: dict[str, str] = {}
     for entry in ledger.entries():
         body = entry.facts
         cohort, run = body.get("cohort") or (body.get("name") if entry.kind == "register" else None), body.get("run")
         if entry.kind == "reserve":
-            runs[body["run"]], plans[body["run"]] = body["cohort"], body["plan"]
+            runs[body["run"]], plans[body["run"]] = body["cohort"], Plan.from_dict(body["plan"])
         if entry.kind == "admit":
             grants[entry.seq] = (cohort, run)
         if entry.kind == "finish":
@@ -92,14 +91,14 @@ def history(call: Call) -> int:
         seen.add(run)
         if call.words["cohort"] not in (None, cohort) or call.words["run"] not in (None, run):
             continue
-        found.append((entry, body, cohort, run))
+        shown.append((entry, body, cohort, run))
     if call.words["run"] is not None and call.words["run"] not in seen:
         raise no_run(call.words["run"], seen)
-    found = found[-call.words["last"] :]
+    shown = shown[-call.words["last"] :]
     out.give(
         [
             {"seq": entry.seq, "time": entry.time, "kind": entry.kind, "hash": entry.hash.hex(), "body": body}
-            for entry, body, _, _ in found
+            for entry, body, _, _ in shown
         ]
     )
     rows = [
@@ -109,60 +108,15 @@ def history(call: Call) -> int:
             entry.kind,
             cohort or "",
             run or "",
-            _what(entry.kind, body, plans.get(run or "", {})),
+            kinds.read(entry).tell(plans.get(run)),
             "controller" if entry.countersignature is not None else "site",
             entry.hash.hex()[:12],
         )
-        for entry, body, cohort, run in found
+        for entry, body, cohort, run in shown
     ]
     columns = ("#", "time (UTC)", "entry", "cohort", "run", "what", "signed by", "hash")
     out.table(f"Ledger {ledger.store.name}", columns, rows, right=(0,))
     return EXIT_DONE
-
-
-def _what(kind: str, body: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
-    """One line about an entry, from its public part and the plan of its run."""
-    match kind:
-        case "genesis":
-            return f"site {body['site'][:8]}…"
-        case "register":
-            public = "; public" if body["public"] else ""
-            return (
-                f"version {body['version']}, N = {body['public_size']} {body['unit']}s, owner {body['owner']}{public}"
-            )
-        case "budget":
-            text = f"{body['kind']} ε = {body['epsilon']:g}, δ = {body['delta']:.2g}, {body['unit']}, add/remove"
-            by = f"RDP of order {body['order']:g}" if body["kind"] == BudgetKind.OPEN else "joint PLD"
-            return f"{'changed to ' if body['changes'] else ''}{text}, by {by}: {body['reason']}"
-        case "reserve":
-            return f"{plan['steps']} steps, noise {plan['noise_multiplier']:.4g}, batch {plan['expected_batch_size']}"
-        case "commit":
-            return f"steps below {body['through']} paid"
-        case "calibrate":
-            return "the calibration's one draw begins"
-        case "resume":
-            return f"attempt {body['attempt']}"
-        case "close":
-            alone = body["epsilon_pld"]
-            terms = f"PLD, δ = {plan['delta']:.2g}, {plan['unit']}, add/remove"
-            text = "" if alone is None else f", ε = {alone:.4g} alone ({terms})"
-            note = f" ({body['note']})" if body["note"] else ""
-            return f"{body['status']}: {body['steps_run']} steps ran, {body['committed']} paid{text}{note}"
-        case "admit":
-            return f"{body['purpose']} ({body['basis']})"
-        case "finish":
-            return f"grant {body['admission']} {body['status']}"
-        case "weights":
-            return f"{body['sha256'][:12]}… {body['source']} ({body['licence']})"
-        case "rotate":
-            return f"new {body['what']} key"
-        case "release":
-            purpose = f" for {body['purpose']}" if body.get("purpose") else ""  # older entries have no such field
-            return f"{', '.join(body['items'])} to {body['recipient']}{purpose}"
-        case "withdraw":
-            return "a patient is left out from now on"
-        case _:
-            return str(body.get("reason", ""))
 
 
 def verify(call: Call) -> int:

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import sqlalchemy as sa
+from dataclasses import dataclass, field
 
 from dptrain.commands.acts.ledger.desk import controller_of, opened
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError, LedgerRefused
-from dptrain.ledger import store
-from dptrain.ledger.grants import PublicDeclaration
+from dptrain.ledger.facts import PublicDeclaration
 from dptrain.ledger.keys import Keys, normal_issuer
-from dptrain.ledger.ledger import Ledger
 from dptrain.terminal import secrets
 from dptrain.terminal.output import Output
 
@@ -34,6 +30,8 @@ class ScanResult:
     cautions: tuple[str, ...] = ()
     source: str | None = None
     licence: str | None = None
+    unread: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def scan(words: Sequence[str], keys: Keys) -> ScanResult:
@@ -51,6 +49,8 @@ def scan(words: Sequence[str], keys: Keys) -> ScanResult:
         cautions=tuple(settings.data.cautions),
         source=settings.data.source,
         licence=settings.data.licence,
+        unread=cohort.unread,
+        notes=tuple(cohort.notes),
     )
 
 
@@ -60,6 +60,10 @@ def register(call: Call) -> int:
     ledger, keys = opened(values)
     controller = controller_of(keys) if values["public"] else None
     records = scan(call.settings, keys)
+    for note in records.notes:
+        out.say(f"Note: {note}.")
+    for what, count in records.unread.items():
+        out.say(f"Not read: {count:,} {what}.")
     source, licence = values["source"] or records.source, values["licence"] or records.licence
     if values["public"] and not (source and licence):
         raise ConfigError("a public cohort needs its source and its licence.", remedy="Give source=… licence=… .")
@@ -104,10 +108,10 @@ def withdraw(call: Call) -> int:
     with ledger.view() as (_, state):
         issuers = sorted({version.issuer for version in state.versions})
     if issuer not in issuers and not call.words["new_issuer"]:
-        known = f"Known: {', '.join(repr(name) for name in issuers)}." if issuers else "None is known yet."
+        registered = f"Known: {', '.join(repr(name) for name in issuers)}." if issuers else "None is known yet."
         raise LedgerRefused(
             f"No registered cohort has ids of the issuer '{call.words['issuer']}': nobody was withdrawn.",
-            remedy=f"{known} To withdraw a patient before this issuer's first registration, add new_issuer=yes.",
+            remedy=f"{registered} To withdraw a patient before this issuer's first registration, add new_issuer=yes.",
         )
     if patient is None:
         if sys.stdin.isatty():
@@ -115,7 +119,7 @@ def withdraw(call: Call) -> int:
         else:
             patient = sys.stdin.readline().strip()
     key = keys.patient_key(issuer, patient)
-    known_id = _in_a_cohort(ledger, key)
+    known_id = ledger.in_a_cohort(key)
     ledger.withdraw(key)
     out.say(
         "Recorded. The patient is left out of every draw, evaluation and audit from now on; what was spent stays."
@@ -129,14 +133,6 @@ def withdraw(call: Call) -> int:
         )
     out.give({"withdrawn": True, "in_a_cohort": known_id})
     return EXIT_DONE
-
-
-def _in_a_cohort(ledger: Ledger, key: bytes) -> bool:
-    """Whether a patient key belongs to a version of any cohort. For the steward alone."""
-
-    with ledger.view() as (connection, state):
-        klass = connection.execute(sa.select(store.patients.c.klass).where(store.patients.c.key == key)).scalar()
-        return klass in state.classes and bool(state.classes[klass].versions)
 
 
 def lock(call: Call) -> int:

@@ -6,12 +6,11 @@ GDPR Art. 35(7) a–d; EDPB Opinion 28/2024, section 3.2; NIST SP 800-226 (March
 
 from __future__ import annotations
 
-from typing import Any
-
-from dptrain.report.facts import Facts
+from dptrain.report.blocks import Block, Section, heading, p, section
 from dptrain.report.language import Language
+from dptrain.report.phrases import said
+from dptrain.report.shapes import Facts
 
-Block = dict[str, Any]
 Points = dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]
 
 # reference -> (sentences from facts, named blanks, sections to look at). A sentence `name?` is shown where
@@ -82,105 +81,52 @@ PONOMAREVA: Points = {
 FRAMEWORKS: dict[str, Points] = {"gdpr": GDPR, "edpb": EDPB, "nist": NIST, "ai_act": AI_ACT, "ponomareva": PONOMAREVA}
 
 
-def frameworks(facts: Facts, t: Language) -> dict[str, Any]:
+def frameworks(facts: Facts, t: Language) -> Section:
     """The section that answers the five lists point by point."""
-    said, known = values(facts, t), _known(facts)
-    blocks: list[Block] = [{"kind": "p", "text": t("frameworks.sentence")}]
+    phrases, has = said(facts, t), _facts_at_hand(facts)
+    blocks: list[Block] = [p(t("frameworks.sentence"))]
     for name, points in FRAMEWORKS.items():
-        blocks.append({"kind": "heading", "text": t(f"{name}.title"), "id": name})
+        blocks.append({**heading(t(f"{name}.title")), "id": name})
         items = [
             {
                 "ref": t(f"{name}.ref", ref=ref) if t.has(f"{name}.ref") else "",
                 "title": t(f"{name}.{ref}.title"),
-                "text": _said(sentences, known, said, t),
+                "text": _answer(sentences, has, phrases, t),
                 "blanks": [t(f"blank.{label}") for label in blanks],
                 "see": list(see),
             }
             for ref, (sentences, blanks, see) in points.items()
         ]
         blocks.append({"kind": "answers", "items": items})
-    return {"id": "frameworks", "title": t("frameworks.title"), "marked": False, "blocks": blocks}
+    return section("frameworks", t, blocks)
 
 
-def _said(sentences: tuple[str, ...], known: dict[str, bool], values: dict[str, str], t: Language) -> list[str]:
-    said = []
+def _answer(sentences: tuple[str, ...], has: dict[str, bool], phrases: dict[str, str], t: Language) -> list[str]:
+    answer = []
     for choice in sentences:
         for key in choice.split("|"):
             name = key.removesuffix("?")
-            if known.get(name, True):
-                said.append(t(name, **values))
+            if has.get(name, True):
+                answer.append(t(name, **phrases))
                 break
-    return said
+    return answer
 
 
-def _known(facts: Facts) -> dict[str, bool]:
+def _facts_at_hand(facts: Facts) -> dict[str, bool]:
     """Which sentences have the facts that they need."""
-    audit, utility, privacy = facts["audit"], facts["utility"], facts["privacy"]
-    has_utility = utility is not None and bool(utility["overall"])
+    audit, utility, privacy = facts.audit, facts.utility, facts.privacy
+    has_utility = utility is not None and bool(utility.overall)
     return {
-        "gdpr.a.purpose": bool((facts["released"] or {}).get("purpose")),
+        "gdpr.a.purpose": bool(facts.released and facts.released.purpose),
         "gdpr.b.benefit": has_utility,
-        "gdpr.c.measured": audit is not None and audit["exposed"]["count"] is not None,
+        "gdpr.c.measured": audit is not None and audit.exposed.count is not None,
         "gdpr.c.undecided": audit is not None,
-        "gdpr.c.promised": privacy["epsilon"] is not None,
-        "edpb.attacks": audit is not None and audit["exposed"]["count"] is not None,
+        "gdpr.c.promised": privacy.epsilon is not None,
+        "edpb.attacks": audit is not None and audit.exposed.count is not None,
         "edpb.attacks.undecided": audit is not None,
         "nist.utility": has_utility,
-        "nist.bias": utility is not None and bool(utility["groups"]),
+        "nist.bias": utility is not None and bool(utility.groups),
         "ai.2g": has_utility,
-        "pono.tuning.swept": bool(facts["run"]["sweep"] and facts["run"]["sweep"]["trials"]),
-        "pono.tuning.open": facts["run"]["sweep"] is not None,
-    }
-
-
-def values(facts: Facts, t: Language) -> dict[str, str]:
-    from dptrain.report import content
-
-    run, cohort, privacy = facts["run"], facts["cohort"], facts["privacy"]
-    audit, utility, model = facts["audit"] or {}, facts["utility"] or {}, facts["model"]
-    exposed = audit.get("exposed") or {}
-    main = (utility.get("overall") or {}).get(utility.get("main") or "")
-    return {
-        "task": t.known("task", run["task"]),
-        "classes": ", ".join(run["classes"]) or t("unknown"),
-        "cohort": cohort["name"] or t("unknown"),
-        "version": t.integer(cohort["version"]),
-        "size": t.integer(cohort["public_size"]),
-        "source": cohort["source"] or t("unknown"),
-        "licence": cohort["licence"] or t("unknown"),
-        "owner": cohort["owner"] or t("unknown"),
-        "unit": content.unit_word(facts, t),
-        "adjacency": t.known("adjacency", privacy["adjacency"]),
-        "guarantee": content.guarantee(facts, t),
-        "accountant": privacy["accountant"] or t("unknown"),
-        "right": t.integer(facts["odds"]["right_of_100"]),
-        "chance": t.integer(facts["odds"]["chance_of_100"]),
-        "purpose": (facts["released"] or {}).get("purpose") or "",
-        "metric": t.known("metric", utility.get("main")),
-        "estimate": content._estimate(main, t) if main else t("unknown"),
-        "test_patients": t.integer(utility.get("patients")),
-        "exposed": t.integer(exposed.get("count")),
-        "screened": t.integer(audit.get("patients")),
-        "references": t.integer(audit.get("references")),
-        "columns": t.listing([t.known("column", column) for column in utility.get("groups", {})]),
-        "rate": t.shortest(privacy["sample_rate"]),
-        "noise": t.number(privacy["noise_multiplier"], 3),
-        "clip": t.shortest(privacy["max_grad_norm"], 3),
-        "steps": t.integer(privacy["steps_charged"]),
-        "generator": t.known("generator", privacy["generator"]),
-        "network": model["network"] or t("unknown"),
-        "parameters": t.integer(model["parameters"]),
-        "trainable": t.integer(model["trainable_parameters"]),
-        "weights": t.known("weights_source", model["weights_source"]),
-        "device": run["program"].get("device") or t("unknown"),
-        "platform": run["program"].get("platform") or t("unknown"),
-        "dptrain": run["program"].get("dptrain") or t("unknown"),
-        "torch": run["program"].get("torch") or t("unknown"),
-        "opacus": run["program"].get("opacus") or t("unknown"),
-        "entries": t.integer(facts["ledger"]["head"]["entries"]),
-        "kind": t.known("kind", facts["budget"]["kind"]),
-        "trials": t.integer((run["sweep"] or {}).get("trials")),
-        "total": t.epsilon((run["sweep"] or {}).get("epsilon_total")),
-        "passed": t.integer(facts["passed_checks"]),
-        "boxes": t.integer(facts["open_checks"]),
+        "pono.tuning.swept": bool(facts.run.sweep and facts.run.sweep.trials),
+        "pono.tuning.open": facts.run.sweep is not None,
     }

@@ -10,8 +10,14 @@ import os
 import numpy as np
 import torch
 
+from dptrain.audit import bounds, masks
 from dptrain.audit.bounds import FEW_TRAININGS
+from dptrain.audit.games.population import train_references
+from dptrain.audit.promise import Promise
 from dptrain.audit.reference import Material
+from dptrain.audit.work import Work
+from dptrain.records.audit import Canary
+from dptrain.settings import AuditConfig
 from dptrain.vocabulary import Labels, task_spec
 
 FILLED = 8.0  # a canary's gradient in clips
@@ -119,3 +125,60 @@ def canary_scores(scores: np.ndarray, material: Material, count: int) -> np.ndar
     total = np.zeros((scores.shape[0], count))
     np.add.at(total.T, owner[chosen], scores[:, chosen].T)
     return np.asarray(total / np.bincount(owner[chosen], minlength=count))
+
+
+def canary_bound(
+    material: Material,
+    promise: Promise,
+    config: AuditConfig,
+    *,
+    trainer: str = "engine",
+    device: str | torch.device = "cpu",
+    work: Work | None = None,
+) -> tuple[bounds.LowerBound, str] | None:
+    """A lower bound on epsilon from planted patients, and what kind they were.
+
+    Every canary is in or out of each training by a fair coin; the trainings use the run's whole plan and, with
+    `trainer` engine, the code that made the promise.
+    """
+    count, trainings = config.canaries, config.canary_trainings
+    if count < 2 or trainings < 1:
+        return None
+    planted, kind = plant(material, count, trainings)
+    member = np.ones((trainings, planted.patients), dtype=bool)
+    member[:, -count:] = masks.draw(trainings, count)
+    if work is not None:
+        planted, member = work.canaries(planted, member, len(material.inputs))
+    scores = train_references(
+        planted,
+        member,
+        dataclasses.replace(config, trainer=trainer),
+        work,
+        torch.device(device),
+        "training with canaries",
+        "canary",
+    )
+    bound = bounds.lower_bound(
+        canary_scores(scores, planted, count),
+        member[:, -count:],
+        promised=promise.epsilon,
+        delta=promise.delta,
+        confidence=config.confidence,
+        tpr=promise.tpr(),
+        kinds=kinds_of(count, trainings),
+    )
+    return bound, kind
+
+
+def canary_json(bound: bounds.LowerBound, kind: str) -> Canary:
+    """As audit.json has it."""
+    return Canary(
+        kind=kind,
+        count=bound.canaries,
+        trainings=bound.trainings,
+        epsilon_lower=bound.epsilon,
+        confidence=bound.confidence,
+        method=bound.method,
+        beyond_curve=bound.curve,
+        broken=bound.broken,
+    )

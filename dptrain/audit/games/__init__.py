@@ -1,0 +1,1 @@
+"""The games of an audit, always named: population, release, canaries."""

@@ -1,0 +1,125 @@
+"""An unfinished audit: what it measures, in one number, and the masks and scores that it has so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from dptrain.audit import masks
+from dptrain.audit.reference import Material
+from dptrain.files import whole_or_nothing
+from dptrain.models import ModelStore
+from dptrain.plan import Plan
+from dptrain.settings import Settings, to_yaml
+
+# settings that do not change what is measured: where things lie, and how the work is cut up
+NOT_MEASURED = {
+    "data": ("root", "folder"),
+    "training": ("run", "resume", "device", "chunk", "lease", "checkpoint_steps", "evaluate"),
+    "audit": ("declare", "processes"),
+}
+# settings of the audit that decide which reference models are trained; the others are about their scores only
+TRAINED_BY = ("models", "new_scan", "trainer", "stack", "game", "confirm_models")
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Everything that decides what an audit measures: the settings without places, and the starting weights."""
+    told: dict[str, Any] = yaml.safe_load(to_yaml(settings))
+    for part in ("ledger", "report"):
+        told.pop(part, None)
+    for part, names in NOT_MEASURED.items():
+        told[part] = {name: value for name, value in told[part].items() if name not in names}
+    if settings.model.weights is not None:
+        weights = ModelStore.of(settings.model.weights)
+        told["weights"] = weights.sha256() if weights.exists else None
+    return told
+
+
+def digest(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def asked(settings: Settings, plan: Plan, identity: str) -> str:
+    """One number for an audit: two that have it ask the same question of the same training."""
+    return digest([configuration(settings), plan.digest, identity])
+
+
+class Work:
+    """Masks and scores of an unfinished audit. Another cohort, plan or configuration does not find them.
+
+    What only reads scores (the attack, the tolerance, how many are confirmed) may change in between.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, material: Material, plan: Plan, fingerprint: str) -> None:
+        self.folder = folder
+        told = configuration(settings)
+        told["audit"] = {name: value for name, value in told["audit"].items() if name in TRAINED_BY}
+        self.key = digest([fingerprint, plan.digest, told, material.patients])
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stamp = folder / "key"
+        if not stamp.exists() or stamp.read_text(encoding="utf-8") != self.key:
+            self.clear()
+            with whole_or_nothing(stamp, private=True) as file:
+                file.write(self.key)
+        kept = self.load("kept")
+        if kept is None:
+            self.save("kept", trained=material.trained)
+        else:  # the records kept back were chosen when the audit began
+            material.trained[:] = kept["trained"]
+
+    def clear(self) -> None:
+        for file in self.folder.iterdir():
+            file.unlink()
+
+    def remove(self) -> None:
+        """Everything is in the results: forget the work."""
+        self.clear()
+        self.folder.rmdir()
+
+    def load(self, name: str) -> dict[str, np.ndarray] | None:
+        path = self.folder / f"{name}.npz"
+        if not path.exists():
+            return None
+        with np.load(path) as held:
+            return {key: held[key] for key in held.files}
+
+    def save(self, name: str, **arrays: Any) -> None:
+        with whole_or_nothing(self.folder / f"{name}.npz", "wb", private=True) as file:
+            np.savez(file, **arrays)
+
+    def member(self, models: int, count: int) -> np.ndarray:
+        """The masks: drawn when the audit began, the same ones after a resume."""
+        held = self.load("masks")
+        if held is None:
+            self.save("masks", member=masks.draw(models, count))
+            held = self.load("masks")
+        assert held is not None
+        return held["member"]
+
+    def canaries(self, planted: Material, member: np.ndarray, own: int) -> tuple[Material, np.ndarray]:
+        """The canaries and their masks: made when they were first planted, the same ones after a resume.
+
+        Args:
+            own: records of the cohort; the canaries' follow them.
+        """
+        held = self.load("canaries")
+        if held is None or held["member"].shape != member.shape:
+            for file in self.folder.glob("canary-*.npz"):  # scores of other canaries
+                file.unlink()
+            self.save(
+                "canaries", inputs=planted.inputs[own:].numpy(), labels=planted.labels[own:].numpy(), member=member
+            )
+            return planted, member
+        same = dataclasses.replace(
+            planted,
+            inputs=torch.cat([planted.inputs[:own], torch.from_numpy(held["inputs"])]),
+            labels=torch.cat([planted.labels[:own], torch.from_numpy(held["labels"])]),
+        )
+        return same, held["member"]

@@ -1,0 +1,215 @@
+"""The controller's decisions: budgets, public weights, permissions, releases; locks, which anyone may set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dptrain import accounting
+from dptrain.errors import ConfigError, LedgerRefused
+from dptrain.ledger import gate, rules
+from dptrain.ledger.book import Book
+from dptrain.ledger.chain import Entry
+from dptrain.ledger.checks import check_hashes, check_name, check_sha, check_texts
+from dptrain.ledger.facts import ReleaseTerms
+from dptrain.ledger.keys import Controller
+from dptrain.ledger.kinds import DeclareWeights, Lock, Permission, Release, SignedBudget, Unlock
+from dptrain.ledger.state import ADJACENCY, Budget, State
+from dptrain.plan import Mechanism, default_delta
+from dptrain.vocabulary import BudgetKind, Purpose
+
+if TYPE_CHECKING:
+    from dptrain.accounting import Terms
+
+
+def budget(
+    book: Book,
+    cohort: str,
+    *,
+    epsilon: float,
+    delta: float | None = None,
+    kind: str = BudgetKind.OPEN,
+    forecast: Sequence[Mechanism],
+    minimum_charge: float | None = None,
+    reason: str,
+    controller: Controller,
+    advice: str | None = None,
+) -> Budget:
+    """Grant (epsilon, delta) for a cohort and its lineage, signed by the controller.
+
+    Args:
+        kind: `open`: any runs, chosen as one goes. `planned`: exactly the mechanisms of `forecast`.
+        delta: None: min(1e-5, 1/(10 N)).
+        forecast: open: the use that is expected, which fixes the order; planned: the declaration.
+            On a cohort with an open budget, another open one changes it (a raise keeps the order); a
+            planned one is added by basic composition.
+        minimum_charge: open: below this remainder the cohort is locked (default: 1 % of epsilon).
+        reason: why, in a sentence; advice: what the data protection officer advised.
+
+    Raises:
+        ConfigError: a number out of range, or a forecast missing.
+        LedgerRefused: delta too large for the cohort, not the controller's key, or mechanisms that do not
+            fit into a planned budget.
+    """
+    _check_wish(epsilon, kind, minimum_charge, reason, advice)
+    forecast = tuple(forecast)
+    with book.view() as (_, state):
+        version = rules.cohort(state, cohort)
+        budgets = [state.budgets[number] for number in state.cohorts[cohort].budgets]
+    before = next((budget for budget in budgets if budget.kind == kind == BudgetKind.OPEN), None)
+    if delta is None:
+        delta = before.delta if before else default_delta(version.public_size)
+    gate.check_delta(delta, version.public_size, cohort, [b.delta for b in budgets if b is not before])
+    if before is None and not forecast:
+        raise ConfigError("a budget needs a forecast of its use (rate, noise, steps).")
+    if any(mechanism.noise_multiplier == 0 for mechanism in forecast):
+        raise ConfigError("a forecast without noise has no finite epsilon.")
+    if kind == BudgetKind.PLANNED:
+        terms = _planned_terms(epsilon, delta, forecast)
+    else:
+        terms = _open_terms(epsilon, delta, forecast, before, minimum_charge)
+    body = SignedBudget(
+        cohort=cohort,
+        unit=version.unit,
+        adjacency=ADJACENCY,
+        kind=kind,
+        epsilon=float(epsilon),
+        delta=float(delta),
+        order=float(terms.order),
+        order_index=terms.order_index,
+        orders_version=int(accounting.ORDERS_VERSION),
+        units=terms.units,
+        minimum_charge=float(terms.minimum_charge),
+        minimum_units=terms.minimum_units,
+        declared=[[m.sample_rate, m.noise_multiplier, m.steps, m.what] for m in forecast],
+        prefixes=list(terms.prefixes),
+        reason=reason,
+        advice=advice,
+        changes=None if before is None else before.id,
+    )
+    with book.write() as (connection, state):
+        book.add(connection, body, own_controller(state, controller))
+        return replace(state.budgets[state.seq if body.changes is None else body.changes])
+
+
+def _check_wish(epsilon: float, kind: str, minimum_charge: float | None, reason: str, advice: str | None) -> None:
+    if kind not in list(BudgetKind):
+        raise ConfigError(f"a budget of the kind '{kind}' does not exist: open or planned.")
+    gate.check_epsilon(epsilon)
+    check_texts("a budget", reason=reason, advice=advice)
+    if minimum_charge is not None and not (math.isfinite(minimum_charge) and 0 <= minimum_charge <= epsilon):
+        raise ConfigError(f"minimum_charge={minimum_charge} must lie between 0 and epsilon={epsilon:g}.")
+
+
+def _planned_terms(epsilon: float, delta: float, declared: Sequence[Mechanism]) -> Terms:
+    """Raises LedgerRefused where the declared mechanisms cost more than epsilon."""
+    terms = accounting.planned_terms(epsilon, delta, declared)
+    if not terms.prefixes[-1] <= epsilon:
+        raise LedgerRefused(
+            f"The declared mechanisms cost epsilon = {terms.prefixes[-1]:.4g} together (delta = {delta:g}, joint "
+            f"PLD), more than the epsilon = {epsilon:g} to be granted.",
+            remedy="Raise epsilon, or declare more noise or fewer steps.",
+        )
+    return terms
+
+
+def _open_terms(
+    epsilon: float, delta: float, forecast: Sequence[Mechanism], before: Budget | None, minimum_charge: float | None
+) -> Terms:
+    """Raises LedgerRefused where nothing could be spent. What changes a budget keeps its order."""
+    if minimum_charge is None and before is not None:
+        minimum_charge = before.minimum_charge
+    order = None if before is None else before.order
+    terms = accounting.open_terms(epsilon, delta, forecast, order=order, minimum_charge=minimum_charge)
+    if terms.units <= 0:
+        raise LedgerRefused(
+            f"epsilon = {epsilon:g} at delta = {delta:g} leaves nothing to spend at RDP order {terms.order:g}.",
+            remedy="Grant a larger epsilon, or a planned budget.",
+        )
+    return terms
+
+
+def declare_weights(book: Book, sha256: str, *, source: str, licence: str, controller: Controller) -> None:
+    """Declare starting weights public, by the SHA-256 of their file (64 hex digits)."""
+    check_sha(sha256)
+    check_texts("public weights", source=source, licence=licence)
+    body = DeclareWeights(sha256=sha256, source=source, licence=licence)
+    with book.write() as (connection, state):
+        book.add(connection, body, own_controller(state, controller))
+
+
+def permit(
+    book: Book, purpose: str, cohort: str, controller: Controller, *, reason: str, run: str | None = None
+) -> int:
+    """The controller's leave for one evaluation or audit of a locked cohort; returns its number."""
+    if purpose not in (Purpose.EVALUATE, Purpose.AUDIT):
+        raise ConfigError(f"'{purpose}' cannot be permitted: evaluate or audit can.")
+    check_texts("a permission", reason=reason)
+    if run is not None:
+        check_name("run", run)
+    body = Permission(purpose=purpose, cohort=cohort, run=run, reason=reason)
+    with book.write() as (connection, state):
+        rules.cohort(state, cohort)
+        return book.add(connection, body, own_controller(state, controller)).seq
+
+
+def record_release(book: Book, run: str, terms: ReleaseTerms, controller: Controller) -> Entry:
+    """Record the controller's decision that results of a run leave the house; returns the entry.
+
+    Raises ConfigError for terms that say nothing or no hash, LedgerRefused for an unknown run or another key.
+    """
+    body = release_body(run, terms)
+    with book.write() as (connection, state):
+        rules.run(state, run)
+        return book.add(connection, body, own_controller(state, controller))
+
+
+def release_body(run: str, terms: ReleaseTerms) -> Release:
+    """What is signed of a release."""
+    if not terms.items:
+        raise ConfigError("a release names what is released.")
+    check_texts(
+        "a release",
+        recipient=terms.recipient,
+        purpose=terms.purpose,
+        advice=terms.advice,
+        without_audit=terms.without_audit,
+        without_advice=terms.without_advice,
+    )
+    for item in (*terms.items, *terms.accepted):
+        check_name("item", item)
+    check_hashes("released file", terms.hashes)
+    if terms.assessment is not None:
+        check_sha(terms.assessment)
+    share = terms.accept_exposed
+    if share is not None and not 0 <= share <= 1:
+        raise ConfigError(f"accept_exposed={share} is no share between 0 and 1.")
+    return Release(run=run, **vars(terms))
+
+
+def lock(book: Book, cohort: str, *, reason: str) -> None:
+    """Lock a cohort by hand. Anyone may; only the controller can unlock."""
+    check_texts("a lock", reason=reason)
+    with book.write() as (connection, state):
+        rules.cohort(state, cohort)
+        book.add(connection, Lock(cohort=cohort, reason=reason))
+
+
+def unlock(book: Book, cohort: str, *, reason: str, controller: Controller) -> None:
+    """Take back a lock by hand. An exhausted budget stays exhausted."""
+    check_texts("an unlock", reason=reason)
+    with book.write() as (connection, state):
+        rules.cohort(state, cohort)
+        book.add(connection, Unlock(cohort=cohort, reason=reason), own_controller(state, controller))
+
+
+def own_controller(state: State, controller: Controller) -> Controller:
+    """The key, if it is the one in force. Raises LedgerRefused for another."""
+    if controller.public != state.controller:
+        raise LedgerRefused(
+            "This key is not the controller's key of this ledger: its signature would count for nothing.",
+            remedy="Use the controller.json that belongs to this site; after a rotation, the newest one.",
+        )
+    return controller

@@ -1,0 +1,91 @@
+"""Looking at the ledger: where cohorts stand, what runs did, the entries themselves. Nothing is recorded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from dptrain.ledger import rules, store
+from dptrain.ledger.book import Book, read_entry
+from dptrain.ledger.chain import Entry, SignedHead, sign_head
+from dptrain.ledger.facts import Bound, Released, ReleaseTerms, Result, WeightsSource
+from dptrain.ledger.state import RunState
+from dptrain.ledger.status import CohortStatus, status_of
+
+
+def status(book: Book, cohort: str) -> CohortStatus:
+    """Where a cohort stands. Raises LedgerRefused for one that is not registered."""
+    with book.view() as (_, state):
+        rules.cohort(state, cohort)
+        newest = sign_head(book.keys, state.seq, bytes.fromhex(state.hash))
+        return status_of(state, cohort, newest, witness=book.witness is not None)
+
+
+def require_open(book: Book, cohort: str) -> None:
+    """Raise the refusal that a new training would get because the cohort is locked or has no budget.
+
+    Records nothing. It spares a caller the reading of images; :meth:`Ledger.reserve` decides.
+    """
+    with book.view() as (_, state):
+        rules.require_open(state, rules.cohort(state, cohort))
+
+
+def cohorts(book: Book) -> list[str]:
+    """Names of all cohorts, in order of registration."""
+    with book.view() as (_, state):
+        return list(state.cohorts)
+
+
+def head(book: Book) -> SignedHead:
+    """The newest entry, signed by the site now."""
+    with book.view() as (_, state):
+        return sign_head(book.keys, state.seq, bytes.fromhex(state.hash))
+
+
+def run(book: Book, name: str) -> RunState:
+    """What the ledger holds about a run. Raises LedgerRefused for an unknown one."""
+    with book.view() as (_, state):
+        return replace(rules.run(state, name))
+
+
+def bound(book: Book, run: str) -> Bound:
+    """What the ledger binds of a run: hashes of its model, facts, results and releases. Raises for an unknown one."""
+    with book.view() as (_, state):
+        found = rules.run(state, run)
+        return Bound(
+            run=found.id,
+            cohort=found.cohort,
+            status=found.status,
+            closing=(found.closing[0], found.closing[1]) if found.closing else None,
+            model=found.model,
+            facts=found.facts,
+            results=tuple(
+                Result(done["seq"], done["purpose"], done["cohort"], dict(done["sha256"])) for done in found.results
+            ),
+            releases=tuple(_released(release) for release in found.releases),
+        )
+
+
+def _released(release: dict[str, Any]) -> Released:
+    values = {name: release[name] for name in ReleaseTerms.__dataclass_fields__}
+    terms = ReleaseTerms(**{**values, "items": tuple(values["items"]), "accepted": tuple(values["accepted"])})
+    return Released(entry=release["seq"], hash=release["hash"], time=release["time"], terms=terms)
+
+
+def weights(book: Book, sha256: str) -> WeightsSource | None:
+    """What the ledger knows about a weights file: a declared one, a run's model, or None."""
+    with book.view() as (_, state):
+        if sha256 in state.weights:
+            return WeightsSource(sha256)
+        if sha256 in state.models:
+            return WeightsSource(sha256, state.models[sha256])
+        return None
+
+
+def entries(book: Book) -> list[Entry]:
+    """Every entry, oldest first. `sealed` is for the steward alone."""
+    with book.view() as (connection, _):
+        rows = connection.execute(sa.select(store.entries).order_by(store.entries.c.seq))
+        return [read_entry(row) for row in rows]

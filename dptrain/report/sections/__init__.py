@@ -1,0 +1,1 @@
+"""The sections of the report: facts and a language in, blocks out."""
