@@ -302,11 +302,8 @@ def check_separable(
     changed[mine], changed_label[mine] = image[mine], label[mine]
 
     def ready(tensor: Tensor, double: bool) -> Tensor:
-        return (
-            tensor.to(where, torch.float64 if double else torch.float32)
-            if tensor.is_floating_point()
-            else tensor.to(where)
-        )
+        floating = torch.float64 if double else torch.float32
+        return tensor.to(where, floating if tensor.is_floating_point() else tensor.dtype)
 
     def attempt(double: bool) -> tuple[dict[str, _Outcome], dict[str, Tensor]]:
         net = shaken(model)
