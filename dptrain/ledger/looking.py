@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -13,6 +12,7 @@ from dptrain.ledger.chain import Entry, SignedHead, sign_head
 from dptrain.ledger.facts import Bound, Released, ReleaseTerms, Result, WeightsSource
 from dptrain.ledger.state import RunState
 from dptrain.ledger.status import CohortStatus, status_of
+from dptrain.plain import Json
 
 
 def status(book: Book, cohort: str) -> CohortStatus:
@@ -68,7 +68,7 @@ def bound(book: Book, run: str) -> Bound:
         )
 
 
-def _released(release: dict[str, Any]) -> Released:
+def _released(release: Json) -> Released:
     values = {name: release[name] for name in ReleaseTerms.__dataclass_fields__}
     terms = ReleaseTerms(**{**values, "items": tuple(values["items"]), "accepted": tuple(values["accepted"])})
     return Released(entry=release["seq"], hash=release["hash"], time=release["time"], terms=terms)

@@ -16,9 +16,10 @@ from dptrain import data
 from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.models.draws import FixedDraws
-from dptrain.models.losses import loss_for_task
+from dptrain.models.losses import Loss, loss_for_task
 from dptrain.models.network import Network, build_network
 from dptrain.models.preflight import Finding, first_line, made_up, preflight, shaken
+from dptrain.models.private import Change
 from dptrain.models.ways import Way, proof
 from dptrain.settings import DataConfig, Settings
 from dptrain.settings.data import shape_of
@@ -119,7 +120,7 @@ def _tried(settings: Settings, network: Network, loss: nn.Module, image: Tensor,
 
 def check_rules(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     image: Tensor,
     label: Tensor,
     *,
@@ -186,9 +187,9 @@ def _alike(plain: object, watched: object) -> bool:
     return plain.shape == watched.shape and torch.allclose(plain, watched.detach(), rtol=close, atol=close * size)
 
 
-def _changes(changes: list[Any]) -> list[Finding]:
+def _changes(changes: list[Change]) -> list[Finding]:
     """One row for all layers that were changed alike."""
-    alike: dict[tuple[str, str, str], list[Any]] = {}
+    alike: dict[tuple[str, str, str], list[Change]] = {}
     for change in changes:
         before, after = (text.partition("(")[0] for text in (change.before, change.after))
         alike.setdefault((before, after, change.why), []).append(change)

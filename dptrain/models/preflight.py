@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,13 @@ from dptrain.data import loading
 from dptrain.data.transforms import mixes
 from dptrain.errors import CheckRefused
 from dptrain.models.draws import FixedDraws
+from dptrain.models.losses import Loss
 from dptrain.models.private import FrozenBatchNorm
 from dptrain.models.split import Frozen
 from dptrain.vocabulary import task_spec
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Status = Literal["ok", "changed", "refused"]
 
@@ -90,7 +94,7 @@ def check_modules(model: nn.Module) -> list[Finding]:
 _CONTRASTIVE = re.compile(r"contrastive|ntxent|infonce|supcon|barlow|vicreg|triplet|cliploss|aucm", re.IGNORECASE)
 
 
-def check_loss(loss: Any) -> list[Finding]:
+def check_loss(loss: Loss) -> list[Finding]:
     """Losses that couple patients: batch-wise Dice, contrastive ones, and those that average the batch."""
     parts = list(loss.modules()) if isinstance(loss, nn.Module) else [loss]
     findings = []
@@ -108,7 +112,7 @@ def check_loss(loss: Any) -> list[Finding]:
     return findings
 
 
-def check_sampler(sampler: Any) -> list[Finding]:
+def check_sampler(sampler: object) -> list[Finding]:
     """Only Poisson draws of patients are what the accountant charges for; any other sampler is refused."""
     if sampler is None:
         return []
@@ -126,7 +130,7 @@ def check_sampler(sampler: Any) -> list[Finding]:
     return [Finding(what, "ok", "each patient independently with the plan's rate")]
 
 
-def _transform_names(transforms: Any) -> Iterator[tuple[str, int]]:
+def _transform_names(transforms: object) -> Iterator[tuple[str, int]]:
     """(name, views) of transforms given as objects, as `_target_` mappings, as names, or nested in either."""
     if transforms is None:
         return
@@ -144,8 +148,8 @@ def _transform_names(transforms: Any) -> Iterator[tuple[str, int]]:
         for item in transforms:
             if not isinstance(item, str | int | float) or "." in str(item):
                 yield from _transform_names(item)
-    elif isinstance(getattr(transforms, "transforms", None), Sequence):
-        yield from _transform_names(transforms.transforms)
+    elif isinstance(chain := getattr(transforms, "transforms", None), Sequence):
+        yield from _transform_names(chain)
     else:
         inner = getattr(transforms, "cropper", transforms)
         views = getattr(transforms, "num_samples", getattr(inner, "num_samples", 1))
@@ -156,7 +160,7 @@ def _transform_names(transforms: Any) -> Iterator[tuple[str, int]]:
         yield type(transforms).__name__, views if isinstance(views, int) else 1
 
 
-def check_transforms(transforms: Any) -> list[Finding]:
+def check_transforms(transforms: object) -> list[Finding]:
     """Transforms that mix records of several patients; crops and copies are views of their own patient."""
     findings, count = [], 0
     for name, views in _transform_names(transforms):
@@ -217,7 +221,7 @@ def shaken(model: nn.Module) -> nn.Module:
 
 def _run(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     image: Tensor,
     label: Tensor,
     records: list[int],
@@ -250,11 +254,11 @@ def _run(
     if not losses.requires_grad or not trained:
         raise _NotPerRecord("no parameter that is trained reaches the loss", "Check model.train and requires_grad.")
     wanted = [inputs, *trained] if by_pixel else trained
-    found = list(torch.autograd.grad(losses[rows].mean(), wanted, allow_unused=True))
+    derived = list(torch.autograd.grad(losses[rows].mean(), wanted, allow_unused=True))
     leak = 0.0
-    if by_pixel and (pixels := found.pop(0)) is not None:
+    if by_pixel and (pixels := derived.pop(0)) is not None:
         leak = float(pixels[others].abs().max())
-    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)]
+    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, derived, strict=True)]
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     return _Outcome(losses.detach()[rows], grads, leak, buffers)
 
@@ -270,7 +274,7 @@ def _apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 def check_separable(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     input_shape: Sequence[int],
     task: str,
     *,
@@ -422,13 +426,13 @@ def first_line(error: BaseException) -> str:
 
 def preflight(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     input_shape: Sequence[int],
     task: str,
     *,
     classes: int = 2,
-    sampler: Any = None,
-    transforms: Any = None,
+    sampler: object = None,
+    transforms: object = None,
 ) -> list[Finding]:
     """Every finding of the static checks and the run-time test; nothing is charged and no real data is read.
 
@@ -463,7 +467,7 @@ def refuse(findings: Sequence[Finding]) -> None:
     )
 
 
-def print_findings(findings: Sequence[Finding], *, console: Any = None) -> None:
+def print_findings(findings: Sequence[Finding], *, console: Console | None = None) -> None:
     """The findings as a table, refused ones first, for `dptrain check`.
 
     Args:

@@ -139,9 +139,12 @@ def _per_record(value: Tensor, dim: int) -> int:
     return int(ratio)
 
 
+VALUE, PLACE = "val", "nn_module_stack"  # what torch's exporter calls them
+
+
 def _value(node: fx.Node) -> Any:
     """The tensors that a node stands for, without their numbers; None for what is no tensor."""
-    return node.meta.get("val")
+    return node.meta.get(VALUE)
 
 
 class Call:
@@ -178,7 +181,7 @@ class Call:
         return [(node, self._states[node]) for node in self.node.all_input_nodes if type(self._states[node]) is int]
 
     def refuse(self, why: str) -> _NotProved:
-        stack = self.node.meta.get("nn_module_stack") or {}
+        stack = self.node.meta.get(PLACE) or {}
         inner = [str(path) for path, _ in stack.values() if str(path).startswith("model.")]
         where = f" in {inner[-1].removeprefix('model.')}" if inner else ""
         return _NotProved(f"{_name(self.node)}{where}: {why}")

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from dptrain.engine import PatientGradients
 from dptrain.engine.chunks import NOBODY, ChunkShape
 from dptrain.models.draws import FixedDraws
+from dptrain.models.losses import Loss
 from dptrain.models.tracing import trace
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def last_digits(
         "where nobody else was drawn": (every, nobody, image),
     }
     if shape.of_patient > 1:
-        cases["beside patients with more records"] = (every, pairs, image)
+        cases |= {"beside patients with more records": (every, pairs, image)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

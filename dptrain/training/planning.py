@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dptrain import accounting
 from dptrain.errors import ConfigError
+from dptrain.plain import Json
 from dptrain.plan import Mechanism, Plan, default_delta
 from dptrain.records import Run
 from dptrain.records.run import Sweep
@@ -117,7 +118,7 @@ def calibrate(
     return noise
 
 
-def promise(mechanisms: tuple[Mechanism, ...], delta: float, units: int = 1) -> dict[str, Any]:
+def promise(mechanisms: tuple[Mechanism, ...], delta: float, units: int = 1) -> Json:
     """What a patient is promised: epsilon, the trade-off curve and its readings, as plain JSON values.
 
     Args:
@@ -151,7 +152,7 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> dict[str, Any]:
+def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> Json:
     """What `dptrain plan` prints: the plan under both kinds of budget, the promise and its ceilings.
 
     The open budget's order is the one that is best for this very plan (the steward's forecast).
