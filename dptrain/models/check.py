@@ -110,11 +110,11 @@ def _tried(settings: Settings, network: Network, loss: nn.Module, image: Tensor,
     part, together = network.trainable, network.way.together
     names = network.names(part)
     for records in (4, len(image)):  # sequences that are as long as the batch are met in one of them at least
-        found = check_rules(
+        said = check_rules(
             part, loss, image[:records], label[:records], rules=network.rules, names=names, together=together
         )
-        if found:
-            return findings + found
+        if said:
+            return findings + said
     return findings
 
 

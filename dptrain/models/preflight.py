@@ -350,7 +350,7 @@ EXTREMES = (0.0, 255.0, 65535.0, 1e6, -1e6, math.nan, math.inf)
 """What the others' pixels are set to, since some networks look at the others only where those are unlike an image."""
 
 
-def _beside_extremes(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> list[Finding]:
+def _beside_extremes(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> list[Finding]:
     """One patient among 17 or more others whose pixels are extreme: bit for bit the same losses and gradients.
 
     Beside values that are not finite the losses alone are compared: zero times NaN is NaN in plain autograd's sums.
@@ -365,10 +365,10 @@ def _beside_extremes(model: nn.Module, loss: Any, image: Tensor, label: Tensor) 
     for value in EXTREMES:
         beside = image.clone()
         beside[len(mine) :] = value
-        found = _run(copy.deepcopy(model), loss, beside, label, records, mine)
-        same = torch.equal(expected.losses, found.losses)
+        outcome = _run(copy.deepcopy(model), loss, beside, label, records, mine)
+        same = torch.equal(expected.losses, outcome.losses)
         if math.isfinite(value):
-            same = same and all(torch.equal(a, b) for a, b in zip(expected.grads, found.grads, strict=True))
+            same = same and all(torch.equal(a, b) for a, b in zip(expected.grads, outcome.grads, strict=True))
         if not same:
             moved.append(f"{value:g}")
     if not moved:

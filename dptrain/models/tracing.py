@@ -111,6 +111,7 @@ def _reason(error: BaseException) -> str:
 
 # --- values -------------------------------------------------------------------------------------------------------
 
+OPERATION = type(torch.ops.aten.add.Tensor)
 State = Any
 """Place of the batch dimension; None for what depends on no record; SYMBOL; a list for several values."""
 SYMBOL = "the number of records"
@@ -122,10 +123,10 @@ def _symbolic(size: object) -> bool:
 
 def _batch_dim(value: Tensor) -> int | None:
     """The one dimension whose size follows the number of records. Raises _NotProved where there are several."""
-    found = [dim for dim, size in enumerate(value.shape) if _symbolic(size)]
-    if len(found) > 1:
+    following = [dim for dim, size in enumerate(value.shape) if _symbolic(size)]
+    if len(following) > 1:
         raise _NotProved("two dimensions of a value follow the number of records")
-    return found[0] if found else None
+    return following[0] if following else None
 
 
 def _per_record(value: Tensor, dim: int) -> int:
@@ -139,7 +140,7 @@ def _per_record(value: Tensor, dim: int) -> int:
     return int(ratio)
 
 
-VALUE, PLACE = "val", "nn_module_stack"  # what torch's exporter calls them
+VALUE, PLACE, SCHEMA = "val", "nn_module_stack", "_schema"  # what torch's exporter calls them
 
 
 def _value(node: fx.Node) -> Any:
@@ -155,7 +156,7 @@ class Call:
         self.folded = 1  # a of the operands
         self.ahead: int | None = None  # a of the result, where it is another
         self._states = states
-        schema = node.target._schema.arguments  # type: ignore[union-attr]
+        schema = getattr(node.target, SCHEMA).arguments
         self.arguments: dict[str, Any] = {a.name: a.default_value for a in schema if a.has_default_value()}
         self.arguments.update(zip((a.name for a in schema), node.args, strict=False))
         self.arguments.update(node.kwargs)
@@ -242,7 +243,7 @@ class _Walk:
             return self.run(inner.graph, lambda _: next(given))
         if name == "sym_size" or (node.target in _ARITHMETIC and _only_symbols(node, states)):
             return SYMBOL
-        if not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, OPERATION):
             raise _NotProved(f"{name} is no operation on the list")
         call = Call(node, states)
         symbols = [n for n in node.all_input_nodes if states[n] == SYMBOL]

@@ -53,8 +53,8 @@ def proof(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> Way:
     own = gradient_code(twin, loss, image, label)
     if own is not None:
         return Way(False, own)
-    found = trace(twin, loss, image, label)
-    return Way(found.proved, found.why)
+    traced = trace(twin, loss, image, label)
+    return Way(traced.proved, traced.why)
 
 
 def gradient_code(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> str | None:
@@ -152,8 +152,8 @@ def last_digits(
             warnings.simplefilter("ignore")
             expected = run(every, every, image)
             for case, given in cases.items():
-                found = run(*given)
-                if not all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
+                again = run(*given)
+                if not all(torch.equal(a, b) for a, b in zip(expected, again, strict=True)):
                     return Way(False, f"on this machine a patient's last digits change {case}")
     finally:
         engine.detach()
