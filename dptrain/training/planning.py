@@ -36,6 +36,18 @@ def plan_for(settings: Settings, status: CohortStatus) -> Plan:
     )
 
 
+def check_chunk(settings: Settings) -> None:
+    """Raises ConfigError where a physical chunk cannot hold one patient with all records and views."""
+    privacy, chunk = settings.privacy, settings.training.chunk
+    largest = privacy.max_records_per_patient * privacy.views
+    if chunk < largest:
+        raise ConfigError(
+            f"training.chunk={chunk} cannot hold one patient: the record cap {privacy.max_records_per_patient} times "
+            f"{privacy.views} views makes {largest}.",
+            remedy=f"Write training.chunk={largest}, or lower privacy.max_records_per_patient or privacy.views.",
+        )
+
+
 def make_plan(
     privacy: PrivacyConfig,
     *,
