@@ -122,8 +122,8 @@ def status_of(
     reason = None
     if locked:
         reason = cohort.lock if cohort.lock is not None else "less is left than the smallest charge allowed"
-        if held := gate.reserved(state, name):
-            reason = f"the rest is reserved by {', '.join(run.id for run in held)}, still open"
+        if waiting := gate.reserved(state, name):
+            reason = f"the rest is reserved by {', '.join(run.id for run in waiting)}, still open"
     return CohortStatus(
         name=name,
         version=version.number,
@@ -193,7 +193,7 @@ def charges(state: State, name: str) -> list[RunCharge]:
     if opened is not None and opened.kind != BudgetKind.OPEN:
         opened = None
     total = 0
-    found = []
+    rows = []
     for run in state.runs.values():
         if run.cohort not in members:
             continue
@@ -201,13 +201,13 @@ def charges(state: State, name: str) -> list[RunCharge]:
         if opened is not None and gate.counts(state, run.budget, opened):
             units = run.units(opened.order_index)
             total += units
-        found.append(_charge(run, opened, units, total))
-    return found
+        rows.append(_charge(run, opened, units, total))
+    return rows
 
 
 def _charge(run: RunState, opened: Budget | None, units: int | None, total: int) -> RunCharge:
     plan = Plan.from_dict(run.plan)
-    known = opened is not None and units is not None and units < INFINITE_UNITS
+    finite = opened is not None and units is not None and units < INFINITE_UNITS
     return RunCharge(
         run=run.id,
         cohort=run.cohort,
@@ -217,9 +217,9 @@ def _charge(run: RunState, opened: Budget | None, units: int | None, total: int)
         steps_run=run.steps_run,
         epsilon_pld=run.epsilon_pld,
         delta=plan.delta,
-        epsilon_gate=from_units(units) if known and units is not None else None,
-        epsilon_gate_after=gate.epsilon_at(opened, total) if known and opened is not None and total else None,
-        share=units / opened.units if known and opened is not None and units is not None and opened.units else None,
+        epsilon_gate=from_units(units) if finite and units is not None else None,
+        epsilon_gate_after=gate.epsilon_at(opened, total) if finite and opened is not None and total else None,
+        share=units / opened.units if finite and opened is not None and units is not None and opened.units else None,
         mechanisms=plan.mechanisms,
         rest_charged=run.rest is not None and run.steps_charged > 0,
         private=run.step is not None,
