@@ -12,6 +12,7 @@ from dptrain.audit.run import audit_run, audit_settings
 from dptrain.commands.acts.sweep import compose_and_run, is_sweep, job_settings, job_words, write_outcome
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError, DptrainError, quiet
+from dptrain.records.audit import Audit
 from dptrain.settings import load
 
 
@@ -69,6 +70,31 @@ def estimate(auc: float | None, low: float | None, high: float | None, **_: obje
     return f"{auc:.3f} (no interval)" if low is None or high is None else f"{auc:.3f} ({low:.3f} to {high:.3f})"
 
 
+def tell_exposed(audit: Audit, unit: str) -> None:
+    """Who is exposed, who leaves a trace, and what so many models can say at all."""
+    exposed, verdicts = audit.exposed, audit.verdicts
+    if exposed is not None and verdicts is not None:
+        above = "" if exposed.above is None else f" (AUC shown to be above {exposed.above:g})"
+        print(
+            f"exposed{above}: {exposed.count} of {audit.patients} {unit}s ({exposed.share:.1%}, 95 % interval "
+            f"{exposed.low:.1%} to {exposed.high:.1%}); not shown: {verdicts.not_shown}; "
+            f"inconclusive: {verdicts.inconclusive}"
+        )
+    if audit.traced is not None:
+        print(
+            f"trace shown: {audit.traced.count} of {audit.patients} {unit}s, exposed or not (with more models, more)"
+        )
+    if audit.true_auc:
+        shares = "; ".join(f"{row.auc:g}: {row.low:.0%} to {row.high:.0%}" for row in audit.true_auc)
+        print(f"{unit}s whose true AUC is at least (95 % limits, whatever the number of models) {shares}")
+    smallest = audit.smallest_seen
+    if smallest is not None:
+        trace, effect = (
+            "none" if auc is None else f"{auc:.2f}" for auc in (smallest.trace, smallest.exposed)
+        )
+        print(f"smallest AUC of one {unit} that seen in 8 of 10 such audits: trace {trace}, exposed {effect}")
+
+
 def tell(audit: dict[str, Any]) -> None:
     """The findings in plain sentences."""
     unit = audit.get("unit", "patient")
@@ -79,13 +105,7 @@ def tell(audit: dict[str, Any]) -> None:
     lost = audit.get("not_finite") or {"models": 0, "records": 0}
     if lost["models"] or lost["records"]:
         print(f"left out, since scores were not finite: {lost['models']} models, {lost['records']} records")
-    if audit["exposed"] is not None:
-        exposed, verdicts = audit["exposed"], audit["verdicts"]
-        print(
-            f"exposed: {exposed['count']} of {audit['patients']} {unit}s ({exposed['share']:.1%}, 95 % interval "
-            f"{exposed['low']:.1%} to {exposed['high']:.1%}); not shown: {verdicts['not_shown']}; "
-            f"inconclusive: {verdicts['inconclusive']}"
-        )
+    tell_exposed(Audit.from_json(audit) or Audit(tpr_at={}, groups={}), unit)
     if audit["auc"] is not None:
         auc, ceiling = audit["auc"], audit["auc"]["ceiling"]
         print(
