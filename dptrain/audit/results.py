@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from dptrain.audit import effects, groups, patients, statistics
 from dptrain.audit.scores import Array
 from dptrain.cells import to_hide
+from dptrain.plain import Json
 from dptrain.records.audit import (
     Auc,
     Audit,
@@ -58,7 +58,7 @@ class Summary:
     """
 
     audit: Audit
-    rows: list[dict[str, Any]]
+    rows: list[Json]
     traced: np.ndarray
     area: statistics.Area
 
@@ -202,14 +202,14 @@ def _attack(
     )
 
 
-def _exposure(attacked: Attacked, config: AuditConfig) -> dict[str, Any]:
+def _exposure(attacked: Attacked, config: AuditConfig) -> Json:
     """Who is exposed or leaves a trace, how many truly are at risk, and what so many models could have seen."""
     area, compared = attacked.area, (attacked.evidence, attacked.member, attacked.fold)
     shares = effects.true_shares(*compared, area, TRUE_AT_LEAST)
     trace, exposed = (
         effects.smallest_seen(area, above, config.false_discovery_rate) for above in (0.5, config.exposed_above)
     )
-    said: dict[str, Any] = {
+    said: Json = {
         "true_auc": tuple(
             TrueShare(auc=value, low=low, high=high)
             for value, (low, high) in zip(TRUE_AT_LEAST, shares, strict=True)
@@ -288,11 +288,11 @@ def _by_group(
     return groups.by_group(attacked.exposed, columns, strata, draw, small_cell=config.small_cell)
 
 
-def _rows(attacked: Attacked, people: People, records: np.ndarray, scan_auc: Array) -> list[dict[str, Any]]:
+def _rows(attacked: Attacked, people: People, records: np.ndarray, scan_auc: Array) -> list[Json]:
     """patients.csv, one row a patient."""
     rows = []
     for i in range(len(records)):
-        row: dict[str, Any] = {
+        row: Json = {
             "patient": people.pseudonym[i],
             "records": int(records[i]),
             "class": str(people.label[i]),
@@ -376,7 +376,7 @@ def _new_scan(
     return NewScan(auc=mean, low=number_of(low), high=number_of(high), patients=int(who.size)), auc
 
 
-def number_of(value: float | np.floating[Any]) -> float | None:
+def number_of(value: float | np.floating) -> float | None:
     """A number for JSON; None for NaN and infinity."""
     number = float(value)
     return number if math.isfinite(number) else None

@@ -6,14 +6,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dptrain.audit.run import audit_run, audit_settings
 from dptrain.commands.acts.sweep import compose_and_run, is_sweep, job_settings, job_words, write_outcome
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError, DptrainError, quiet
+from dptrain.plain import Json
 from dptrain.records.audit import Audit
 from dptrain.settings import load
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def audit(call: Call) -> int:
@@ -45,13 +49,13 @@ def sweep(words: Sequence[str]) -> int:
     return EXIT_GUARANTEE_BROKEN if EXIT_GUARANTEE_BROKEN in codes else max(codes, default=EXIT_DONE)
 
 
-def sweep_job(config: Any) -> int:
+def sweep_job(config: DictConfig) -> int:
     """One audit of a sweep; one that is refused is written down, and the others go on.
 
     It prints nothing that it measured: launchers keep what a job prints in files of their own.
     """
     quiet()
-    row: dict[str, Any] = {"trial": job_words(), "code": EXIT_DONE, "audit": None}
+    row: Json = {"trial": job_words(), "code": EXIT_DONE, "audit": None}
     try:
         result = audit_settings(job_settings(config))
         row["audit"] = str(result.folder.audit / "audit.json")
@@ -92,10 +96,10 @@ def tell_exposed(audit: Audit, unit: str) -> None:
         trace, effect = (
             "none" if auc is None else f"{auc:.2f}" for auc in (smallest.trace, smallest.exposed)
         )
-        print(f"smallest AUC of one {unit} that seen in 8 of 10 such audits: trace {trace}, exposed {effect}")
+        print(f"smallest AUC of one {unit} that 8 of 10 such audits see: trace {trace}, exposed {effect}")
 
 
-def tell(audit: dict[str, Any]) -> None:
+def tell(audit: Json) -> None:
     """The findings in plain sentences."""
     unit = audit.get("unit", "patient")
     print(
