@@ -110,7 +110,7 @@ def exposure(audit: Audit, unit: str) -> Iterator[str]:
             f"{verdicts.not_shown}; inconclusive: {verdicts.inconclusive}"
         )
     if audit.traced is not None:
-        yield f"trace shown: {audit.traced.count} of {audit.patients} {unit}s, exposed or not (with more models, more)"
+        yield f"trace shown: {audit.traced.count} of {audit.patients} {unit}s, exposed or not (more with more models)"
     if audit.true_auc:
         shares = "; ".join(
             f"{number(row.auc, 'g')}: {number(row.low, '.0%')} to {number(row.high, '.0%')}" for row in audit.true_auc
