@@ -36,6 +36,7 @@ class Version:
     cautions: list[str]
     seq: int
     time: str
+    binding: dict[str, Any] | None = None
 
 
 @dataclass

@@ -171,6 +171,7 @@ class Training:
             self.ledger.require_open(self.status.name)  # refused before an image is read
         self.say(f"reading and hashing {self.settings.data.name}")
         self.cohort = data.scan(self.settings.data, self.keys)
+        data.require_binding(self.cohort, self.ledger.binding(self.status.name, self.cohort.fingerprint))
         if self.settings.training.evaluate and not self.cohort.split(Split.TEST):
             raise ConfigError(
                 "the test split holds no patient.", remedy="Set data.split so that it does, or evaluate=false."
@@ -539,6 +540,7 @@ def evaluate_run(
     if run.facts.status in UNFINISHED:
         run = _settled(run, store, say)
     cohort = data.scan(settings.data, keys)
+    data.require_binding(cohort, store.binding(status.name, cohort.fingerprint))
     with store.admit(
         status.name, purpose=Purpose.EVALUATE, run=str(run.facts.id), fingerprint=cohort.fingerprint
     ) as grant:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dptrain.commands.acts.ledger.desk import controller_of, opened
 from dptrain.commands.command import Call
@@ -32,6 +33,7 @@ class ScanResult:
     licence: str | None = None
     unread: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    binding: Mapping[str, Any] | None = None
 
 
 def scan(words: Sequence[str], keys: Keys) -> ScanResult:
@@ -51,6 +53,7 @@ def scan(words: Sequence[str], keys: Keys) -> ScanResult:
         licence=settings.data.licence,
         unread=cohort.unread,
         notes=tuple(cohort.notes),
+        binding=data.binding_of(cohort),
     )
 
 
@@ -80,6 +83,7 @@ def register(call: Call) -> int:
         public=public,
         overlaps=values["overlaps"],
         cautions=cautions,
+        binding=records.binding,
         controller=controller,
     )
     out.say(
