@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from dptrain.accounting.units import INFINITE_UNITS
 from dptrain.errors import LedgerRefused
@@ -88,16 +89,20 @@ def check_unseen(state: State, version: Version, inherited: Sequence[str]) -> No
         return
     for name in inherited:
         run = state.runs[name]
-        if run.cohort != version.cohort:
-            continue  # its patients are left out by their keys
-        earlier = state.version_of(run).binding
-        if earlier is None or version.binding is None or earlier["split"] != version.binding["split"]:
+        if run.cohort != version.cohort or run.version == version.id:
+            continue  # patients of another cohort are left out by their keys; one version has one split
+        earlier, now = (_split_of(one) for one in (state.version_of(run), version))
+        if earlier is None or earlier != now:
             raise LedgerRefused(
                 f"The starting weights come from run {name}, which was trained under another split, or one that was "
                 "not bound at registration: its training patients may be today's test patients, and their scores "
                 "would be outside of epsilon.",
                 remedy="Train with training.evaluate=false, or start from other weights.",
             )
+
+
+def _split_of(version: Version) -> Any:
+    return None if version.binding is None else version.binding.get("split")
 
 
 def ungated(state: State, version: Version) -> bool:

@@ -16,7 +16,7 @@ from dptrain.plan import Mechanism
 from dptrain.vocabulary import RunStatus
 
 T = TypeVar("T")
-STATE_VERSION = 5
+STATE_VERSION = 6
 ADJACENCY = "add_remove"
 
 

@@ -277,7 +277,7 @@ class Training:
     def _note(self) -> None:
         """What the controller alone is told: steps that drew nobody, and records that counted as zero."""
         log = self.result.log
-        empty = sum(entry.restricted["patients"] == 0 for entry in log)
+        empty = sum(entry.restricted.get("patients") == 0 for entry in log)
         if 2 * empty > len(log):
             self.folder.note(
                 f"{empty} of {len(log)} steps drew nobody: most or all patients have withdrawn or are spent in other "
