@@ -42,7 +42,7 @@ def locate(target: str) -> Callable[..., Any]:
             remedy=f"Allowed are names that begin with one of: {', '.join(ALLOWED)}",
         )
     parts = target.split(".")
-    named: Any = None
+    named: object = None
     for end in range(len(parts) - 1, 0, -1):
         try:
             named = importlib.import_module(".".join(parts[:end]))
@@ -83,7 +83,7 @@ def arguments_of(node: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **given}
 
 
-def instantiate(node: Any, remedy: str | None = None) -> Any:
+def instantiate(node: object, remedy: str | None = None) -> Any:
     """Build what `_target_` names, arguments first; lists and plain values come back as they are.
 
     `_partial_: true` gives a partial instead of a call. Raises ConfigError as :func:`locate` does, and for

@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from dptrain import data
 from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
-from dptrain.models.losses import loss_for_task
+from dptrain.models.losses import Loss, loss_for_task
 from dptrain.models.network import Network, build_network
 from dptrain.models.preflight import Finding, first_line, made_up, preflight, shaken
+from dptrain.models.private import Change
 from dptrain.settings import DataConfig, Settings
 from dptrain.settings.data import shape_of
+
+#: Findings after whose refusal a step of made-up patients would only fail again.
+UNTRIED = ("inputs of the network", "outputs of the network", "separability")
 
 
 def check(settings: Settings, network: Network | None = None) -> list[Finding]:
@@ -48,7 +52,7 @@ def check(settings: Settings, network: Network | None = None) -> list[Finding]:
         classes=len(settings.data.classes),
         transforms=transforms,
     )
-    if not any(finding.what == "separability" and finding.status == "refused" for finding in findings):
+    if not any(finding.what in UNTRIED and finding.status == "refused" for finding in findings):
         findings += _tried(settings, network, loss)
     if settings.data.same_pixels == "merge":
         why = (
@@ -99,7 +103,7 @@ def _tried(settings: Settings, network: Network, loss: nn.Module) -> list[Findin
 
 def check_rules(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     image: Tensor,
     label: Tensor,
     *,
@@ -145,9 +149,9 @@ def check_rules(
     return [Finding(what, "ok", text) for text in slow]
 
 
-def _changes(changes: list[Any]) -> list[Finding]:
+def _changes(changes: list[Change]) -> list[Finding]:
     """One row for all layers that were changed alike."""
-    alike: dict[tuple[str, str, str], list[Any]] = {}
+    alike: dict[tuple[str, str, str], list[Change]] = {}
     for change in changes:
         before, after = (text.partition("(")[0] for text in (change.before, change.after))
         alike.setdefault((before, after, change.why), []).append(change)

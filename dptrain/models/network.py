@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from torch import nn
 from dptrain.errors import ConfigError
 from dptrain.ledger import WeightsSource
 from dptrain.models.build import build
-from dptrain.models.private import make_private
+from dptrain.models.private import Change, make_private
 from dptrain.models.split import split_frozen
 from dptrain.models.weights import ModelStore
 from dptrain.records import RunFolder
@@ -35,7 +34,7 @@ class Network:
     whole: nn.Module
     frozen: nn.Module | None
     trainable: nn.Module
-    changes: list[Any]
+    changes: list[Change]
     weights: WeightsSource | None
     weights_kind: str
     weights_note: str
@@ -112,7 +111,7 @@ CONSTANTS = 16  # different values that a fixed initialisation may have
 _WEIGHTS = re.compile(r"pretrained|weights|checkpoint|state_dict|_(path|dir|file)$")
 
 
-def _no_hidden_weights(node: Any) -> None:
+def _no_hidden_weights(node: object) -> None:
     """Refuse arguments by which a network would load weights that the ledger never sees, defaults included.
 
     docs/guarantee.md, contract 10.

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from dptrain.errors import ConfigError
 from dptrain.files import make_folder, utc_now, write_json
+from dptrain.plain import Json
 from dptrain.records.run import RUN_SCHEMA, Run
-from dptrain.records.shape import Json, Record
+from dptrain.records.shape import Record
 
 
 class RunFolder:

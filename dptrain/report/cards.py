@@ -7,10 +7,10 @@ character, so hostile text in a name stays text.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 
+from dptrain.plain import Json
 from dptrain.records.parts import Estimate
 from dptrain.records.run import Released
 from dptrain.report import phrases
@@ -47,7 +47,7 @@ def registry(facts: Facts) -> str:
     infinite = privacy.infinite or privacy.epsilon is None
     owner = cohort.owner or released.controller or UNNAMED
     uncovered = [markdown(row.what) for row in facts.not_covered if row.status == "not_covered"]
-    parameters: dict[str, Any] = {} if infinite else {"epsilon": privacy.epsilon}
+    parameters: Json = {} if infinite else {"epsilon": privacy.epsilon}
     if privacy.delta is not None:
         parameters["delta"] = privacy.delta
     checks = [t.known("check", row.id) for row in facts.checks if row.status == "passed" and row.by == "program"]
@@ -142,7 +142,7 @@ def model_card(facts: Facts) -> str:
     name = run.recipe or cohort.name or "model"
     split = markdown(t.known("split", utility.split if utility else None))
     uncovered = [row for row in facts.not_covered if row.status == "not_covered"]
-    front: dict[str, Any] = {
+    front: Json = {
         "language": "en",
         "license": "other",
         "license_name": "to-be-named-by-the-controller",
@@ -232,7 +232,7 @@ def model_card(facts: Facts) -> str:
     return "\n".join(lines) + "\n"
 
 
-def bundle_privacy(facts: Facts) -> dict[str, Any]:
+def bundle_privacy(facts: Facts) -> Json:
     """The `privacy` object of a MONAI bundle's metadata: the guarantee in numbers, and where it comes from."""
     privacy, head = facts.privacy, facts.ledger.head
     return {

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
 
 from dptrain.errors import shown
 
@@ -32,7 +31,7 @@ class Output:
         if not self.as_json:
             print(shown(text))
 
-    def give(self, values: Any) -> None:
+    def give(self, values: object) -> None:
         """A result for programs only."""
         if self.as_json:
             print(json.dumps(values, indent=1, default=_plain, allow_nan=False))
@@ -57,7 +56,7 @@ class Output:
         Console(width=wide, highlight=False).print(table)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, bytes):

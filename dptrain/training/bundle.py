@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from dptrain import __version__
 from dptrain.files import whole_or_nothing, write_json
 from dptrain.models import ModelStore
 from dptrain.models.network import build_network
+from dptrain.plain import Json
 from dptrain.records import RunFolder
 from dptrain.settings import DataConfig, Settings, TrainingConfig, from_yaml, to_yaml
 from dptrain.settings.data import shape_of
@@ -32,7 +32,7 @@ INFERENCE = "configs/inference.json"
 
 
 def write_bundle(
-    folder: RunFolder, network: nn.Module, settings: Settings, calibration: dict[str, Any] | None, *, private: bool
+    folder: RunFolder, network: nn.Module, settings: Settings, calibration: Json | None, *, private: bool
 ) -> None:
     """Write weights, network settings, metadata and inference configuration below `model/`.
 
@@ -127,7 +127,7 @@ def _version(package: str) -> str:
 class Bundle:
     """A network ready for inference, with its preprocessing and calibration."""
 
-    def __init__(self, network: nn.Module, settings: Settings, calibration: dict[str, Any] | None) -> None:
+    def __init__(self, network: nn.Module, settings: Settings, calibration: Json | None) -> None:
         self.network = network.eval()
         self.settings = settings
         self.calibration = calibration
@@ -144,7 +144,7 @@ def load_bundle(root: str | Path) -> Bundle:
     return Bundle(network, settings, metadata.get("calibration"))
 
 
-def predict(bundle: Bundle, image: str | Path | Tensor) -> dict[str, Any]:
+def predict(bundle: Bundle, image: str | Path | Tensor) -> Json:
     """Probabilities and a statement of how sure they are, for one image file or tensor [C, …].
 
     For segmentation: the number of voxels of each structure and the mean confidence; the label map itself
@@ -173,7 +173,7 @@ def predict(bundle: Bundle, image: str | Path | Tensor) -> dict[str, Any]:
         probability = scaled.softmax(1)[0]
     else:
         probability = scaled.sigmoid().reshape(-1)
-    result: dict[str, Any]
+    result: Json
     if spec.one_logit:
         result = {"probability": {classes[0]: 1 - float(probability[0]), classes[1]: float(probability[0])}}
     else:

@@ -35,7 +35,7 @@ from dptrain.training.calibration import Calibration, fit_calibration
 from dptrain.training.inputs import Run, in_memory, load_run, prepare
 from dptrain.training.interrupts import Watch, watched
 from dptrain.training.loop import Checkpoints, FitResult, fit
-from dptrain.training.planning import open_status, plan_for
+from dptrain.training.planning import check_chunk, open_status, plan_for
 from dptrain.training.step import PrivateStep, State, StepLog, build_optimizer
 from dptrain.vocabulary import Purpose, RunStatus, Split, task_spec
 
@@ -150,20 +150,14 @@ class Training:
 
     def check(self) -> None:
         """Network, loss, pipeline and plan fit together. Raises CheckRefused or ConfigError."""
-        settings, plan = self.settings, self.plan
+        settings = self.settings
         self.network = build_network(settings)
+        check_chunk(settings)
         findings = check(settings, self.network)
         models.refuse(findings)
         for finding in findings:
             if finding.status == "changed":
                 self.say(f"changed: {finding.what}")
-        largest = plan.max_records_per_patient * plan.views
-        if settings.training.chunk < largest:
-            raise ConfigError(
-                f"training.chunk={settings.training.chunk} cannot hold one patient: the record cap "
-                f"{plan.max_records_per_patient} times {plan.views} views makes {largest}.",
-                remedy="Raise training.chunk, or lower privacy.max_records_per_patient or privacy.views.",
-            )
 
     def read(self) -> None:
         """Hash the cohort. Raises DataUnreadable with every fault of the manifest."""

@@ -67,7 +67,7 @@ def score(
     device: torch.device,
     calibration: Calibration | None,
     split: str = Split.TEST,
-) -> tuple[Metrics, dict[str, NDArray[Any]]]:
+) -> tuple[Metrics, dict[str, np.ndarray]]:
     """Metrics of a split and the predictions behind them, by pseudonym. Un-noised: restricted."""
     record, patient = of_split(cohort, split, leave.excluded)
     if len(record) == 0:
@@ -102,7 +102,7 @@ def score(
 
 def conformal_report(
     scaled: NDArray[np.float64],
-    label: NDArray[Any],
+    label: np.ndarray,
     patient: NDArray[np.int64],
     task: str,
     calibration: Calibration,
@@ -139,7 +139,7 @@ def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
     return torch.stack(columns, 1).double().numpy()
 
 
-def write(folder: RunFolder, metrics: Metrics, predictions: dict[str, NDArray[Any]], split: str = Split.TEST) -> Path:
+def write(folder: RunFolder, metrics: Metrics, predictions: dict[str, np.ndarray], split: str = Split.TEST) -> Path:
     """Write metrics and predictions (pseudonym, record, label, score) below `restricted/`; where the metrics lie.
 
     Those of another split than test have it in their names (`metrics-<split>.json`).

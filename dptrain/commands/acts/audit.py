@@ -6,13 +6,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dptrain.audit.run import audit_run, audit_settings
 from dptrain.commands.acts.sweep import compose_and_run, is_sweep, job_settings, job_words, write_outcome
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError, DptrainError, quiet
+from dptrain.plain import Json
 from dptrain.settings import load
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def audit(call: Call) -> int:
@@ -44,13 +48,13 @@ def sweep(words: Sequence[str]) -> int:
     return EXIT_GUARANTEE_BROKEN if EXIT_GUARANTEE_BROKEN in codes else max(codes, default=EXIT_DONE)
 
 
-def sweep_job(config: Any) -> int:
+def sweep_job(config: DictConfig) -> int:
     """One audit of a sweep; one that is refused is written down, and the others go on.
 
     It prints nothing that it measured: launchers keep what a job prints in files of their own.
     """
     quiet()
-    row: dict[str, Any] = {"trial": job_words(), "code": EXIT_DONE, "audit": None}
+    row: Json = {"trial": job_words(), "code": EXIT_DONE, "audit": None}
     try:
         result = audit_settings(job_settings(config))
         row["audit"] = str(result.folder.audit / "audit.json")
@@ -69,7 +73,7 @@ def estimate(auc: float | None, low: float | None, high: float | None, **_: obje
     return f"{auc:.3f} (no interval)" if low is None or high is None else f"{auc:.3f} ({low:.3f} to {high:.3f})"
 
 
-def tell(audit: dict[str, Any]) -> None:
+def tell(audit: Json) -> None:
     """The findings in plain sentences."""
     unit = audit.get("unit", "patient")
     print(

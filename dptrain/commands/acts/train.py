@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,7 @@ from dptrain.commands.acts.sweep import compose_and_run, is_sweep, job_settings,
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, DptrainError, LedgerRefused, quiet
 from dptrain.ledger import open_ledger
+from dptrain.plain import Json
 from dptrain.plan import Plan
 from dptrain.records import Run, RunFolder
 from dptrain.records.run import Charge, Inherited, Privacy
@@ -28,13 +29,16 @@ from dptrain.training.planning import sweep_cost
 from dptrain.training.run import Outcome
 from dptrain.training.sweeps import sweep_id
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 
 def train(call: Call) -> int:
     """Hydra composes, sweeps (`-m`) and prints (`--cfg job`); each trial is one run."""
     argv = call.settings
     os.environ["DPTRAIN_COMMAND"] = shlex.join(["dptrain", "train", *argv])
     if is_sweep(argv):
-        rows: list[dict[str, Any]] = []
+        rows: list[Json] = []
         try:
             compose_and_run("train", argv, sweep_job, rows)
         finally:
@@ -42,7 +46,7 @@ def train(call: Call) -> int:
         return code
     ended: list[int | BaseException] = []
 
-    def job(config: Any) -> None:
+    def job(config: DictConfig) -> None:
         """Keeps the error from Hydra, which would print every override to the terminal."""
         try:
             ended.append(run_job(config))
@@ -57,14 +61,14 @@ def train(call: Call) -> int:
     return EXIT_DONE
 
 
-def run_job(config: Any) -> int:
+def run_job(config: DictConfig) -> int:
     """One training."""
     outcome = runs.train(settings_of(config), command=os.environ.get("DPTRAIN_COMMAND", "dptrain train"))
     _print_outcome(outcome)
     return EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
 
 
-def sweep_job(config: Any) -> int:
+def sweep_job(config: DictConfig) -> int:
     """One trial of a sweep: one that is refused is written down, and the others go on."""
     quiet()
     row = {"trial": job_words(), "code": EXIT_INTERRUPTED, "message": "it did not end", "run": None}
@@ -88,7 +92,7 @@ def sweep_job(config: Any) -> int:
     return EXIT_DONE
 
 
-def _end_sweep(rows: list[dict[str, Any]]) -> int:
+def _end_sweep(rows: list[Json]) -> int:
     """A table of the trials, what those that were charged cost together, and 3 where the ledger refused one."""
     if not rows:
         return EXIT_DONE
@@ -114,7 +118,7 @@ def _end_sweep(rows: list[dict[str, Any]]) -> int:
     return LedgerRefused.exit_code if LedgerRefused.exit_code in codes else max(codes, default=EXIT_DONE)
 
 
-def _print_trials(rows: list[dict[str, Any]], charged: Mapping[str, Run]) -> None:
+def _print_trials(rows: list[Json], charged: Mapping[str, Run]) -> None:
     """One line a trial: by which of its words it differs, what it promises, and how it ended."""
     table = Table(title="The trials of this sweep", title_justify="left")
     for name in ("trial", "epsilon (PLD)", "spent after (gate)", "ended"):
@@ -134,7 +138,7 @@ def _print_trials(rows: list[dict[str, Any]], charged: Mapping[str, Run]) -> Non
     Console().print(table)
 
 
-def _charged(row: dict[str, Any]) -> Run | None:
+def _charged(row: Json) -> Run | None:
     """The facts of a trial that was charged, ended or not; another run's folder is none of its own."""
     if row["run"] is None or not RunFolder(row["run"]).facts.exists():
         return None
