@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from dptrain.data.cohort import Cohort
 from dptrain.errors import LedgerRefused
+from dptrain.plain import Json
 
 
-def binding_of(cohort: Cohort) -> dict[str, Any]:
+def binding_of(cohort: Cohort) -> Json:
     """The binding of a cohort, in plain JSON.
 
     `split.assignment` is a SHA-256 over the sorted patient keys with their splits where a column decides (somebody
@@ -24,7 +23,7 @@ def binding_of(cohort: Cohort) -> dict[str, Any]:
     """
     config, columns = cohort.config, cohort.config.columns
     by_hash = columns.split is None and config.split.by is None
-    values: dict[str, Any] = {
+    values: Json = {
         "columns": {"patient": columns.patient, "issuer": columns.issuer, "label": columns.label},
         "groups": {"columns": columns.groups, "bins": columns.bins},
         "split": {
@@ -34,7 +33,7 @@ def binding_of(cohort: Cohort) -> dict[str, Any]:
         },
         "task": {"task": config.task, "classes": config.classes, "label_values": config.label_values},
     }
-    plain: dict[str, Any] = json.loads(json.dumps(values))
+    plain: Json = json.loads(json.dumps(values))
     return plain
 
 
@@ -45,7 +44,7 @@ def _assignment(cohort: Cohort) -> str:
     return digest.hexdigest()
 
 
-def require_binding(cohort: Cohort, bound: Mapping[str, Any] | None) -> None:
+def require_binding(cohort: Cohort, bound: Json | None) -> None:
     """Raise LedgerRefused where a cohort is read in another way than it was registered; None binds nothing."""
     if bound is None:
         return

@@ -208,7 +208,7 @@ class Register(Body):
     public: dict[str, str] | None
     overlaps: tuple[str, ...]
     cautions: tuple[str, ...]
-    binding: dict[str, Any] | None = None
+    binding: Json | None = None
     nonce: str = sealed()
     classes: tuple[tuple[int, int], ...] = sealed()
     links: int = sealed()

@@ -116,7 +116,7 @@ def entries(book: Book) -> list[Entry]:
         return [read_entry(row) for row in rows]
 
 
-def binding(book: Book, cohort: str, fingerprint: str) -> dict[str, Any] | None:
+def binding(book: Book, cohort: str, fingerprint: str) -> Json | None:
     """How the data of this version are to be read, as it was registered; None where nothing was bound.
 
     Raises LedgerRefused for data that are not registered.

@@ -30,7 +30,7 @@ def register(
     version: int | None = None,
     overlaps: Sequence[str] = (),
     cautions: Sequence[str] = (),
-    binding: Mapping[str, Any] | None = None,
+    binding: Json | None = None,
     controller: Controller | None = None,
 ) -> CohortVersion:
     """Register a cohort, or a new version of it; the same content and facts again change nothing.

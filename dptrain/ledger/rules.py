@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Any
 
 from dptrain.accounting.units import INFINITE_UNITS
 from dptrain.errors import LedgerRefused
@@ -101,7 +100,7 @@ def check_unseen(state: State, version: Version, inherited: Sequence[str]) -> No
             )
 
 
-def _split_of(version: Version) -> Any:
+def _split_of(version: Version) -> object:
     return None if version.binding is None else version.binding.get("split")
 
 

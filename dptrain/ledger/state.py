@@ -38,7 +38,7 @@ class Version:
     cautions: list[str]
     seq: int
     time: str
-    binding: dict[str, Any] | None = None
+    binding: Json | None = None
 
 
 @dataclass

@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from dptrain.commands.acts.ledger.desk import controller_of, opened
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError, LedgerRefused
 from dptrain.ledger.facts import PublicDeclaration
 from dptrain.ledger.keys import Keys, normal_issuer
+from dptrain.plain import Json
 from dptrain.terminal import secrets
 from dptrain.terminal.output import Output
 
@@ -33,7 +33,7 @@ class ScanResult:
     licence: str | None = None
     unread: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    binding: Mapping[str, Any] | None = None
+    binding: Json | None = None
 
 
 def scan(words: Sequence[str], keys: Keys) -> ScanResult:
