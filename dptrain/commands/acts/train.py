@@ -121,8 +121,10 @@ def _end_sweep(rows: list[Json]) -> int:
 def _print_trials(rows: list[Json], charged: Mapping[str, Run]) -> None:
     """One line a trial: by which of its words it differs, what it promises, and how it ended."""
     table = Table(title="The trials of this sweep", title_justify="left")
-    for name in ("trial", "epsilon (PLD)", "spent after (gate)", "ended"):
-        table.add_column(name, justify="left" if name in ("trial", "ended") else "right")
+    table.add_column("differs in", overflow="fold", ratio=3)  # what sets trials apart is never cut
+    for name in ("epsilon (PLD)", "spent after (gate)"):
+        table.add_column(name, justify="right")
+    table.add_column("ended", overflow="fold", ratio=2)
     common = set.intersection(*(set(row["trial"].split()) for row in rows))
     for row in rows:
         trial = " ".join(word for word in row["trial"].split() if word not in common) or row["trial"]
