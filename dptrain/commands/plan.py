@@ -19,7 +19,7 @@ PLAN = Command(
     examples=(
         "dptrain plan public_size=2215 privacy.expected_batch_size=600 privacy.steps=200 privacy.target_epsilon=3",
         "dptrain plan public_size=2215 recipe=chest_xray_pneumonia privacy.target_epsilon=1",
-        "dptrain plan -m public_size=2215 recipe=chest_xray_pneumonia privacy.target_epsilon=1,2,4 optimizer.lr=0.5,2",
+        "dptrain plan -m public_size=2215 recipe=chest_xray_pneumonia privacy.target_epsilon=1,2,4 optimizer.lr=1,2",
         "dptrain plan public_size=800 privacy.expected_batch_size=64 privacy.epochs=20 privacy.steps=null",
     ),
     sections=("privacy",),

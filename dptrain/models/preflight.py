@@ -10,6 +10,7 @@ real data.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -351,11 +352,8 @@ def check_separable(
     changed[mine], changed_label[mine] = image[mine], label[mine]
 
     def ready(tensor: Tensor, double: bool) -> Tensor:
-        return (
-            tensor.to(where, torch.float64 if double else torch.float32)
-            if tensor.is_floating_point()
-            else tensor.to(where)
-        )
+        floating = torch.float64 if double else torch.float32
+        return tensor.to(where, floating if tensor.is_floating_point() else tensor.dtype)
 
     def attempt(double: bool) -> tuple[dict[str, _Outcome], dict[str, Tensor]]:
         net = shaken(model)
@@ -383,6 +381,8 @@ def check_separable(
             except (RuntimeError, TypeError):  # layers or losses that exist in float32 only
                 return _judged(seen, different, TOLERANCE_FLOAT32, "float32")
             findings = _judged(seen, different, TOLERANCE, "float64")
+        if not any(finding.status == "refused" for finding in findings):
+            findings += _beside_extremes(shaken(model), loss, ready(image, False), ready(label, False))
     except _NotPerRecord as error:
         return [Finding(what, "refused", *error.args)]
     except Exception as error:
@@ -390,6 +390,38 @@ def check_separable(
         remedy = f"Check data.image_shape={list(input_shape)}, channels, classes and task={task}."
         return [Finding(what, "refused", why, remedy)]
     return findings
+
+
+EXTREMES = (0.0, 255.0, 65535.0, 1e6, -1e6, math.nan, math.inf)
+"""What the others' pixels are set to, since some networks look at the others only where those are unlike an image."""
+
+
+def _beside_extremes(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> list[Finding]:
+    """One patient among 17 or more others whose pixels are extreme: bit for bit the same losses and gradients.
+
+    Beside values that are not finite the losses alone are compared: zero times NaN is NaN in plain autograd's sums.
+    The number of rows is one, so that no kernel has a reason to round otherwise. Large images have fewer others.
+    """
+    least = 18 if image[0].numel() <= 1 << 18 else len(image)
+    copies = -(-least // len(image))
+    image, label = (t.repeat(copies, *[1] * (t.dim() - 1)) for t in (image, label))
+    records, mine = list(range(len(image))), [0, 1]
+    expected = _run(copy.deepcopy(model), loss, image, label, records, mine)
+    moved: list[str] = []
+    for value in EXTREMES:
+        beside = image.clone()
+        beside[len(mine) :] = value
+        outcome = _run(copy.deepcopy(model), loss, beside, label, records, mine)
+        same = torch.equal(expected.losses, outcome.losses)
+        if math.isfinite(value):
+            same = same and all(torch.equal(a, b) for a, b in zip(expected.grads, outcome.grads, strict=True))
+        if not same:
+            moved.append(f"{value:g}")
+    if not moved:
+        return []
+    why = f"a patient's loss or gradient is another beside patients whose pixels are {', '.join(moved)}"
+    remedy = "Find the layer or loss that looks across the batch axis and let it work on each record alone."
+    return [Finding("separability", "refused", why, remedy)]
 
 
 def _judged(

@@ -166,7 +166,7 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> Json:
+def outlook(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> Json:
     """What `dptrain plan` prints: the plan under both kinds of budget, the promise and its ceilings.
 
     The open budget's order is the one that is best for this very plan (the steward's forecast).
@@ -218,7 +218,7 @@ def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient",
 
 
 @dataclass(frozen=True)
-class Trial:
+class PlannedTrial:
     """One trial of a sweep that is planned: by which words it differs, its plan, and its epsilon by PLD alone."""
 
     words: str
@@ -227,7 +227,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class SweepForecast:
+class SweepOutlook:
     """What the trials of a sweep promise one by one, and the budgets that all of them need together.
 
     Attributes:
@@ -236,16 +236,16 @@ class SweepForecast:
         delta: at which both hold: the least of the trials'.
     """
 
-    trials: tuple[Trial, ...]
+    trials: tuple[PlannedTrial, ...]
     planned: float
     opened: float
     order: float
     delta: float
 
 
-def forecast_sweep(
+def sweep_outlook(
     trials: Sequence[tuple[str, PrivacyConfig]], *, public_size: int, unit: str = "patient"
-) -> SweepForecast:
+) -> SweepOutlook:
     """What `dptrain plan -m` prints, of trials and the words in which they differ.
 
     Raises ConfigError for a trial without noise.
@@ -267,8 +267,8 @@ def forecast_sweep(
     opened, order = min(
         (accounting.rdp_epsilon(float(cost), order, delta), order) for cost, order in zip(total, accounting.ORDERS)
     )
-    return SweepForecast(
-        tuple(Trial(words, plan, alone[plan]) for words, plan in rows),
+    return SweepOutlook(
+        tuple(PlannedTrial(words, plan, alone[plan]) for words, plan in rows),
         planned=accounting.pld_epsilon(tuple(every), delta),
         opened=opened,
         order=order,

@@ -34,7 +34,7 @@ from dptrain.training.bundle import write_bundle
 from dptrain.training.calibration import Calibration, fit_calibration
 from dptrain.training.inputs import Run, in_memory, load_run, prepare
 from dptrain.training.interrupts import Watch, watched
-from dptrain.training.loop import Checkpoints, FitResult, fit
+from dptrain.training.loop import Checkpoints, FitResult, choose_way, fit
 from dptrain.training.planning import check_chunk, open_status, plan_for
 from dptrain.training.step import PrivateStep, State, StepLog, build_optimizer
 from dptrain.vocabulary import Purpose, RunStatus, Split, task_spec
@@ -246,6 +246,10 @@ class Training:
     def train(self) -> None:
         """The steps of the plan, each lease paid before its first."""
         loader, plan = self._loader(), self.plan
+        step = self._step()
+        slow = choose_way(step, loader)  # before a step is paid: a refusal here gives the reservation back
+        if slow is not None:
+            self.say(f"one patient at a time, exact, but slower: {slow}")
         with _Logs(self.folder, plan, self.start) as logs:
             self.watch.stepping = True
 
@@ -255,7 +259,7 @@ class Training:
 
             try:
                 self.result = fit(
-                    self._step(),
+                    step,
                     loader,
                     self.grant,
                     start=self.start,
@@ -305,6 +309,7 @@ class Training:
             precision=settings.training.precision,
             rules=network.rules,
             names=network.names(model),
+            together=network.way.together,
         )
 
     def calibrate(self) -> None:

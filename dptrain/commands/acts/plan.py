@@ -15,7 +15,7 @@ from dptrain.plain import Json
 from dptrain.settings import load
 from dptrain.settings.overrides import trials
 from dptrain.terminal.output import Output, decimals
-from dptrain.training.planning import forecast, forecast_sweep
+from dptrain.training.planning import outlook, sweep_outlook
 
 
 def plan(call: Call) -> int:
@@ -23,7 +23,7 @@ def plan(call: Call) -> int:
     if "-m" in call.flags:
         return _plan_sweep(call)
     settings = load(call.settings)
-    result = forecast(
+    result = outlook(
         settings.privacy,
         public_size=call.words["public_size"],
         unit=settings.data.unit,
@@ -44,7 +44,7 @@ def _plan_sweep(call: Call) -> int:
         raise ConfigError("a sweep over cohorts has no one budget.", remedy="Plan each cohort by itself.")
     common = set.intersection(*(set(one) for one in words))
     names = [" ".join(word for word in one if word not in common) or "the run" for one in words]
-    cost = forecast_sweep(
+    cost = sweep_outlook(
         [(name, settings.privacy) for name, settings in zip(names, loaded, strict=True)],
         public_size=call.words["public_size"],
         unit=loaded[0].data.unit,
@@ -60,9 +60,7 @@ def _plan_sweep(call: Call) -> int:
     out.table("The trials of this sweep", ("differs in", "epsilon", "noise", "steps"), rows, right=(1, 2, 3))
     out.say(f"Every trial is charged. Together, at delta {cost.delta:.3g}, {len(rows)} trials need")
     out.say(f"  a planned budget (just these runs, kind=planned) of epsilon {_up(cost.planned)}, by joint PLD")
-    out.say(
-        f"  an open budget (any runs) of epsilon                       {_up(cost.opened)}, by RDP, order {cost.order:g}"
-    )
+    out.say(f"  an open budget (any runs) of epsilon {_up(cost.opened)}, by RDP, order {cost.order:g}")
     return EXIT_DONE
 
 

@@ -56,7 +56,7 @@ def _use(words: Words, settings: Sequence[str], status: CohortStatus) -> tuple[M
     batch, steps, noise = words["expected_batch_size"], words["steps"], words["noise_multiplier"]
     if batch is None and steps is None and noise is None:
         if settings:
-            one = forecast(settings, status.public_size, words["epsilon"], words["delta"])
+            one = one_run(settings, status.public_size, words["epsilon"], words["delta"])
             chosen = any(word.lstrip("+").startswith("privacy.noise_multiplier=") for word in settings)
             if (words["kind"] == BudgetKind.OPEN or runs > 1) and not chosen:
                 training, *rest = one  # so much noise that all of them together fit the budget
@@ -89,7 +89,7 @@ def _with_noise(one: Mechanism, words: Words, status: CohortStatus, also: tuple[
     return fitting_noise(words["epsilon"], delta, one, words["runs"], also=also, planned=planned, order=order)
 
 
-def forecast(words: Sequence[str], public_size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
+def one_run(words: Sequence[str], public_size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
     """The mechanisms of one run as these settings would train it, when it may cost epsilon."""
     from dptrain.settings import load
     from dptrain.training.planning import make_plan
