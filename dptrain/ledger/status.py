@@ -45,7 +45,12 @@ class RunCharge:
 
 @dataclass(frozen=True)
 class BudgetStatus:
-    """One signed budget: what was granted, spent and is left (epsilon at its gate)."""
+    """One signed budget: what was granted, spent and is left (epsilon at its gate).
+
+    share: the part that is spent of what adds up run by run, 0…1: nats of RDP of an open budget, declared mechanisms
+    of a planned one (epsilon itself does not add up). room: how many more runs like the newest one an open budget
+    pays for; None where no run tells, or a planned budget names its runs.
+    """
 
     id: int
     kind: str
@@ -59,6 +64,8 @@ class BudgetStatus:
     exhausted: bool
     planned: tuple[Mechanism, ...]
     unused: tuple[Mechanism, ...]
+    share: float
+    room: int | None
     reason: str
     advice: str | None
     date: str
@@ -167,6 +174,7 @@ def _budget_status(state: State, budget: Budget) -> BudgetStatus:
             if counter[key] > 0:
                 counter[key] -= 1
                 left = (*left, mechanism)
+    share, room = _share(state, budget, len(left))
     return BudgetStatus(
         id=budget.id,
         kind=budget.kind,
@@ -180,10 +188,27 @@ def _budget_status(state: State, budget: Budget) -> BudgetStatus:
         exhausted=gate.exhausted(state, budget),
         planned=budget.mechanisms,
         unused=left,
+        share=share,
+        room=room,
         reason=str(budget.signed[-1]["reason"]),
         advice=budget.signed[-1]["advice"],
         date=str(budget.signed[-1]["time"]),
     )
+
+
+def _share(state: State, budget: Budget, left: int) -> tuple[float, int | None]:
+    """The share that is spent of what adds up, and how many more runs like the newest one fit."""
+    if budget.kind != BudgetKind.OPEN:
+        return 1 - left / max(1, len(budget.mechanisms)), None
+    remaining, members = gate.remaining(state, budget), gate.lineage(state, budget.cohort)
+    costs = [
+        run.units(budget.order_index)
+        for run in state.runs.values()
+        if run.cohort in members and gate.counts(state, run.budget, budget)
+    ]
+    share = 1 - remaining / budget.units if budget.units else 1.0
+    newest = next((cost for cost in reversed(costs) if 0 < cost < INFINITE_UNITS), None)
+    return share, None if newest is None else remaining // newest
 
 
 def charges(state: State, name: str) -> list[RunCharge]:
