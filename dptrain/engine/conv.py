@@ -92,6 +92,21 @@ class Geometry:
         return gradients
 
 
+FEW = 16
+"""Columns below which kernels sum a row in an order that follows its place among the others (measured with MKL)."""
+
+
+def row_products(rows: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[…, M] of rows […, K] times matrix [M, K], plus bias: `F.linear`, each row's digits alike wherever it lies."""
+    few = len(matrix)
+    if not 1 < few < FEW:
+        return F.linear(rows, matrix, bias)
+    wide = matrix.new_zeros(FEW, matrix.shape[1])
+    wide[:few] = matrix
+    product = F.linear(rows, wide)[..., :few]
+    return product.contiguous() if bias is None else product + bias
+
+
 def per_row(maps: Tensor, factors: Tensor | None) -> Tensor:
     """maps [rows, …], each row times its factor [rows]; as they are for None."""
     return maps if factors is None else maps * factors.to(maps.dtype).view(-1, *[1] * (maps.dim() - 1))
@@ -103,10 +118,12 @@ def _channels(matrix: Tensor, maps: Tensor) -> Tensor:
     out = maps.new_empty(n, len(matrix), *space)
     places = math.prod(space)
     maps, flat = maps.view(n, c, places), out.view(n, len(matrix), places)
-    if places == 1:
+    if places == 1 and len(matrix) >= FEW:
         torch.mm(maps.squeeze(2), matrix.t(), out=flat.squeeze(2))
+    elif places == 1:
+        flat.squeeze(2).copy_(row_products(maps.squeeze(2), matrix))
     elif places <= 8 or matrix.numel() > places << 14:  # one product of all rows: one a row would be too small
-        product = maps.transpose(1, 2).reshape(-1, c) @ matrix.t()
+        product = row_products(maps.transpose(1, 2).reshape(-1, c), matrix)
         flat.copy_(product.view(n, places, len(matrix)).transpose(1, 2))
     else:
         torch.bmm(matrix.expand(n, *matrix.shape), maps, out=flat)
@@ -184,10 +201,10 @@ def squared_norms(values: Tensor) -> Tensor:
     out 4.7e-3 too small, more than the margin that clipping keeps. So runs of 1,024 values are summed in float32
     (exact to about 1e-7) and the runs in float64.
     """
-    whole = values.shape[-1] - values.shape[-1] % RUN
-    total: Tensor = torch.linalg.vector_norm(values[..., whole:], dim=-1).double().square()
-    if whole:
-        runs = values[..., :whole].unflatten(-1, (-1, RUN))
+    full = values.shape[-1] - values.shape[-1] % RUN
+    total: Tensor = torch.linalg.vector_norm(values[..., full:], dim=-1).double().square()
+    if full:
+        runs = values[..., :full].unflatten(-1, (-1, RUN))
         total = total + torch.linalg.vector_norm(runs, dim=-1).double().square().sum(-1)
     return total
 
@@ -239,8 +256,8 @@ def shifted_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Formed:
         x = big.new_zeros(m, c, r * area + extra)
         inner = x[:, :, : r * area].view(m, c, r, *room)
         source = big
-        for axis, (p, size, whole) in enumerate(zip(geo.padding, big.shape[3:], room, strict=True)):
-            length = min(size, whole - p)
+        for axis, (p, size, padded) in enumerate(zip(geo.padding, big.shape[3:], room, strict=True)):
+            length = min(size, padded - p)
             inner = inner.narrow(3 + axis, p, length)
             source = source.narrow(3 + axis, 0, length)
         inner.copy_(source.transpose(1, 2))
@@ -281,14 +298,14 @@ def correlated_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Formed:
     o, groups, n = small.shape[2], geo.groups, len(geo.kernel)
     maps = big.reshape(m, r, groups, c // groups, *big.shape[3:]).permute(3, 0, 2, 1, *range(4, 4 + n))
     kernels = small.reshape(m, r, groups, o // groups, *small.shape[3:]).permute(0, 2, 3, 1, *range(4, 4 + n))
-    found = torch.ops.aten.convolution(
+    correlated = torch.ops.aten.convolution(
         maps.reshape(c // groups, m * groups * r, *big.shape[3:]),
         kernels.reshape(m * o, r, *small.shape[3:]),
         None, geo.dilation, geo.padding, geo.stride, False, (0,) * n, m * groups,
     )  # fmt: skip
     for axis, k in enumerate(geo.kernel):
-        found = found.narrow(2 + axis, 0, k)  # more fit where the last places were left out by the stride
-    return Formed(found.transpose(0, 1).reshape(1, m, -1), lambda flat: flat.reshape(geo.weight))
+        correlated = correlated.narrow(2 + axis, 0, k)  # more fit where the last places were left out by the stride
+    return Formed(correlated.transpose(0, 1).reshape(1, m, -1), lambda flat: flat.reshape(geo.weight))
 
 
 def gram_norms(big: Tensor, small: Tensor, geo: Geometry) -> tuple[Tensor, Tensor]:
@@ -391,14 +408,12 @@ def _ways(geo: Geometry) -> list[str]:
 def choose(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, measure: bool) -> str:
     """`gram`, or the way to form the gradients: `native` or one of `_WAYS`.
 
-    By measuring on the tensors at hand, once for each geometry, map size and (rounded) number of patients
-    and records; by counting multiplications where `measure` is off or the layer is small.
+    By measuring on the tensors at hand, once for each geometry, map size and number of rows; by counting
+    multiplications where `measure` is off or the layer is small.
     """
-    records = layout.most * (len(x) // max(1, layout.records))
-    key = (
-        geo, x.shape[1:], g.shape[1:], x.device.type, x.dtype, layout.uniform is None, _rounded(records),
-        _rounded(layout.patients), torch.get_num_threads(), measure,
-    )  # fmt: skip
+    records = layout.usual * (len(x) // max(1, layout.records))
+    patients = max(1, layout.records // layout.usual)
+    key = (geo, x.shape, g.shape[1:], x.device.type, x.dtype, records, patients, torch.get_num_threads(), measure)
     if key not in _chosen:
         _chosen[key] = _choice(geo, layout, x, g, records, measure)
     return _chosen[key]
@@ -409,12 +424,8 @@ def _choice(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, records: int, m
     p = geo.weight[0] // geo.groups
     d = math.prod(geo.weight[1:])
     counted = "gram" if 2 * t * t < p * d * geo.groups else _ways(geo)[0]
-    work = t * p * d * geo.groups * layout.patients
+    work = t * p * d * geo.groups * max(1, layout.records // layout.usual)
     return counted if not measure or work < WORTH else _measured(geo, layout, x, g, t, p, d)
-
-
-def _rounded(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()
 
 
 def _measured(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, t: int, p: int, d: int) -> str:
@@ -491,14 +502,14 @@ def patient_gradients(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, way: 
 
 def norms(geo: Geometry, layout: Layout, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Squared norms and their bounds [P] through Gram matrices."""
-    whole: tuple[Tensor, Tensor] | None = None
+    out: tuple[Tensor, Tensor] | None = None
     for members, (xs, gs) in layout.groups(x, g):
-        found = gram_norms(*_pair(geo, xs, gs), geo)
+        part = gram_norms(*_pair(geo, xs, gs), geo)
         if isinstance(members, slice):
-            return found
-        if whole is None:
-            whole = x.new_zeros(layout.patients), x.new_zeros(layout.patients)
-        for all_of, some in zip(whole, found, strict=True):
+            return part
+        if out is None:
+            out = x.new_zeros(layout.patients), x.new_zeros(layout.patients)
+        for all_of, some in zip(out, part, strict=True):
             all_of[members] = some
-    assert whole is not None
-    return whole
+    assert out is not None
+    return out

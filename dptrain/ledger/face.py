@@ -79,10 +79,12 @@ class Ledger(Book):
 
     status = looking.status
     require_open = looking.require_open
+    objections = looking.objections
     cohorts = looking.cohorts
     head = looking.head
     run = looking.run
     bound = looking.bound
+    binding = looking.binding
     weights = looking.weights
     entries = looking.entries
 

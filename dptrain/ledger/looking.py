@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import sqlalchemy as sa
 
+from dptrain.errors import LedgerRefused
 from dptrain.ledger import rules, store
 from dptrain.ledger.book import Book, read_entry
 from dptrain.ledger.chain import Entry, SignedHead, sign_head
+from dptrain.ledger.charges import charge_of
 from dptrain.ledger.facts import Bound, Released, ReleaseTerms, Result, WeightsSource
 from dptrain.ledger.state import RunState
 from dptrain.ledger.status import CohortStatus, status_of
 from dptrain.plain import Json
+from dptrain.plan import Plan
 
 
 def status(book: Book, cohort: str) -> CohortStatus:
@@ -30,6 +33,28 @@ def require_open(book: Book, cohort: str) -> None:
     """
     with book.view() as (_, state):
         rules.require_open(state, rules.cohort(state, cohort))
+
+
+def objections(book: Book, plan: Plan, cohort: str, weights: WeightsSource | None = None) -> list[LedgerRefused]:
+    """Every reason for which :meth:`Ledger.reserve` would refuse this plan now, but for what only the data tell.
+
+    Records nothing, and looks at the newest version of the cohort alone. What it says follows from public
+    configuration and public charges, like the refusals themselves.
+    """
+    reasons = []
+    with book.view() as (_, state):
+        version = rules.cohort(state, cohort)
+        charge = charge_of(plan.mechanisms)
+        for rule in (
+            lambda: rules.check_plan(plan, version),
+            lambda: rules.check_weights(state, weights),
+            lambda: rules.afford(state, version, plan, charge),
+        ):
+            try:
+                rule()
+            except LedgerRefused as error:
+                reasons.append(error)
+    return reasons
 
 
 def cohorts(book: Book) -> list[str]:
@@ -89,3 +114,12 @@ def entries(book: Book) -> list[Entry]:
     with book.view() as (connection, _):
         rows = connection.execute(sa.select(store.entries).order_by(store.entries.c.seq))
         return [read_entry(row) for row in rows]
+
+
+def binding(book: Book, cohort: str, fingerprint: str) -> Json | None:
+    """How the data of this version are to be read, as it was registered; None where nothing was bound.
+
+    Raises LedgerRefused for data that are not registered.
+    """
+    with book.view() as (_, state):
+        return rules.version(state, cohort, fingerprint).binding

@@ -15,6 +15,7 @@ from dptrain.ledger import WeightsSource
 from dptrain.models.build import build
 from dptrain.models.private import Change, make_private
 from dptrain.models.split import split_frozen
+from dptrain.models.ways import NOT_TRIED, Way
 from dptrain.models.weights import ModelStore
 from dptrain.records import RunFolder
 from dptrain.settings import ModelConfig, Settings
@@ -28,7 +29,7 @@ class Network:
 
     frozen gives features without gradients, or is None; trainable goes from there (or from the image) to the
     output. weights_kind is random, package, public or ledger. rules: names of trainable parameters of the whole,
-    each with the way that model.rules chose for it.
+    each with the way that model.rules chose for it. way: whether patients may run together, once the check has tried.
     """
 
     whole: nn.Module
@@ -39,6 +40,7 @@ class Network:
     weights_kind: str
     weights_note: str
     rules: dict[str, str] = field(default_factory=dict)
+    way: Way = NOT_TRIED
 
     def names(self, part: nn.Module) -> dict[str, str]:
         """Name of a parameter in a part of the network -> its name in the whole."""

@@ -34,8 +34,8 @@ from dptrain.training.bundle import write_bundle
 from dptrain.training.calibration import Calibration, fit_calibration
 from dptrain.training.inputs import Run, in_memory, load_run, prepare
 from dptrain.training.interrupts import Watch, watched
-from dptrain.training.loop import Checkpoints, FitResult, fit
-from dptrain.training.planning import open_status, plan_for
+from dptrain.training.loop import Checkpoints, FitResult, choose_way, fit
+from dptrain.training.planning import check_chunk, open_status, plan_for
 from dptrain.training.step import PrivateStep, State, StepLog, build_optimizer
 from dptrain.vocabulary import Purpose, RunStatus, Split, task_spec
 
@@ -150,20 +150,14 @@ class Training:
 
     def check(self) -> None:
         """Network, loss, pipeline and plan fit together. Raises CheckRefused or ConfigError."""
-        settings, plan = self.settings, self.plan
+        settings = self.settings
         self.network = build_network(settings)
+        check_chunk(settings)
         findings = check(settings, self.network)
         models.refuse(findings)
         for finding in findings:
             if finding.status == "changed":
                 self.say(f"changed: {finding.what}")
-        largest = plan.max_records_per_patient * plan.views
-        if settings.training.chunk < largest:
-            raise ConfigError(
-                f"training.chunk={settings.training.chunk} cannot hold one patient: the record cap "
-                f"{plan.max_records_per_patient} times {plan.views} views makes {largest}.",
-                remedy="Raise training.chunk, or lower privacy.max_records_per_patient or privacy.views.",
-            )
 
     def read(self) -> None:
         """Hash the cohort. Raises DataUnreadable with every fault of the manifest."""
@@ -171,6 +165,7 @@ class Training:
             self.ledger.require_open(self.status.name)  # refused before an image is read
         self.say(f"reading and hashing {self.settings.data.name}")
         self.cohort = data.scan(self.settings.data, self.keys)
+        data.require_binding(self.cohort, self.ledger.binding(self.status.name, self.cohort.fingerprint))
         if self.settings.training.evaluate and not self.cohort.split(Split.TEST):
             raise ConfigError(
                 "the test split holds no patient.", remedy="Set data.split so that it does, or evaluate=false."
@@ -252,6 +247,10 @@ class Training:
     def train(self) -> None:
         """The steps of the plan, each lease paid before its first."""
         loader, plan = self._loader(), self.plan
+        step = self._step()
+        slow = choose_way(step, loader)  # before a step is paid: a refusal here gives the reservation back
+        if slow is not None:
+            self.say(f"one patient at a time, exact, but slower: {slow}")
         with _Logs(self.folder, plan, self.start) as logs:
             self.watch.stepping = True
 
@@ -261,7 +260,7 @@ class Training:
 
             try:
                 self.result = fit(
-                    self._step(),
+                    step,
                     loader,
                     self.grant,
                     start=self.start,
@@ -276,7 +275,7 @@ class Training:
     def _note(self) -> None:
         """What the controller alone is told: steps that drew nobody, and records that counted as zero."""
         log = self.result.log
-        empty = sum(entry.restricted["patients"] == 0 for entry in log)
+        empty = sum(entry.restricted.get("patients") == 0 for entry in log)
         if 2 * empty > len(log):
             self.folder.note(
                 f"{empty} of {len(log)} steps drew nobody: most or all patients have withdrawn or are spent in other "
@@ -311,6 +310,7 @@ class Training:
             precision=settings.training.precision,
             rules=network.rules,
             names=network.names(model),
+            together=network.way.together,
         )
 
     def calibrate(self) -> None:
@@ -539,6 +539,7 @@ def evaluate_run(
     if run.facts.status in UNFINISHED:
         run = _settled(run, store, say)
     cohort = data.scan(settings.data, keys)
+    data.require_binding(cohort, store.binding(status.name, cohort.fingerprint))
     with store.admit(
         status.name, purpose=Purpose.EVALUATE, run=str(run.facts.id), fingerprint=cohort.fingerprint
     ) as grant:

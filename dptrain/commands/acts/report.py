@@ -17,6 +17,7 @@ from dptrain.report import cohort
 from dptrain.report.build import build
 from dptrain.report.language import Language
 from dptrain.report.release import standing
+from dptrain.report.shapes import Facts
 from dptrain.report.verify import verify
 from dptrain.terminal.words import Words
 from dptrain.vocabulary import LANGUAGES
@@ -61,8 +62,8 @@ def report(call: Call) -> int:
 
 
 def _say_missing(target: Path) -> None:
-    facts, t = json.loads((target / "facts.json").read_text(encoding="utf-8")), Language("en")
-    for name in facts["warnings"]:
+    facts, t = Facts.of(json.loads((target / "facts.json").read_text(encoding="utf-8"))), Language("en")
+    for name in facts.warnings:
         print(f"  note  {t(f'warning.{name}')}", file=sys.stderr)
 
 

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 from dptrain.errors import ConfigError
 from dptrain.files import write_json
 from dptrain.plain import Json
+from dptrain.records.shape import Record
 from dptrain.settings import Settings, load, settings_of
-from dptrain.settings.compose import prepare
+from dptrain.settings.compose import for_hydra
 from dptrain.settings.explain import explain
 from dptrain.settings.overrides import refuse_flags
 from dptrain.shipped import shipped
@@ -79,7 +80,7 @@ def compose_and_run(
 
     refuse_flags(words, FLAGS)
     overrides = override_words(words)
-    asked = prepare(overrides, sweep=is_sweep(words))
+    asked = for_hydra(overrides, sweep=is_sweep(words))
     if any(word in ("-c", "--cfg") for word in words) and not is_sweep(words):
         load(overrides)  # what is printed has been checked too
     extra = asked.extra
@@ -129,9 +130,9 @@ def job_settings(config: DictConfig) -> Settings:
     return replace(settings, training=replace(settings.training, run=str(folder)))
 
 
-def write_outcome(row: Json) -> None:
+def write_outcome(trial: Record) -> None:
     """Hand how this job of a sweep ended to the command that started it (readable by this account only)."""
     from hydra.core.hydra_config import HydraConfig
 
     path = Path(os.environ[OUTCOMES]) / f"{int(HydraConfig.get().job.num):06d}.json"
-    write_json(path, row, private=True)  # Ctrl-C may come at any time
+    write_json(path, trial.to_json(), private=True)  # Ctrl-C may come at any time
