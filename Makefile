@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help env demo test test-all test-again test-hostile test-ledger lint settings clean \
+.PHONY: help env demo test test-all test-again test-ledger test-hostile lint settings clean \
         bench-utility bench-step bench-coverage bench-ledger bench-audit bench-accounting
 
 help: ## what can be made
@@ -30,14 +30,15 @@ test: $(STAMP) ## the tests that CI runs (under 15 minutes on two cores)
 test-all: $(STAMP) ## every test, the slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "" $(ARGS)
 
-test-hostile: $(STAMP) ## 20,000 hostile patients a kind of layer (under 40 minutes)
-	$(BIN)/python -m benchmarks.hostile $(ARGS)
-
 test-again: $(STAMP) ## the suite N times (N=20), and how often each test failed
 	$(BIN)/python -m tests.again $(or $(N),20) $(ARGS)
 
 test-ledger: $(STAMP) ## crash, race and fault counts of the ledger (under 60 minutes)
 	$(BIN)/python -m benchmarks.ledger_faults
+
+test-hostile: $(STAMP) ## hostile patients (20,000 a kind of layer), manifests, headers and files (a million rows)
+	$(BIN)/python -m benchmarks.hostile
+	$(BIN)/python -m benchmarks.hostile_files
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -267,8 +267,8 @@ def main(words: Sequence[str]) -> int:
         table_columns=["layer", "patients", "largest", "violations", "seconds"],
         title="A search for a patient who moves the clipped sum by more than C",
         notes="One hostile patient is added to honest ones, in chunks of one shape. `largest` is the largest "
-        "distance of the sum with and without the patient, over C, of all trials; above 1 the sensitivity would be broken. A "
-        "search finds faults; that it found none proves nothing.",
+        "distance of the sum with and without the patient, over C, of all trials; above 1 the sensitivity would be "
+        "broken. A search finds faults; that it found none proves nothing.",
         folder=given.folder,
     )
     return int(any(row["violations"] for row in rows))

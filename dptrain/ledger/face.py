@@ -84,6 +84,7 @@ class Ledger(Book):
     head = looking.head
     run = looking.run
     bound = looking.bound
+    binding = looking.binding
     weights = looking.weights
     entries = looking.entries
 

@@ -114,3 +114,12 @@ def entries(book: Book) -> list[Entry]:
     with book.view() as (connection, _):
         rows = connection.execute(sa.select(store.entries).order_by(store.entries.c.seq))
         return [read_entry(row) for row in rows]
+
+
+def binding(book: Book, cohort: str, fingerprint: str) -> Json | None:
+    """How the data of this version are to be read, as it was registered; None where nothing was bound.
+
+    Raises LedgerRefused for data that are not registered.
+    """
+    with book.view() as (_, state):
+        return rules.version(state, cohort, fingerprint).binding

@@ -164,7 +164,7 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> Json:
+def outlook(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> Json:
     """What `dptrain plan` prints: the plan under both kinds of budget, the promise and its ceilings.
 
     The open budget's order is the one that is best for this very plan (the steward's forecast).

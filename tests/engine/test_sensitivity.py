@@ -95,7 +95,7 @@ def test_a_factor_that_float32_cannot_hold_clips_to_no_more() -> None:
 
 
 def test_at_a_kink_the_others_do_not_follow_how_many_there_are() -> None:
-    """Activations whose sign hangs by the last digit: in chunks of three rows and of four, kernels round otherwise."""
+    """Activations whose sign hangs by the last digit: for three rows and for four, kernels round otherwise."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(256, 64, bias=False), nn.ReLU(), nn.Linear(64, 2, bias=False))
     with torch.no_grad():

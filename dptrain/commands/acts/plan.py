@@ -12,13 +12,13 @@ from dptrain.errors import EXIT_DONE
 from dptrain.plain import Json
 from dptrain.settings import load
 from dptrain.terminal.output import decimals
-from dptrain.training.planning import forecast
+from dptrain.training.planning import outlook
 
 
 def plan(call: Call) -> int:
     """Plan; touches no data."""
     settings = load(call.settings)
-    result = forecast(
+    result = outlook(
         settings.privacy,
         public_size=call.words["public_size"],
         unit=settings.data.unit,
