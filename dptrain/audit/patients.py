@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from dptrain.audit.attacks import (
 from dptrain.audit.scores import Array
 from dptrain.audit.statistics import auc_p_values, null_spread, stratified_auc
 from dptrain.errors import ConfigError
+from dptrain.plain import Json
 from dptrain.terminal.words import suggest
 from dptrain.vocabulary import Labels, task_spec
 
@@ -95,7 +95,7 @@ def pooled_evidence(
     patients = member.shape[1]
     if attack == "student_t":
         return _joint_t(reference, member, target, patient, None)
-    asked: dict[str, Any] = {}
+    asked: Json = {}
     if attack == "rmia":
         asked = {"log_probability": task_spec(task).labels is Labels.MASK, "owner": patient}
         asked["population"] = None if outside is None else outside[:, patient]
@@ -246,6 +246,25 @@ def crossfit(
         else:
             evidence[held] = pooled_evidence(*fitted, attack=attack, task=task, outside=~member[held])
     return evidence, fold
+
+
+ORDERED_BY_SCORE = ("student_t", "lira_offline", "loss")  # of one record: larger score, more evidence
+
+
+def comparable(
+    scores: Array, patient: np.ndarray, evidence: Array, fold: np.ndarray, attack: str
+) -> tuple[Array, np.ndarray]:
+    """What of each patient may be compared over models, and with which: (values [M, P], fold [M, P]).
+
+    Cross-fitted evidence: within a fold only. Of a patient with one record, where the attack's evidence only rises
+    with the score, the score itself, over all models: nothing was fitted.
+    """
+    values, folds = evidence.copy(), np.repeat(fold[:, None], evidence.shape[1], axis=1)
+    if attack in ORDERED_BY_SCORE:
+        alone = np.bincount(patient, minlength=evidence.shape[1])[patient] == 1
+        values[:, patient[alone]] = scores[:, alone]
+        folds[:, patient[alone]] = fold.min(initial=0)
+    return values, folds
 
 
 def inflation(

@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from dptrain.audit import groups, patients, statistics
 from dptrain.audit.scores import Array
 from dptrain.cells import to_hide
+from dptrain.plain import Json
 from dptrain.records.audit import (
     Auc,
     Audit,
@@ -55,7 +55,7 @@ class Summary:
     """
 
     audit: Audit
-    rows: list[dict[str, Any]]
+    rows: list[Json]
     exposed: np.ndarray
     area: statistics.Area
 
@@ -64,8 +64,8 @@ class Summary:
 class Attacked:
     """The attack on every patient, each [P] unless said otherwise.
 
-    evidence, member: [M, P]; fold: [M]. possible: whether so many models allow a verdict at all. rates: by false
-    positive rate. fpr, tpr: the ROC over patients. baseline: AUC of the best record.
+    evidence, member, fold: [M, P], compared within a fold. possible: whether so many models allow a verdict at all.
+    rates: by false positive rate. fpr, tpr: the ROC over patients. baseline: AUC of the best record.
     """
 
     evidence: Array
@@ -163,7 +163,8 @@ def _attack(
     """Evidence, verdicts and rates from the scores of records that were trained on. own: [M, R]; owner: [R]."""
     count = member.shape[1]
     evidence, fold = patients.crossfit(own, member, owner, attack=config.attack, task=task)
-    area = statistics.stratified_auc(evidence, member, fold)
+    values, compared = patients.comparable(own, owner, evidence, fold, config.attack)
+    area = statistics.stratified_auc(values, member, compared)
     inflation = patients.inflation(own, member, owner, draw, attack=config.attack, task=task)
     area = dataclasses.replace(area, inflation=inflation)
     low, high = statistics.auc_interval(area)
@@ -172,19 +173,20 @@ def _attack(
     verdict = statistics.verdicts(
         q, high, false_discovery_rate=config.false_discovery_rate, tolerance=config.tolerance
     )
+    smallest = statistics.smallest_p_value(statistics.stratified_auc(evidence, member, fold))
     fpr, tpr = statistics.pooled_roc(evidence, member)
     return Attacked(
-        evidence=evidence,
+        evidence=values,
         member=member,
-        fold=fold,
+        fold=compared,
         area=area,
         low=low,
         high=high,
         p=p,
         q=q,
         verdict=verdict,
-        possible=bool(statistics.smallest_p_value(area) <= config.false_discovery_rate / max(count, 1)),
-        rates={rate: statistics.tpr_at(evidence, member, rate, area) for rate in RATES},
+        possible=bool(smallest <= config.false_discovery_rate / max(count, 1)),
+        rates=statistics.tpr_rates(values, member, compared, RATES, area),
         fpr=fpr,
         tpr=tpr,
         baseline=patients.best_record_auc(own, member, owner, fold),
@@ -207,9 +209,10 @@ def _withheld(attacked: Attacked, models: int, config: AuditConfig) -> tuple[Wit
     if not attacked.possible:
         need = statistics.models_needed(len(attacked.verdict), config.false_discovery_rate, patients.FOLDS)
         withheld.append(Withheld(what="verdicts", have=models, need=need))
+    folds = float(np.median([len(np.unique(column)) for column in attacked.fold.T]))
     for rate in attacked.rates:
         if _is_extrapolated(attacked, rate):
-            withheld.append(Withheld(what=f"tpr_at_{rate:g}", have=models, need=math.ceil(2.2 / rate)))
+            withheld.append(Withheld(what=f"tpr_at_{rate:g}", have=models, need=math.ceil(2.2 * folds / rate)))
     return tuple(withheld)
 
 
@@ -234,7 +237,7 @@ def _auc(attacked: Attacked, ceiling: float) -> Auc:
 def _rate(attacked: Attacked, rate: float, ceiling: Callable[[float], float] | None) -> Rate:
     """True positive rates at one false positive rate."""
     measured = attacked.rates[rate].tpr
-    at_rate = partial(statistics.fold_tpr, fpr=rate)
+    at_rate = partial(statistics.fold_tpr, fpr=rate, fprs=RATES)
     low, high = statistics.mean_interval(at_rate, attacked.evidence, attacked.member, attacked.fold)
     return Rate(
         mean=number_of(np.nanmean(measured)),
@@ -257,11 +260,11 @@ def _by_group(
     return groups.by_group(attacked.exposed, columns, strata, draw, small_cell=config.small_cell)
 
 
-def _rows(attacked: Attacked, people: People, records: np.ndarray, scan_auc: Array) -> list[dict[str, Any]]:
+def _rows(attacked: Attacked, people: People, records: np.ndarray, scan_auc: Array) -> list[Json]:
     """patients.csv, one row a patient."""
     rows = []
     for i in range(len(records)):
-        row: dict[str, Any] = {
+        row: Json = {
             "patient": people.pseudonym[i],
             "records": int(records[i]),
             "class": str(people.label[i]),
@@ -344,7 +347,7 @@ def _new_scan(
     return NewScan(auc=mean, low=number_of(low), high=number_of(high), patients=int(who.size)), auc
 
 
-def number_of(value: float | np.floating[Any]) -> float | None:
+def number_of(value: float | np.floating) -> float | None:
     """A number for JSON; None for NaN and infinity."""
     number = float(value)
     return number if math.isfinite(number) else None

@@ -18,13 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from enum import StrEnum
-from typing import Any
 
 from dptrain.errors import LedgerRefused
 from dptrain.files import utc_now
 from dptrain.ledger.chain import Entry, read_json, write_json
 from dptrain.ledger.signing import Signer, verified
 from dptrain.ledger.state import Approver, Rule, State
+from dptrain.plain import Json
 
 SCHEMA = "dptrain.decision/1"
 Ancestor = Callable[[int], bytes | None]
@@ -64,7 +64,7 @@ class Decision:
         return b"dptrain.decision\0" + write_json({"schema": SCHEMA, **asdict(self)}).encode()
 
     @classmethod
-    def draw_up(cls, state: State, kind: str, body: dict[str, Any], *, days: int) -> Decision:
+    def draw_up(cls, state: State, kind: str, body: Json, *, days: int) -> Decision:
         """A new decision, on the ledger as it is, that can be applied for so many days."""
         text = write_json(body)
         last_day = str(date.fromisoformat(day_of(state, utc_now())) + timedelta(days=days))

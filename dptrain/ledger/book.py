@@ -48,6 +48,7 @@ from dptrain.ledger.kinds import apply, keys_for, needs_controller
 from dptrain.ledger.signing import Signer
 from dptrain.ledger.state import State
 from dptrain.ledger.store import Store, chunks
+from dptrain.plain import Json
 
 SNAPSHOT_EVERY = 64
 
@@ -246,8 +247,8 @@ class Book:
         self,
         connection: Connection,
         kind: str,
-        body: dict[str, Any],
-        sealed: dict[str, Any] | None = None,
+        body: Json,
+        sealed: Json | None = None,
         approval: Approval | None = None,
     ) -> Entry:
         """Sign an entry, fold it into the state, write it and move the head: what :meth:`add` does in the end."""

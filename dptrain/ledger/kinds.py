@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, dataclass_transform
+from typing import TypeVar, dataclass_transform
 
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger.approvals import DEFAULT, FOUNDING, Approval, Role, within_reach
@@ -24,6 +24,7 @@ from dptrain.ledger.state import (
     Approver,
     Budget,
     CohortState,
+    Declared,
     PatientClass,
     Permit,
     Rule,
@@ -32,6 +33,7 @@ from dptrain.ledger.state import (
     Version,
     Weights,
 )
+from dptrain.plain import Json
 from dptrain.plan import Plan
 from dptrain.vocabulary import CLOSED, Basis, BudgetKind, RunStatus
 
@@ -381,7 +383,7 @@ class SignedBudget(Body):
     units: int
     minimum_charge: float
     minimum_units: int
-    declared: list[list[Any]]
+    declared: list[Declared]
     prefixes: list[float]
     reason: str
     advice: str | None
@@ -564,9 +566,9 @@ class Reserve(Body):
     cohort: str
     version: int
     budget: int | None
-    plan: dict[str, Any]
-    charge: dict[str, Any]
-    weights: dict[str, Any] | None
+    plan: Json
+    charge: Json
+    weights: Json | None
     inherited: tuple[str, ...]
     lease: int
     nonce: str = sealed()

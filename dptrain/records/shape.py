@@ -18,13 +18,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from dptrain.plain import Json
+
 LONGEST_TEXT = 600
 NEEDED = "needed"  # its absence is a fault
 LATE = "late"  # left out of the file while it is not known
 IN_0_1 = "in [0, 1]"
 Share = Annotated[float, IN_0_1]
 Path = tuple[str, ...]
-Json = dict[str, Any]  # an object, as json has it
+
 Value = Any  # whatever a field may hold
 Hint = Any  # a type, as annotations have it
 
@@ -241,8 +243,8 @@ def _table(kind: Hint, value: object, reader: Reader) -> Value:
     origin: object = get_origin(kind)
     arguments = get_args(kind)
     if origin is dict:
-        found = value if isinstance(value, dict) else {}
-        rows = {reader.text(key): _cell(arguments[1], inner, reader) for key, inner in found.items()}
+        table = value if isinstance(value, dict) else {}
+        rows = {reader.text(key): _cell(arguments[1], inner, reader) for key, inner in table.items()}
         return {key: inner for key, inner in rows.items() if inner is not None or arguments[1] is Any}
     assert origin is tuple, f"{kind}: not a type that JSON has"
     values = value if isinstance(value, list | tuple) else ()

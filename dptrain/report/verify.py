@@ -12,9 +12,10 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dptrain.errors import ConfigError, DptrainError
+from dptrain.plain import Json
 from dptrain.records import RunFolder
 from dptrain.records.run import Charge
 from dptrain.report import facts as facts_module
@@ -84,7 +85,7 @@ def _edition(path: Path, run: Facts) -> list[Tie]:
     return ties
 
 
-def _against_run(name: str, facts: dict[str, Any], run: Facts) -> Tie:
+def _against_run(name: str, facts: Json, run: Facts) -> Tie:
     """The facts as written against those that the folder gives now. The ledger's history is left aside: it grows."""
     now = facts_module.public(run) if facts.get("edition") == Edition.PUBLIC else run
     fresh = {**now.to_json(), "made": facts.get("made"), "program": facts.get("program")}
@@ -93,7 +94,7 @@ def _against_run(name: str, facts: dict[str, Any], run: Facts) -> Tie:
     return Tie(f"{name}: says what the run says", not different, f"differs: {shown}" if different else "")
 
 
-def differences(a: Any, b: Any, path: str = "") -> list[str]:
+def differences(a: object, b: object, path: str = "") -> list[str]:
     """Dotted paths at which two JSON values differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         found = []
@@ -106,7 +107,7 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [path]
 
 
-def _against_facts(path: Path, name: str, facts: dict[str, Any], lang: str) -> list[Tie]:
+def _against_facts(path: Path, name: str, facts: Json, lang: str) -> list[Tie]:
     try:
         faces = render(Facts.of(facts), lang)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, DptrainError):

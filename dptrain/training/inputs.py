@@ -99,8 +99,8 @@ def load_inputs(
             part, truth = data.load_available(cohort, records[start : start + batch].tolist(), grant)
             if frozen is not None:
                 rows = len(part)
-                whole = torch.cat([part, part.new_zeros(batch - rows, *part.shape[1:])]) if rows < batch else part
-                part = frozen(whole.to(device)).float().cpu()[:rows]
+                filled = torch.cat([part, part.new_zeros(batch - rows, *part.shape[1:])]) if rows < batch else part
+                part = frozen(filled.to(device)).float().cpu()[:rows]
             images.append(part)
             labels.append(truth)
             bar.advance(len(part))
@@ -131,7 +131,9 @@ def prepare(
     record = np.array([r for _, r in pairs], dtype=np.int64)
     patient = torch.tensor([p for p, _ in pairs], dtype=torch.long)
     what = "computing features" if network.frozen is not None else "reading images"
-    inputs, label = load_inputs(cohort, record, grant, network.frozen, device, label=f"{what} ({'+'.join(splits)})")
+    said = f"{what} ({'+'.join(splits)})"
+    batch = 64 if network.way.together else 1
+    inputs, label = load_inputs(cohort, record, grant, network.frozen, device, label=said, batch=batch)
     return Prepared(cohort, inputs, label, patient, record, network, loss_for_task(settings.data.task))
 
 

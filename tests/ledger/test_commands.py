@@ -54,7 +54,7 @@ def scan(words: Sequence[str], keys: Keys) -> ScanResult:
     return ScanResult("chest", people(keys, 0, count), "patient", "clinic", cautions, "made up\n", "CC0")
 
 
-def forecast(words: Sequence[str], size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
+def one_run(words: Sequence[str], size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
     """What a recipe would train."""
     assert list(words) in (["recipe=chest"], ["recipe=chest", "privacy.noise_multiplier=8"])
     assert size == 20
@@ -64,7 +64,7 @@ def forecast(words: Sequence[str], size: int, epsilon: float, delta: float | Non
 def make_up_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registration and forecasts see the data floor above."""
     monkeypatch.setattr(steward, "scan", scan)
-    monkeypatch.setattr(controller, "forecast", forecast)
+    monkeypatch.setattr(controller, "one_run", one_run)
 
 
 @pytest.fixture

@@ -550,8 +550,9 @@ def test_a_sweep_in_folders_of_its_own_counts_its_trials(
 def test_a_trial_that_ended_and_is_not_found_leaves_the_sum_unknown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = {"trial": "optimizer.lr=0.1", "code": 0, "message": "", "run": str(tmp_path / "gone")}
-    assert commands._end_sweep([{**row, "sweep": "one", "resumed": False}]) == 0
+    gone = str(tmp_path / "gone")
+    trial = commands.Trial(words="optimizer.lr=0.1", code=0, message="", run=gone, sweep="one")
+    assert commands.end_sweep([trial]) == 0
     said = capsys.readouterr()
     assert "what the sweep cost together is not known" in said.err
     assert "charged trials" not in said.out
@@ -738,7 +739,7 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
     import dataclasses
 
     from dptrain import data, targets
-    from dptrain.audit.games.population import prepare
+    from dptrain.audit.games.population import gather
     from dptrain.audit.reference import train_with_engine
     from dptrain.engine import PatientGradients
     from dptrain.settings import AuditConfig
@@ -787,7 +788,7 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
     cohort = data.scan(settings.data, site.keys)
     identity = str(outcome.facts.id)
     with site.ledger.admit("tiny", purpose="audit", run=identity, fingerprint=cohort.fingerprint) as grant:
-        material, _ = prepare(settings, cohort, grant, plan, AuditConfig())
+        material, _ = gather(settings, cohort, grant, plan, AuditConfig())
     before = len(slow)
     shown = dataclasses.replace(material, plan=dataclasses.replace(plan, steps=1))
     train_with_engine(shown, np.ones(material.patients, dtype=bool))
