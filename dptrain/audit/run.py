@@ -147,6 +147,7 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
     ledger, keys, status = open_status(settings)
     say(f"reading and hashing {settings.data.name}")
     cohort = data.scan(settings.data, keys)
+    data.require_binding(cohort, ledger.binding(status.name, cohort.fingerprint))
     number = asked(settings, plan, identity)
     earlier = finished(folder, number, cohort.fingerprint)
     if earlier is not None:

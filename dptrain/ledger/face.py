@@ -86,6 +86,7 @@ class Ledger(Book):
     head = looking.head
     run = looking.run
     bound = looking.bound
+    binding = looking.binding
     weights = looking.weights
     entries = looking.entries
     signed_by = looking.signed_by

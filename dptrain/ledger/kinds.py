@@ -267,7 +267,10 @@ def _present(value: str | None) -> str:
 
 @kind("register")
 class Register(Body):
-    """A version of a cohort. `classes`: [class before, class now] of the patients in it."""
+    """A version of a cohort. `classes`: [class before, class now] of the patients in it.
+
+    binding: how the data are read (columns, rule of the split, salt, groups); None in entries of earlier programs.
+    """
 
     name: str
     version: int
@@ -280,6 +283,7 @@ class Register(Body):
     public: dict[str, str] | None
     overlaps: tuple[str, ...]
     cautions: tuple[str, ...]
+    binding: Json | None = None
     nonce: str = sealed()
     classes: tuple[tuple[int, int], ...] = sealed()
     links: int = sealed()
@@ -306,6 +310,7 @@ class Register(Body):
             cautions=list(self.cautions),
             seq=entry.seq,
             time=entry.time,
+            binding=self.binding,
         )
         state.versions.append(version)
         cohort.versions.append(version.id)

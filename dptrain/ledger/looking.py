@@ -134,3 +134,12 @@ def signed_by(book: Book, entry: Entry) -> list[str]:
         names = {state.recovery: "recovery code", **state.retired, **names}
         signatures = Approval.from_bytes(entry.countersignature).signatures
         return [names.get(signature.public, f"key {signature.public[:16]}…") for signature in signatures]
+
+
+def binding(book: Book, cohort: str, fingerprint: str) -> Json | None:
+    """How the data of this version are to be read, as it was registered; None where nothing was bound.
+
+    Raises LedgerRefused for data that are not registered.
+    """
+    with book.view() as (_, state):
+        return rules.version(state, cohort, fingerprint).binding

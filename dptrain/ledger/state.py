@@ -17,7 +17,7 @@ from dptrain.plan import Mechanism
 from dptrain.vocabulary import RunStatus
 
 T = TypeVar("T")
-STATE_VERSION = 5
+STATE_VERSION = 6
 Declared: TypeAlias = list[Any]  # a declared mechanism as canonical JSON has it: rate, noise, steps, what
 ADJACENCY = "add_remove"
 
@@ -38,6 +38,7 @@ class Version:
     cautions: list[str]
     seq: int
     time: str
+    binding: Json | None = None
 
 
 @dataclass

@@ -60,7 +60,9 @@ def test_it_is_read_and_verified_bit_for_bit(old: dict[str, Any], ledger: Ledger
     assert list(now["approvers"]) == ["controller"]
     assert now["approvers"]["controller"]["public"] == now["controller"]
     now = {**{name: now[name] for name in then}, "state_version": then["state_version"]}
-    for run in now["runs"].values():  # what entries say since
+    for version in now["versions"]:  # what entries say since
+        assert version.pop("binding") is None
+    for run in now["runs"].values():
         assert (run.pop("facts"), run.pop("results")) == (None, [])
         assert bool(run.pop("closing")) == (run["status"] != "open")
         assert [release["purpose"] for release in run.pop("releases")] in ([], ["study", None])

@@ -26,7 +26,7 @@ def confirm(
     work: Work | None,
     device: torch.device,
 ) -> Confirmed | None:
-    """Release game: the whole cohort with and without one patient, on fresh models, for the most exposed.
+    """Release game: the whole cohort with and without one patient, on fresh models, for the clearest traces.
 
     The attack is fitted on the population's models, so it owes nothing to the fresh ones: no winner's curse.
     The models with everybody are shared by all candidates; Benjamini–Yekutieli allows for that.
@@ -34,7 +34,7 @@ def confirm(
     `withheld`, where there are too few fresh models to confirm anybody.
     """
     order = np.argsort(-np.nan_to_num(summary.area.auc, nan=0.0), kind="stable")
-    top = [int(i) for i in order if summary.exposed[i]][: config.confirm]
+    top = [int(i) for i in order if summary.traced[i]][: config.confirm]
     if not top:
         return Confirmed(game="release", tested=0, confirmed=0)
     half = config.confirm_models // 2

@@ -100,6 +100,9 @@ def one_run(words: Sequence[str], public_size: int, epsilon: float, delta: float
     return make_plan(settings.privacy, public_size=public_size, unit=settings.data.unit).mechanisms
 
 
+PACKAGE_LICENCE = "Apache-2.0"  # of the weights that dptrain.models.pretrained reads from packages
+
+
 def weights(call: Call) -> int:
     """Declare weights public: those of a file, of a hash, or those that a recipe's network brings."""
     out, words = Output(as_json=call.as_json), call.words
@@ -107,11 +110,14 @@ def weights(call: Call) -> int:
     if [sha, words["file"], call.settings or None].count(None) != 2:
         raise ConfigError("give either file=… or sha256=…, or recipe=… for the weights that its network brings.")
     if call.settings:
-        sha, its_source = weights_of(call.settings)
-        source, licence = source or its_source, licence or "Apache-2.0"
+        sha, its_source, its_licence = weights_of(call.settings)
+        source, licence = source or its_source, licence or its_licence
     for name, value in (("source", source), ("licence", licence)):
         if value is None:
-            raise ConfigError(f"'{name}' is missing.", remedy=f"Give {name}=… of the weights.")
+            raise ConfigError(
+                f"'{name}' is missing: it is signed into the ledger, so it is never guessed.",
+                remedy=f"Give {name}=… of the weights.",
+            )
     if words["file"] is not None:
         try:
             sha = file_sha256(words["file"])
@@ -124,8 +130,8 @@ def weights(call: Call) -> int:
     return EXIT_DONE
 
 
-def weights_of(settings: Sequence[str]) -> tuple[str, str]:
-    """SHA-256 and source of the weights that a recipe's network brings.
+def weights_of(settings: Sequence[str]) -> tuple[str, str | None, str | None]:
+    """SHA-256 of the weights that a recipe starts from; source and licence where an installed package brings them.
 
     Raises ConfigError for a recipe that starts at random.
     """
@@ -135,7 +141,9 @@ def weights_of(settings: Sequence[str]) -> tuple[str, str]:
     network = build_network(load(settings))
     if network.weights is None:
         raise ConfigError("this recipe starts from random weights: there is nothing to declare.")
-    return network.weights.sha256, str(network.weights_note)
+    if network.weights_kind != "package":
+        return network.weights.sha256, None, None
+    return network.weights.sha256, str(network.weights_note), PACKAGE_LICENCE
 
 
 def permit(call: Call) -> int:
