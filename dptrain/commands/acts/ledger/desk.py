@@ -77,8 +77,11 @@ def _show_budget(status: CohortStatus, budget: BudgetStatus, out: Output) -> Non
     """What was granted, spent and left of one budget, and the use that was declared or forecast."""
     out.say(f"  granted    {promise(status, budget.epsilon, budget=budget)}, {budget.kind}, {budget.date[:10]}")
     out.say(f"             reason: {budget.reason}" + (f"; advice: {budget.advice}" if budget.advice else ""))
-    part = budget.spent_epsilon / budget.epsilon
-    out.say(f"  spent      epsilon = {number(budget.spent_epsilon)}  {_bar(part)} {part:.1%} of epsilon")
+    what = "its RDP" if budget.kind == BudgetKind.OPEN else "its declared mechanisms"
+    out.say(
+        f"  used       {_bar(budget.share)} {budget.share:.1%} of {what}, which adds up run by run{_room(budget)}"
+    )
+    out.say(f"  spent      epsilon = {number(budget.spent_epsilon)} of {number(budget.epsilon)} (does not add up)")
     out.say(
         f"  left       epsilon = {number(budget.remaining_epsilon)}"
         + (
@@ -94,6 +97,13 @@ def _show_budget(status: CohortStatus, budget: BudgetStatus, out: Output) -> Non
             f"             {count} × {mechanism.what}: rate {mechanism.sample_rate:.6g}, {mechanism.steps} steps,"
             f" noise_multiplier={mechanism.noise_multiplier!r}{left}"
         )
+
+
+def _room(budget: BudgetStatus) -> str:
+    """How many more runs fit, in the currency that adds up."""
+    if budget.room is None:
+        return ""
+    return f"\n             room for {budget.room} more run{'' if budget.room == 1 else 's'} like the newest one"
 
 
 def _show_runs(status: CohortStatus, out: Output) -> None:
