@@ -22,7 +22,7 @@ from dptrain.audit.games.likeness import Likeness, correlations, likeness, neare
 from dptrain.audit.games.lineup import WRONG, Trial
 from dptrain.audit.games.message import HONEST, IMPRINT, Found, Prior
 from dptrain.audit.games.pictures import Column, Line
-from dptrain.audit.games.population import prepare
+from dptrain.audit.games.population import gather
 from dptrain.audit.reference import Material
 from dptrain.audit.scores import Array
 from dptrain.audit.work import Kept
@@ -84,7 +84,7 @@ def play(bench: Bench, say: Say) -> tuple[list[AttackRow], list[Column], list[Le
     flat = len(shape_of(bench.settings.data)) == 3
     material = None
     if "lineup" in games or ("weights" in games and flat):
-        material, _ = prepare(
+        material, _ = gather(
             bench.settings,
             bench.cohort,
             bench.grant,

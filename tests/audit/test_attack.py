@@ -206,7 +206,7 @@ def test_records_that_are_no_pictures_are_said_not_to_be_played(make_site: Calla
     assert settings.attack.pictures == "none"  # off by default
     bench = rounds.Bench(settings, None, None, None, None, [], None)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "prepare", lambda *_: (None, None))
+        patch.setattr(rounds, "gather", lambda *_: (None, None))
         rows, columns, left_out = rounds.play(bench, quiet)
     assert [one.game for one in left_out] == ["message"]
     assert "two dimensions" in left_out[0].why
