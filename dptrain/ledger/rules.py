@@ -199,7 +199,7 @@ def remedy(state: State, name: str, owner: str) -> str:
 def _wait(state: State, name: str) -> str:
     """What helps where open runs hold reserved what they have not paid."""
     runs = [run.id for run in gate.holders(state, name)]
-    more = f" (and {len(runs) - 1} more)" if len(waiting) > 1 else ""
+    more = f" (and {len(runs) - 1} more)" if len(runs) > 1 else ""
     return (
         f"part of the budget is reserved by run {runs[0]}{more}, which is still open. Wait for it; or, if it died, "
         "resume it with `dptrain train training.resume=…` (the folder whose run.json names it), or give back what "
