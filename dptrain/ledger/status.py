@@ -260,7 +260,7 @@ def steps(run: RunCharge) -> str:
     return f"{run.steps}/{run.steps_planned} paid"
 
 
-def promise(status: CohortStatus, epsilon: float, *, budget: BudgetStatus | None = None) -> str:
+def epsilon_in_words(status: CohortStatus, epsilon: float, *, budget: BudgetStatus | None = None) -> str:
     """An epsilon with its unit, adjacency, delta and accountant."""
     delta = budget.delta if budget else status.budget_delta
     accountant = budget.accountant if budget else status.accountant
@@ -276,7 +276,7 @@ def story(status: CohortStatus, *, runs: int = 8) -> str:
     lines = [
         f"'{status.name}' (version {status.version}, {status.public_size} {status.unit}s declared) belongs to "
         f"{status.owner}.",
-        f"Granted:   {promise(status, status.budget_epsilon)}.",
+        f"Granted:   {epsilon_in_words(status, status.budget_epsilon)}.",
         f"Spent:     epsilon = {number(status.spent_epsilon)} (same terms) by {len(status.runs)} "
         f"run{_s(len(status.runs))}{':' if status.runs else '.'}",
     ]
