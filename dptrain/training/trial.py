@@ -15,6 +15,7 @@ from dptrain.engine.chunks import ChunkShape
 from dptrain.engine.residual import Residual, judge
 from dptrain.models.draws import FixedDraws
 from dptrain.models.losses import Loss
+from dptrain.models.preflight import Finding
 from dptrain.plan import Plan
 from dptrain.settings import OptimizerConfig
 from dptrain.training.step import PrivateStep
@@ -27,10 +28,7 @@ class _Drawn:
     step: int
     image: Tensor
     label: Tensor
-
-    @property
-    def patients(self) -> int:
-        return len(self.image)
+    patients: int
 
     def chunks(self) -> Iterator[PatientBatch]:
         if self.patients:
@@ -61,7 +59,8 @@ def residual_of(
     rate = OptimizerConfig(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
     step = kind(copy.deepcopy(model), replace(plan, steps=steps), loss=loss, optimizer=rate)
     step.shape = ChunkShape(len(image), 1, 1)
-    draws = [_Drawn(number, image[: number * len(image) // max(1, steps - 1)], label) for number in range(steps)]
+    counts = [number * len(image) // max(1, steps - 1) for number in range(steps)]
+    draws = [_Drawn(number, image[:count], label[:count], count) for number, count in enumerate(counts)]
     scale = plan.noise_multiplier * plan.max_grad_norm
     residuals, sums, taken = [], [], []
     with torch.random.fork_rng(devices=[]), step:
@@ -95,3 +94,18 @@ def _sums(model: nn.Module, loss: Loss, drawn: _Drawn, names: list[str], clip: f
         whole += gradient
         clipped += gradient * min(1.0, clip * (1 - MARGIN) / max(float(gradient.norm()), 1e-300))
     return clipped, whole
+
+
+TRIED = Plan(public_size=100, expected_batch_size=6, steps=4, noise_multiplier=1.0, max_grad_norm=1.0, delta=1e-3)
+"""Noise as large as the clip: what is tried is the step, at any size of it."""
+
+
+def try_noise(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> Finding:
+    """What the check says of the mechanism itself, for this network on this machine."""
+    residual = residual_of(model, TRIED, loss, image[:6], label[:6])
+    if residual.sound:
+        least = min(residual.p.values())
+        why = f"residuals of {TRIED.steps} made-up steps are standard normal (least p {least:.2g})"
+        return Finding("noise and clipping", "ok", why)
+    why = f"what is released is not the clipped sum with the promised noise: {', '.join(residual.alarms)}"
+    return Finding("noise and clipping", "refused", why, "Report this: it is a fault of the program or the machine.")
