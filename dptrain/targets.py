@@ -63,8 +63,8 @@ def locate(target: str) -> Callable[..., Any]:
             f"_target_ '{target}' is neither a class of networks or layers nor a listed factory of them.",
             remedy="Name a subclass of torch.nn.Module, or one of: " + ", ".join(sorted(FACTORIES)),
         )
-    found: Callable[..., Any] = named
-    return found
+    called: Callable[..., Any] = named
+    return called
 
 
 def _is_network(named: object) -> bool:
@@ -81,6 +81,14 @@ def arguments_of(node: Mapping[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(locate(str(node["_target_"]))).parameters
     defaults = {name: one.default for name, one in parameters.items() if one.default is not inspect.Parameter.empty}
     return {**defaults, **given}
+
+
+def _not_taken(target: Callable[..., Any], values: Mapping[str, Any]) -> list[str]:
+    """Names of arguments that a target has no place for."""
+    parameters = inspect.signature(target).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        return []
+    return [name for name in values if name not in parameters]
 
 
 def instantiate(node: object, remedy: str | None = None) -> Any:
