@@ -134,8 +134,8 @@ def _registered(state: State, said: Version, overlaps: Sequence[str], number: in
     if name not in state.cohorts:
         return None
     newest = state.newest(name)
-    told = ("fingerprint", "public_size", "unit", "owner", "issuer", "public", "cautions", "binding")
-    same = all(getattr(newest, field) == getattr(said, field) for field in told)
+    fields = ("fingerprint", "public_size", "unit", "owner", "issuer", "public", "cautions", "binding")
+    same = all(getattr(newest, field) == getattr(said, field) for field in fields)
     if same and set(overlaps) <= set(state.cohorts[name].overlaps) and number in (None, newest.number):
         return _cohort_version(newest)
     return None
