@@ -83,9 +83,13 @@ def arguments_of(node: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **given}
 
 
+INIT = "__init__"
+
+
 def _not_taken(target: Callable[..., Any], values: Mapping[str, Any]) -> list[str]:
     """Names of arguments that a target, or the classes that it hands the rest to, have no place for."""
-    takers = [kind.__init__ for kind in target.__mro__] if isinstance(target, type) else [target]
+    mro = target.__mro__ if isinstance(target, type) else ()
+    takers = [vars(kind)[INIT] for kind in mro if INIT in vars(kind)] or [target]
     taken: set[str] = set()
     for taker in takers:
         parameters = inspect.signature(taker).parameters
