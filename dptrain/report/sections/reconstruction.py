@@ -12,7 +12,14 @@ def reconstruction(facts: Facts, t: Language) -> Section:
     attack = facts.attack
     if attack is None or not attack.rows:
         return section("reconstruction", t, [], marked=True)
-    head = [t(f"reconstruction.{name}") for name in ("what", "under", "reached", "allowed", "likeness", "guess")]
+    head = [
+        t("reconstruction.what"),
+        t("reconstruction.under"),
+        t("reconstruction.reached"),
+        t("reconstruction.allowed"),
+        t("reconstruction.likeness"),
+        t("reconstruction.guess"),
+    ]
     body = [_row(row, t) for row in attack.rows]
     blocks = [
         p(t("reconstruction.intro")),
