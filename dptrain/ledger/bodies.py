@@ -72,11 +72,11 @@ class Body:
             raise ValueError("unknown field")
         return cls(**values)
 
-    def facts(self) -> dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         """The part that may be shown, for JSON."""
         return {name: getattr(self, name) for name, field in self.FIELDS.items() if not field.sealed}
 
-    def secrets(self) -> dict[str, Any]:
+    def hidden(self) -> dict[str, Any]:
         """The sealed part, for JSON; what an entry does not hold (None) is left out."""
         values = {name: getattr(self, name) for name, field in self.FIELDS.items() if field.sealed}
         return {name: value for name, value in values.items() if value is not None}

@@ -161,7 +161,7 @@ class Book:
                 f"A {body.KIND} entry needs the controller's signature.",
                 remedy="Unlock the controller's key and run again.",
             )
-        return self.append(connection, body.KIND, body.facts(), body.secrets(), controller)
+        return self.append(connection, body.KIND, body.shown(), body.hidden(), controller)
 
     def append(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sqlalchemy.engine import Connection
@@ -15,8 +15,8 @@ from dptrain.ledger import gate, members, rules
 from dptrain.ledger.book import Book
 from dptrain.ledger.chain import sign_head
 from dptrain.ledger.charges import Charge, charge_of
-from dptrain.ledger.checks import check_name, check_sha, check_texts, whole
-from dptrain.ledger.facts import GateFacts, Receipt, WeightsSource
+from dptrain.ledger.checks import check_hashes, check_name, check_sha, check_texts, whole
+from dptrain.ledger.facts import Ending, GateFacts, Receipt, WeightsSource
 from dptrain.ledger.grants import Grant, charged, default_lease
 from dptrain.ledger.kinds import Admit, Calibrate, Close, Commit, Finish, Reserve, Resume
 from dptrain.ledger.state import ADJACENCY, Budget, RunState, State, Version
@@ -197,29 +197,29 @@ class Till:
         with self.book.view() as (_, state):
             return replace(rules.run(state, grant.run))
 
-    def finish(self, grant: Grant, how: str) -> None:
-        """End an evaluation or audit."""
+    def finish(self, grant: Grant, how: str, results: Mapping[str, str]) -> None:
+        """End an evaluation or audit; `results`: name -> SHA-256 of what it wrote."""
         _check_end(how)
+        check_hashes("result", results)
         with self.book.write() as (connection, state):
             admission = state.admissions.get(grant.id)
             if admission is None or not admission.open:
                 raise LedgerRefused(f"The ledger holds no open grant to {grant.purpose} for '{grant.run}'.")
-            self.book.add(connection, Finish(admission=grant.id, status=how))
+            self.book.add(connection, Finish(admission=grant.id, status=how, results=dict(results)))
 
-    def close(
-        self, grant: Grant, how: str, steps_run: int, model: str | None, did: Sequence[str], note: str | None
-    ) -> Receipt:
+    def close(self, grant: Grant, ending: Ending) -> Receipt:
         """End a training; what never began goes back on open budgets."""
-        _check_end(how)
+        _check_end(ending.status)
         plan = grant.plan
         if plan is None:
             raise LedgerRefused(f"The grant of run '{grant.run}' has no plan.")
-        if not 0 <= steps_run <= grant.committed:
-            raise LedgerRefused(f"{steps_run} steps ran, but {grant.committed} were paid: this must not be.")
-        if model is not None:
-            check_sha(model)
-        check_texts("a close", note=note)
-        for purpose in did:
+        if not 0 <= ending.steps_run <= grant.committed:
+            raise LedgerRefused(f"{ending.steps_run} steps ran, but {grant.committed} were paid: this must not be.")
+        for sha256 in (ending.model, ending.facts):
+            if sha256 is not None:
+                check_sha(sha256)
+        check_texts("a close", note=ending.note)
+        for purpose in ending.did:
             if purpose not in plan.declares:
                 raise LedgerRefused(f"the plan of '{grant.run}' does not declare '{purpose}'.")
         paid = self.standing(grant)
@@ -231,21 +231,22 @@ class Till:
             body = Close(
                 run=grant.run,
                 attempt=grant.attempt,
-                status=how,
-                steps_run=int(steps_run),
+                status=ending.status,
+                steps_run=ending.steps_run,
                 committed=run.committed,
                 epsilon_pld=epsilon,
-                model=model,
-                did=tuple(sorted(set(did))),
-                note=note,
+                model=ending.model,
+                facts=ending.facts,
+                did=tuple(sorted(set(ending.did))),
+                note=ending.note,
             )
             self.book.add(connection, body)
             after = rules.gate_facts(state, grant.cohort)
             return Receipt(
                 run=grant.run,
                 cohort=grant.cohort,
-                status=how,
-                steps_run=int(steps_run),
+                status=ending.status,
+                steps_run=ending.steps_run,
                 steps_charged=run.steps_charged,
                 steps_planned=plan.steps,
                 epsilon_pld=epsilon,

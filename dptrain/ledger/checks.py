@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import unicodedata
+from collections.abc import Mapping
 
 from dptrain.errors import ConfigError
 
@@ -49,6 +50,13 @@ def check_sha(sha256: str) -> None:
     """Raises ConfigError for what is not 64 hex digits."""
     if len(sha256) != 64 or any(letter not in "0123456789abcdef" for letter in sha256):
         raise ConfigError(f"'{sha256[:80]}' is no SHA-256: 64 hex digits are needed.")
+
+
+def check_hashes(what: str, hashes: Mapping[str, str]) -> None:
+    """Raises ConfigError for a name that is none, or a value that is no SHA-256."""
+    for name, sha256 in hashes.items():
+        check_name(what, name)
+        check_sha(sha256)
 
 
 def check_patient_key(key: bytes) -> None:

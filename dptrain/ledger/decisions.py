@@ -12,7 +12,8 @@ from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate, rules
 from dptrain.ledger.book import Book
 from dptrain.ledger.chain import Entry
-from dptrain.ledger.checks import check_name, check_sha, check_texts
+from dptrain.ledger.checks import check_hashes, check_name, check_sha, check_texts
+from dptrain.ledger.facts import ReleaseTerms
 from dptrain.ledger.keys import Controller
 from dptrain.ledger.kinds import DeclareWeights, Lock, Permission, Release, SignedBudget, Unlock
 from dptrain.ledger.state import ADJACENCY, Budget, State
@@ -154,26 +155,38 @@ def permit(
         return book.add(connection, body, own_controller(state, controller)).seq
 
 
-def record_release(
-    book: Book,
-    run: str,
-    *,
-    items: Sequence[str],
-    recipient: str,
-    controller: Controller,
-    purpose: str | None = None,
-    advice: str | None = None,
-) -> Entry:
-    """Record the controller's decision that results of a run leave the house; returns the entry."""
-    if not items:
-        raise ConfigError("a release names what is released.")
-    check_texts("a release", recipient=recipient, purpose=purpose, advice=advice)
-    for item in items:
-        check_name("item", item)
-    body = Release(run=run, items=tuple(items), recipient=recipient, purpose=purpose, advice=advice)
+def record_release(book: Book, run: str, terms: ReleaseTerms, controller: Controller) -> Entry:
+    """Record the controller's decision that results of a run leave the house; returns the entry.
+
+    Raises ConfigError for terms that say nothing or no hash, LedgerRefused for an unknown run or another key.
+    """
+    body = release_body(run, terms)
     with book.write() as (connection, state):
         rules.run(state, run)
         return book.add(connection, body, own_controller(state, controller))
+
+
+def release_body(run: str, terms: ReleaseTerms) -> Release:
+    """What is signed of a release."""
+    if not terms.items:
+        raise ConfigError("a release names what is released.")
+    check_texts(
+        "a release",
+        recipient=terms.recipient,
+        purpose=terms.purpose,
+        advice=terms.advice,
+        without_audit=terms.without_audit,
+        without_advice=terms.without_advice,
+    )
+    for item in (*terms.items, *terms.accepted):
+        check_name("item", item)
+    check_hashes("released file", terms.hashes)
+    if terms.assessment is not None:
+        check_sha(terms.assessment)
+    share = terms.accept_exposed
+    if share is not None and not 0 <= share <= 1:
+        raise ConfigError(f"accept_exposed={share} is no share between 0 and 1.")
+    return Release(run=run, **vars(terms))
 
 
 def lock(book: Book, cohort: str, *, reason: str) -> None:

@@ -82,6 +82,7 @@ class Ledger(Book):
     cohorts = looking.cohorts
     head = looking.head
     run = looking.run
+    bound = looking.bound
     weights = looking.weights
     entries = looking.entries
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dptrain.ledger.chain import SignedHead
 from dptrain.plan import Mechanism
@@ -49,6 +49,96 @@ class GateFacts:
     remaining: float | None
     minimum_charge: float | None
     locked: bool
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a training ends.
+
+    Attributes:
+        status: `complete` or `interrupted`; steps_run: steps that ran.
+        model: SHA-256 (hex) of the model file; facts: of what the run states about itself.
+        did: declared purposes that were carried out under this grant already.
+        note: a sentence for the record.
+    """
+
+    status: str
+    steps_run: int
+    model: str | None = None
+    facts: str | None = None
+    did: tuple[str, ...] = ()
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation or audit of a run wrote: file name -> SHA-256, in which entry, for which purpose."""
+
+    entry: int
+    purpose: str
+    cohort: str
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseTerms:
+    """What the controller decides when results leave the house.
+
+    Attributes:
+        items: what, in the words of `dptrain release`; recipient, purpose, advice: to whom, what for, who advised.
+        hashes: path in the run folder -> SHA-256 of each file that is released.
+        assessment: SHA-256 of the controller's assessment.
+        accept_exposed: the share of patients exposed by the audit that the controller signs for, 0 to 1.
+        without_audit, without_advice: why there is no audit, no advice of the data protection officer.
+        accepted: open checks that the controller accepts, by name.
+    """
+
+    items: tuple[str, ...]
+    recipient: str
+    purpose: str | None = None
+    advice: str | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+    assessment: str | None = None
+    accept_exposed: float | None = None
+    without_audit: str | None = None
+    without_advice: str | None = None
+    accepted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """A release as the controller signed it, and the entry that holds it."""
+
+    entry: int
+    hash: str
+    time: str
+    terms: ReleaseTerms
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the ledger binds of a run: compare with it whatever a page says.
+
+    A run of before 0.2 has no `facts`, and its results no hashes: it is not bound.
+
+    Attributes:
+        status: of the run; closing: number and hash of the entry that closed it (None while it is open).
+        model, facts: SHA-256; None where the close named none.
+        results: oldest first; releases: oldest first.
+    """
+
+    run: str
+    cohort: str
+    status: str
+    closing: tuple[int, str] | None
+    model: str | None
+    facts: str | None
+    results: tuple[Result, ...]
+    releases: tuple[Released, ...]
+
+    def result(self, purpose: str) -> Result | None:
+        """The newest result for a purpose."""
+        return next((result for result in reversed(self.results) if result.purpose == purpose), None)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import NoReturn, Protocol, SupportsIndex
 
 from dptrain.errors import LedgerRefused
 from dptrain.ledger.checks import whole
-from dptrain.ledger.facts import GateFacts, Receipt
+from dptrain.ledger.facts import Ending, GateFacts, Receipt
 from dptrain.ledger.state import RunState, Version
 from dptrain.plan import Mechanism, Plan
 from dptrain.vocabulary import Basis, Purpose, RunStatus
@@ -29,12 +29,10 @@ class Payer(Protocol):
     def standing(self, grant: Grant) -> RunState:
         """What the book holds about the grant's run."""
 
-    def finish(self, grant: Grant, how: str) -> None:
+    def finish(self, grant: Grant, how: str, results: Mapping[str, str]) -> None:
         """End an evaluation or audit."""
 
-    def close(
-        self, grant: Grant, how: str, steps_run: int, model: str | None, did: Sequence[str], note: str | None
-    ) -> Receipt:
+    def close(self, grant: Grant, ending: Ending) -> Receipt:
         """End a training."""
 
 
@@ -182,6 +180,8 @@ class Grant:
         steps_run: int | None = None,
         *,
         model: str | None = None,
+        facts: str | None = None,
+        results: Mapping[str, str] | None = None,
         did: Sequence[str] = (),
         note: str | None = None,
     ) -> Receipt | None:
@@ -191,6 +191,8 @@ class Grant:
             status: `complete` or `interrupted`.
             steps_run: steps that ran (training only; default: all committed).
             model: SHA-256 (hex) of the model file; needed if another run is to start from these weights.
+            facts: SHA-256 (hex) of what the run states about itself (training only).
+            results: name -> SHA-256 (hex) of each file that an evaluation or audit wrote (these only).
             did: declared purposes that were carried out under this grant already (`evaluate`, `audit`).
             note: a sentence for the record, for instance why somebody else closes a run that died.
 
@@ -202,9 +204,10 @@ class Grant:
         ran = self.committed if steps_run is None else whole("steps_run", steps_run)
         receipt = None
         if self.purpose == Purpose.TRAIN:
-            receipt = self._payer.close(self, status, ran, model, did, note)
+            ending = Ending(status, ran, model=model, facts=facts, did=tuple(did), note=note)
+            receipt = self._payer.close(self, ending)
         else:
-            self._payer.finish(self, status)
+            self._payer.finish(self, status, results or {})
         self.closed = True
         return receipt
 

@@ -9,7 +9,7 @@ not have been written by this program in that state, raises LedgerRefused: no gr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, dataclass_transform
 
 from dptrain.errors import ConfigError, LedgerRefused
@@ -35,7 +35,7 @@ B = TypeVar("B", bound=Body)
 KINDS: dict[str, type[Body]] = {}
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(sealed,))
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field, sealed))
 def kind(name: str, *, countersigned: bool = False) -> Callable[[type[B]], type[B]]:
     """Make a class of fields a body and put it into :data:`KINDS`; `countersigned`: the controller signs it too."""
 
@@ -443,17 +443,34 @@ class Unlock(Body):
 
 @kind("release", countersigned=True)
 class Release(Body):
-    """Results of a run that may leave the house. `purpose` is missing in entries of before 0.1."""
+    """Results of a run that may leave the house.
+
+    hashes: SHA-256 of each file that is released, and of the assessment under `assessment`. accept_exposed: the
+    exposed share of the audit that the controller signs for. without_audit, without_advice: why there is none.
+    accepted: the open checks that the controller accepts, by name. `purpose` is missing in entries of before 0.1,
+    what follows `advice` in those of before 0.2.
+    """
 
     run: str
     items: tuple[str, ...]
     recipient: str
     purpose: str | None = None
     advice: str | None
+    hashes: dict[str, str] = field(default_factory=dict)
+    assessment: str | None = None
+    accept_exposed: float | None = None
+    without_audit: str | None = None
+    without_advice: str | None = None
+    accepted: tuple[str, ...] = ()
 
     def apply(self, state: State, entry: Entry) -> None:
-        """Nothing: it is a record."""
+        """The run knows that it was released."""
         _need(self.run in state.runs, entry, "its run is unknown")
+        run = state.runs[self.run]
+        run.releases = [
+            *run.releases,
+            {"seq": entry.seq, "hash": entry.hash.hex(), "time": entry.time, **self.shown()},
+        ]
 
     def tell(self, plan: Plan | None) -> str:
         """What, to whom, what for."""
@@ -573,7 +590,7 @@ class Resume(Body):
 
 @kind("close")
 class Close(Body):
-    """A run's end: what ran, what it cost alone, the SHA-256 of its model."""
+    """A run's end: what ran, what it cost alone, the SHA-256 of its model and of what it states (`facts`)."""
 
     run: str
     attempt: int
@@ -582,6 +599,7 @@ class Close(Body):
     committed: int
     epsilon_pld: float | None
     model: str | None
+    facts: str | None = None
     did: tuple[str, ...]
     note: str | None
 
@@ -593,6 +611,7 @@ class Close(Body):
         run.status, run.closed = self.status, entry.time
         run.steps_run = self.steps_run
         run.epsilon_pld = self.epsilon_pld
+        run.facts, run.closing = self.facts, [entry.seq, entry.hash.hex()]
         run.did = [*run.did, *(purpose for purpose in self.did if purpose not in run.did)]
         if self.model is not None:
             run.model = self.model
@@ -652,10 +671,11 @@ class Admit(Body):
 
 @kind("finish")
 class Finish(Body):
-    """The end of an evaluation or audit."""
+    """The end of an evaluation or audit. `results`: name -> SHA-256 of each file that it wrote."""
 
     admission: int
     status: str
+    results: dict[str, str] = field(default_factory=dict)
 
     def apply(self, state: State, entry: Entry) -> None:
         """It is closed; what a plan declared is done."""
@@ -664,8 +684,18 @@ class Finish(Body):
         admission.open = False
         admission.complete = self.status == RunStatus.COMPLETE
         run = state.runs.get(admission.run)
-        if admission.complete and admission.basis == Basis.DECLARED and run is not None:
+        if run is None or not admission.complete:
+            return
+        if admission.basis == Basis.DECLARED:
             run.did = [*run.did, admission.purpose]
+        if self.results:
+            done = {
+                "seq": entry.seq,
+                "purpose": admission.purpose,
+                "cohort": admission.cohort,
+                "sha256": self.results,
+            }
+            run.results = [*run.results, done]
 
     def tell(self, plan: Plan | None) -> str:
         """Which, and how."""

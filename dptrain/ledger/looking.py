@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import sqlalchemy as sa
 
 from dptrain.ledger import rules, store
 from dptrain.ledger.book import Book, read_entry
 from dptrain.ledger.chain import Entry, SignedHead, sign_head
-from dptrain.ledger.facts import WeightsSource
+from dptrain.ledger.facts import Bound, Released, ReleaseTerms, Result, WeightsSource
 from dptrain.ledger.state import RunState
 from dptrain.ledger.status import CohortStatus, status_of
 
@@ -47,6 +48,30 @@ def run(book: Book, name: str) -> RunState:
     """What the ledger holds about a run. Raises LedgerRefused for an unknown one."""
     with book.view() as (_, state):
         return replace(rules.run(state, name))
+
+
+def bound(book: Book, run: str) -> Bound:
+    """What the ledger binds of a run: hashes of its model, facts, results and releases. Raises for an unknown one."""
+    with book.view() as (_, state):
+        found = rules.run(state, run)
+        return Bound(
+            run=found.id,
+            cohort=found.cohort,
+            status=found.status,
+            closing=(found.closing[0], found.closing[1]) if found.closing else None,
+            model=found.model,
+            facts=found.facts,
+            results=tuple(
+                Result(done["seq"], done["purpose"], done["cohort"], dict(done["sha256"])) for done in found.results
+            ),
+            releases=tuple(_released(release) for release in found.releases),
+        )
+
+
+def _released(release: dict[str, Any]) -> Released:
+    values = {name: release[name] for name in ReleaseTerms.__dataclass_fields__}
+    terms = ReleaseTerms(**{**values, "items": tuple(values["items"]), "accepted": tuple(values["accepted"])})
+    return Released(entry=release["seq"], hash=release["hash"], time=release["time"], terms=terms)
 
 
 def weights(book: Book, sha256: str) -> WeightsSource | None:

@@ -16,7 +16,7 @@ from dptrain.plan import Mechanism
 from dptrain.vocabulary import RunStatus
 
 T = TypeVar("T")
-STATE_VERSION = 4
+STATE_VERSION = 5
 ADJACENCY = "add_remove"
 
 
@@ -82,7 +82,9 @@ class Budget:
 class RunState:
     """One granted run. `budget` None: a public cohort. `attempt` rises with each resume.
 
-    `calibrated`: the draw of its calibration was begun, and is never begun again.
+    `calibrated`: the draw of its calibration was begun, and is never begun again. `model`, `facts`: the SHA-256 that
+    its close names; `closing`: number and hash of that entry. `results`: what its evaluations and audits wrote;
+    `releases`: what the controller let out.
     """
 
     id: str
@@ -107,6 +109,10 @@ class RunState:
     steps_run: int | None = None
     epsilon_pld: float | None = None
     model: str | None = None
+    facts: str | None = None
+    closing: list[Any] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    releases: list[dict[str, Any]] = field(default_factory=list)
     did: list[str] = field(default_factory=list)
     closed: str | None = None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dptrain.errors import ConfigError, GuaranteeBroken, LedgerRefused
 from dptrain.files import utc_now, write_json
+from dptrain.ledger.facts import ReleaseTerms
 from dptrain.records import RunFolder
 from dptrain.records.run import Released
 from dptrain.report import facts as facts_module
@@ -65,14 +66,13 @@ def release(folder: str | Path, decision: Decision, lang: str, *, ledger: Ledger
             remedy="Name the ledger in which the run was granted: ledger.url=…",
         )
     date = utc_now()
-    entry = ledger.record_release(
-        str(run.id),
-        items=list(decision.items),
+    terms = ReleaseTerms(
+        items=tuple(decision.items),
         recipient=decision.recipient,
         purpose=decision.purpose,
         advice=decision.advice,
-        controller=controller,
     )
+    entry = ledger.record_release(str(run.id), terms, controller)
     released = Released(
         items=decision.items,
         recipient=decision.recipient,

@@ -20,6 +20,7 @@ from dptrain.commands.table import run
 from dptrain.errors import EXIT_REFUSED_BY_LEDGER, EXIT_USAGE, ConfigError, LedgerRefused
 from dptrain.ledger import Keys, Ledger, PublicDeclaration, charges, charging
 from dptrain.ledger.charges import Charge
+from dptrain.ledger.facts import ReleaseTerms
 from tests.ledger.conftest import Home
 from tests.ledger.test_commands import Desk, desk, make_up_data
 
@@ -184,11 +185,13 @@ def test_text_that_would_forge_or_break_what_people_read(file_site: Site, text: 
     with pytest.raises(ConfigError):
         grant.close(note=text)
     grant.close()
-    for words in ({"items": [text], "recipient": "x"}, {"items": ["model"], "recipient": text},
-                  {"items": ["model"], "recipient": "x", "purpose": text},
-                  {"items": ["model"], "recipient": "x", "advice": text}):  # fmt: skip
+    plain: dict[str, Any] = {"items": ("model",), "recipient": "x"}
+    for words in ({"items": (text,)}, {"recipient": text}, {"purpose": text}, {"advice": text},
+                  {"without_audit": text}, {"without_advice": text}, {"accepted": (text,)},
+                  {"hashes": {text: "ab" * 32}}, {"hashes": {"model": text}}, {"assessment": text},
+                  {"accept_exposed": 1.5}, {"accept_exposed": math.nan}, {"items": ()}):  # fmt: skip
         with pytest.raises(ConfigError):
-            store.record_release("one", controller=site.controller, **words)  # type: ignore[arg-type]
+            store.record_release("one", ReleaseTerms(**{**plain, **words}), site.controller)
 
 
 def test_ids_of_any_script_and_none_that_is_no_text(home: Home) -> None:

@@ -11,6 +11,7 @@ from benchmarks._ledger_site import COHORT, Site, epsilon_for, make_site, people
 from dptrain import accounting
 from dptrain.errors import EXIT_REFUSED_BY_LEDGER, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.ledger import Ledger, PublicDeclaration, WeightsSource, charged, default_lease, fingerprint
+from dptrain.ledger.facts import ReleaseTerms
 from dptrain.plan import Mechanism
 from tests.ledger.conftest import Home
 
@@ -536,18 +537,60 @@ def test_a_lock_by_hand(site: Site) -> None:
 
 def test_a_release_is_recorded(site: Site) -> None:
     train(site, "one")
-    entry = site.ledger.record_release("one", items=["model"], recipient="public", controller=site.controller)
+    public = ReleaseTerms(items=("model",), recipient="public")
+    entry = site.ledger.record_release("one", public, site.controller)
     assert entry.facts["recipient"] == "public"
-    entry = site.ledger.record_release(
-        "one", items=["model", "metrics"], recipient="Klinikum Nord", purpose="triage", controller=site.controller
-    )
+    terms = ReleaseTerms(items=("model", "metrics"), recipient="Klinikum Nord", purpose="triage")
+    entry = site.ledger.record_release("one", terms, site.controller)
     assert entry.facts["purpose"] == "triage"
     before = {"run": "one", "items": ["model"], "recipient": "as it was; purpose: x", "advice": None}
     with site.ledger.write() as (connection, _):  # an entry from before purposes had a field
         site.ledger.append(connection, "release", before, None, site.controller)
     assert site.again().verify() == []
     with pytest.raises(LedgerRefused, match="no run"):
-        site.ledger.record_release("two", items=["model"], recipient="public", controller=site.controller)
+        site.ledger.record_release("two", public, site.controller)
+
+
+def test_what_was_measured_is_bound(site: Site) -> None:
+    """The close names model and facts, the finish what was measured, the release what leaves the house."""
+    model, facts, metrics, audit, other = (letter * 64 for letter in "abcde")
+    grant = site.ledger.reserve(site.plan, COHORT, run="one", fingerprint=site.fingerprint)
+    assert site.ledger.bound("one").closing is None
+    grant.commit(10)
+    receipt = grant.close(model=model, facts=facts)
+    assert receipt is not None
+    evaluated = site.ledger.admit(COHORT, purpose="evaluate", run="one", fingerprint=site.fingerprint)
+    with pytest.raises(ConfigError, match="SHA-256"):
+        evaluated.close(results={"metrics.json": "none"})
+    evaluated.close(results={"metrics.json": metrics})
+    for ending, found in (("interrupted", other), ("complete", audit)):
+        audited = site.ledger.admit(COHORT, purpose="audit", run="one", fingerprint=site.fingerprint)
+        audited.close(ending, results={"audit.json": found})
+    terms = ReleaseTerms(
+        items=("model", "audit"),
+        recipient="public",
+        hashes={"model/model.safetensors": model, "restricted/audit/audit.json": audit},
+        assessment=other,
+        accept_exposed=0.02,
+        without_advice="none was asked for",
+        accepted=("person check 3",),
+    )
+    entry = site.ledger.record_release("one", terms, site.controller)
+    for ledger in (site.ledger, site.again()):
+        bound = ledger.bound("one")
+        assert (bound.model, bound.facts, bound.status) == (model, facts, "complete")
+        assert bound.closing == (receipt.head.entries, receipt.head.hash)
+        for purpose, sha256 in (("evaluate", {"metrics.json": metrics}), ("audit", {"audit.json": audit})):
+            result = bound.result(purpose)
+            assert result is not None
+            assert result.sha256 == sha256
+        assert [release.terms for release in bound.releases] == [terms]
+        assert (bound.releases[0].entry, bound.releases[0].hash) == (entry.seq, entry.hash.hex())
+        assert ledger.verify() == []
+    with site.ledger.write() as (connection, state):
+        site.ledger.write_snapshot(connection, state)
+    assert site.again().bound("one") == site.ledger.bound("one")
+    assert site.again().verify() == []
 
 
 def test_the_default_lease_depends_on_the_plan_alone() -> None:

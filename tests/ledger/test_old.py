@@ -56,7 +56,13 @@ def ledger(old: dict[str, Any], keys: Keys, place: str, request: pytest.FixtureR
 def test_it_is_read_and_verified_bit_for_bit(old: dict[str, Any], ledger: Ledger) -> None:
     assert ledger.verify() == []
     with ledger.view() as (_, state):
-        assert json.loads(state.dump()) == json.loads(old["state"])
+        now, then = json.loads(state.dump()), json.loads(old["state"])
+    now["state_version"] = then["state_version"]
+    for run in now["runs"].values():  # what entries say since
+        assert (run.pop("facts"), run.pop("results")) == (None, [])
+        assert bool(run.pop("closing")) == (run["status"] != "open")
+        assert [release["purpose"] for release in run.pop("releases")] in ([], ["study", None])
+    assert now == then
 
 
 def test_every_kind_is_in_it_and_told_as_before(old: dict[str, Any], ledger: Ledger) -> None:
@@ -76,9 +82,9 @@ def test_what_is_read_is_what_would_be_written(ledger: Ledger) -> None:
     """A typed body drops and changes nothing (fields that older entries lack come out as None)."""
     for entry in ledger.entries():
         body = kinds.read(entry)
-        facts = {name: value for name, value in body.facts().items() if name in entry.facts or value is not None}
+        facts = {name: value for name, value in body.shown().items() if name in entry.facts or value}
         assert json.loads(json.dumps(facts)) == entry.facts
-        assert json.loads(json.dumps(body.secrets())) == entry.secrets
+        assert json.loads(json.dumps(body.hidden())) == entry.secrets
 
 
 def test_it_goes_on(old: dict[str, Any], ledger: Ledger) -> None:
