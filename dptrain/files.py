@@ -20,6 +20,11 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def utc_today() -> str:
+    """The date in UTC, ISO 8601: for public facts whose time of day would tell how long something took."""
+    return utc_now()[:10]
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file (FIPS 180-4), 64 hex digits, read in pieces. Raises OSError where it cannot be read."""
     with open(path, "rb") as file:

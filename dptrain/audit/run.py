@@ -152,7 +152,6 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
     if held is not None:
         return _again(held, say)
     grant = ledger.admit(status.name, purpose=Purpose.AUDIT, run=identity, fingerprint=cohort.fingerprint)
-    ended = RunStatus.INTERRUPTED
     try:
         make_folder(folder.restricted, private=True)
         make_folder(folder.audit, private=True)

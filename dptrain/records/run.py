@@ -191,7 +191,7 @@ class Weights(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Record):
-    """Size and hash of the model that was kept."""
+    """Size and hash of the model that was kept. files: of the bundle's other files, by their path in it."""
 
     file: str | None = None
     sha256: str | None = None
@@ -200,6 +200,7 @@ class Model(Record):
     parameters: int | None = None
     trainable_parameters: int | None = None
     changes: tuple[str, ...] = ()
+    files: Annotated[dict[str, str] | None, LATE] = None
 
 
 @dataclass(frozen=True, kw_only=True)
