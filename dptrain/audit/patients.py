@@ -248,6 +248,25 @@ def crossfit(
     return evidence, fold
 
 
+ORDERED_BY_SCORE = ("student_t", "lira_offline", "loss")  # of one record: larger score, more evidence
+
+
+def comparable(
+    scores: Array, patient: np.ndarray, evidence: Array, fold: np.ndarray, attack: str
+) -> tuple[Array, np.ndarray]:
+    """What of each patient may be compared over models, and with which: (values [M, P], fold [M, P]).
+
+    Cross-fitted evidence: within a fold only. Of a patient with one record, where the attack's evidence only rises
+    with the score, the score itself, over all models: nothing was fitted.
+    """
+    values, folds = evidence.copy(), np.repeat(fold[:, None], evidence.shape[1], axis=1)
+    if attack in ORDERED_BY_SCORE:
+        alone = np.bincount(patient, minlength=evidence.shape[1])[patient] == 1
+        values[:, patient[alone]] = scores[:, alone]
+        folds[:, patient[alone]] = fold.min(initial=0)
+    return values, folds
+
+
 def inflation(
     scores: Array,
     member: np.ndarray,

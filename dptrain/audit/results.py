@@ -64,8 +64,8 @@ class Summary:
 class Attacked:
     """The attack on every patient, each [P] unless said otherwise.
 
-    evidence, member: [M, P]; fold: [M]. possible: whether so many models allow a verdict at all. rates: by false
-    positive rate. fpr, tpr: the ROC over patients. baseline: AUC of the best record.
+    evidence, member, fold: [M, P], compared within a fold. possible: whether so many models allow a verdict at all.
+    rates: by false positive rate. fpr, tpr: the ROC over patients. baseline: AUC of the best record.
     """
 
     evidence: Array
@@ -163,7 +163,8 @@ def _attack(
     """Evidence, verdicts and rates from the scores of records that were trained on. own: [M, R]; owner: [R]."""
     count = member.shape[1]
     evidence, fold = patients.crossfit(own, member, owner, attack=config.attack, task=task)
-    area = statistics.stratified_auc(evidence, member, fold)
+    values, compared = patients.comparable(own, owner, evidence, fold, config.attack)
+    area = statistics.stratified_auc(values, member, compared)
     inflation = patients.inflation(own, member, owner, draw, attack=config.attack, task=task)
     area = dataclasses.replace(area, inflation=inflation)
     low, high = statistics.auc_interval(area)
@@ -172,19 +173,20 @@ def _attack(
     verdict = statistics.verdicts(
         q, high, false_discovery_rate=config.false_discovery_rate, tolerance=config.tolerance
     )
+    smallest = statistics.smallest_p_value(statistics.stratified_auc(evidence, member, fold))
     fpr, tpr = statistics.pooled_roc(evidence, member)
     return Attacked(
-        evidence=evidence,
+        evidence=values,
         member=member,
-        fold=fold,
+        fold=compared,
         area=area,
         low=low,
         high=high,
         p=p,
         q=q,
         verdict=verdict,
-        possible=bool(statistics.smallest_p_value(area) <= config.false_discovery_rate / max(count, 1)),
-        rates={rate: statistics.tpr_at(evidence, member, rate, area) for rate in RATES},
+        possible=bool(smallest <= config.false_discovery_rate / max(count, 1)),
+        rates=statistics.tpr_rates(values, member, compared, RATES, area),
         fpr=fpr,
         tpr=tpr,
         baseline=patients.best_record_auc(own, member, owner, fold),
@@ -207,9 +209,10 @@ def _withheld(attacked: Attacked, models: int, config: AuditConfig) -> tuple[Wit
     if not attacked.possible:
         need = statistics.models_needed(len(attacked.verdict), config.false_discovery_rate, patients.FOLDS)
         withheld.append(Withheld(what="verdicts", have=models, need=need))
+    folds = float(np.median([len(np.unique(column)) for column in attacked.fold.T]))
     for rate in attacked.rates:
         if _is_extrapolated(attacked, rate):
-            withheld.append(Withheld(what=f"tpr_at_{rate:g}", have=models, need=math.ceil(2.2 / rate)))
+            withheld.append(Withheld(what=f"tpr_at_{rate:g}", have=models, need=math.ceil(2.2 * folds / rate)))
     return tuple(withheld)
 
 
@@ -234,7 +237,7 @@ def _auc(attacked: Attacked, ceiling: float) -> Auc:
 def _rate(attacked: Attacked, rate: float, ceiling: Callable[[float], float] | None) -> Rate:
     """True positive rates at one false positive rate."""
     measured = attacked.rates[rate].tpr
-    at_rate = partial(statistics.fold_tpr, fpr=rate)
+    at_rate = partial(statistics.fold_tpr, fpr=rate, fprs=RATES)
     low, high = statistics.mean_interval(at_rate, attacked.evidence, attacked.member, attacked.fold)
     return Rate(
         mean=number_of(np.nanmean(measured)),

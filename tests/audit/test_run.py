@@ -70,7 +70,7 @@ def test_audit_of_a_run(make_site: Callable[..., Site], capsys: pytest.CaptureFi
     assert audit["promised"]["epsilon"] == pytest.approx(folder.read_facts()["privacy"]["epsilon"], rel=0.02)
     assert set(audit["tpr_at"]) == {"0.01", "0.05", "0.1"}
     assert audit["tpr_at"]["0.01"]["extrapolated"]
-    assert "extrapolated; counted from 220 models" in told
+    assert "extrapolated; counted from 880 models" in told
     assert "withheld: tpr" not in told
     assert audit["verdicts_by"] == patients.TEST
     assert len(audit["masks_sha256"]) == 64

@@ -16,6 +16,13 @@ from dptrain.settings import AuditConfig
 from tests.audit.simulate import gaussian_scores
 
 AUDITS = 1000
+RATES = (0.01, 0.05, 0.1)
+
+
+def compared(scores: np.ndarray, member: np.ndarray, patient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The default attack's values and what they may be compared with."""
+    evidence, fold = patients.crossfit(scores, member, patient)
+    return patients.comparable(scores, patient, evidence, fold, "student_t")
 
 
 @pytest.mark.parametrize("models", [32, 64])
@@ -24,14 +31,14 @@ def test_gaussian_release_is_measured_right(models: int, separation: float) -> N
     """AUC Φ(μ/√2) and TPR Φ(Φ⁻¹(α)+μ) lie in at least 94 % of 95 % intervals over 1,000 audits."""
     rng = np.random.default_rng(100 * models + int(10 * separation))
     scores, member, patient = gaussian_scores(rng, models, 3 * AUDITS, separation)
-    evidence, fold = patients.crossfit(scores, member, patient)
+    evidence, fold = compared(scores, member, patient)
     area = statistics.stratified_auc(evidence, member, fold)
     low, high = statistics.auc_interval(area)
     truth = norm.cdf(separation / np.sqrt(2))
     assert np.mean(area.auc) == pytest.approx(truth, abs=0.006)
     assert np.mean((low <= truth) & (truth <= high)) >= 0.94
     for fpr in (0.01, 0.05, 0.1):
-        rate = statistics.tpr_at(evidence, member, fpr, area)
+        rate = statistics.tpr_at(evidence, member, fold, fpr, area)
         truth = norm.cdf(norm.ppf(fpr) + separation)
         assert np.mean((rate.low <= truth) & (truth <= rate.high)) >= 0.94
         if fpr == 0.1:  # with few models a counted rate leans low, never high
@@ -42,10 +49,10 @@ def test_gaussian_release_is_measured_right(models: int, separation: float) -> N
 def test_many_models_measure_the_rate_itself() -> None:
     rng = np.random.default_rng(11)
     scores, member, patient = gaussian_scores(rng, 1024, 200, 1.5)
-    evidence, fold = patients.crossfit(scores, member, patient)
+    evidence, fold = compared(scores, member, patient)
     area = statistics.stratified_auc(evidence, member, fold)
     for fpr in (0.01, 0.05, 0.1):
-        rate = statistics.tpr_at(evidence, member, fpr, area)
+        rate = statistics.tpr_at(evidence, member, fold, fpr, area)
         truth = norm.cdf(norm.ppf(fpr) + 1.5)
         assert not rate.extrapolated.any()
         assert np.mean(rate.tpr) == pytest.approx(truth, abs=0.02)
@@ -201,6 +208,55 @@ def test_clopper_pearson_and_wilson_known_values() -> None:
     np.testing.assert_allclose(statistics.wilson(1, 10), (0.0179, 0.4042), atol=1e-4)
 
 
+@pytest.mark.parametrize(("models", "records"), [(64, 1), (256, 1), (256, 3), (1024, 2)])
+def test_where_nothing_leaks_a_counted_rate_is_its_false_positive_rate(models: int, records: int) -> None:
+    """One threshold for all folds found 0.088 where 0.098 is right."""
+    rng = np.random.default_rng(32)
+    scores, member, patient = gaussian_scores(rng, models, 80_000 // models * 4, 0.0, records=records)
+    values, fold = compared(scores, member, patient)
+    area = statistics.stratified_auc(values, member, fold)
+    counted = 0
+    for fpr, rate in statistics.tpr_rates(values, member, fold, RATES, area).items():
+        tpr = rate.tpr[~rate.extrapolated]
+        if len(tpr) > 200:
+            counted += 1
+            assert np.mean(tpr) == pytest.approx(fpr, abs=4 * np.std(tpr) / np.sqrt(len(tpr)))
+    assert counted >= 1
+
+
+@pytest.mark.parametrize("models", [24, 64, 256])
+@pytest.mark.parametrize("separation", [0.0, 1.0, 3.0])
+def test_no_rate_is_larger_than_at_a_larger_false_positive_rate(models: int, separation: float) -> None:
+    rng = np.random.default_rng(33)
+    for records in (1, 2):
+        scores, member, patient = gaussian_scores(rng, models, 200, separation, records=records)
+        scores -= np.square(np.minimum(scores, 0))  # far from a normal pair
+        values, fold = compared(scores, member, patient)
+        area = statistics.stratified_auc(values, member, fold)
+        rates = statistics.tpr_rates(values, member, fold, RATES, area)
+        for smaller, larger in itertools.pairwise(RATES):
+            for end in ("tpr", "low", "high"):
+                assert (getattr(rates[smaller], end) <= getattr(rates[larger], end) + 1e-12).all()
+        for fpr in RATES:
+            np.testing.assert_array_equal(
+                statistics.fold_tpr(values, member, fold, fpr=fpr, fprs=RATES), rates[fpr].tpr
+            )
+            assert (rates[fpr].low <= rates[fpr].tpr).all()
+            assert (rates[fpr].tpr <= rates[fpr].high).all()
+
+
+def test_a_patient_with_one_record_is_compared_over_all_models() -> None:
+    rng = np.random.default_rng(34)
+    scores, member, _ = gaussian_scores(rng, 64, 3, 1.0)
+    patient = np.array([0, 1, 1])
+    values, fold = compared(scores, member[:, :2], patient)
+    area = statistics.stratified_auc(values, member[:, :2], fold)
+    whole = statistics.stratified_auc(scores[:, :1], member[:, :1], np.zeros(64, dtype=int))
+    assert area.auc[0] == whole.auc[0]
+    assert area.pairs[0] == whole.pairs[0]
+    assert area.pairs[1] < area.pairs[0]
+
+
 def test_pooled_roc_is_a_curve() -> None:
     rng = np.random.default_rng(21)
     scores, member, _ = gaussian_scores(rng, 64, 300, 1.0)
@@ -260,7 +316,7 @@ def test_the_parts_of_an_interval_agree_with_the_whole() -> None:
     fold = patients.folds_of(64)
     area = statistics.stratified_auc(scores, member, fold)
     for fpr in (0.01, 0.1):
-        whole = statistics.tpr_at(scores, member, fpr, area).tpr
+        whole = statistics.tpr_at(scores, member, fold, fpr, area).tpr
         np.testing.assert_array_equal(statistics.fold_tpr(scores, member, fold, fpr=fpr), whole)
 
 
