@@ -83,6 +83,10 @@ def whole_or_nothing(path: Path, mode: str = "w", *, private: bool | None = None
 
 def write_json(path: Path, values: Any, *, private: bool | None = None) -> None:
     """JSON without NaN or infinity, written as :func:`whole_or_nothing` does. Raises ValueError for such a number."""
-    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-    with whole_or_nothing(path, private=private) as file:
-        file.write(text + "\n")
+    with whole_or_nothing(path, "wb", private=private) as file:
+        file.write(json_bytes(values))
+
+
+def json_bytes(values: Any) -> bytes:
+    """What :func:`write_json` writes."""
+    return (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -185,9 +185,9 @@ def signature_fault(entry: Entry, site: str, controllers: Sequence[str], *, coun
     return None
 
 
-def sign_head(keys: Keys, entries: int, digest: bytes) -> SignedHead:
-    """The head as this site signs it now."""
-    unsigned = SignedHead(keys.site, entries, digest.hex(), utc_now(), keys.site_public, "")
+def sign_head(keys: Keys, entries: int, digest: bytes, time: str | None = None) -> SignedHead:
+    """The head as this site signs it, now or as of `time`."""
+    unsigned = SignedHead(keys.site, entries, digest.hex(), time or utc_now(), keys.site_public, "")
     return SignedHead(**{**asdict(unsigned), "signature": keys.sign(unsigned.message).hex()})
 
 

@@ -3,10 +3,10 @@
 The hash is SHA-256 over canonical JSON (UTF-8, sorted names, no blanks, no NaN; numbers as Python writes them) of one
 object: of `run.json` the names in :data:`BOUND` that it holds with a value, and under `sweep` the sweep's id alone.
 
-What is left out is known only afterwards, or is the ledger's own, and is compared with the ledger by itself: `status`,
-`finished`, `gate` and `ledger` follow from the close; `released` from the controller's decision. What all trials of a
-sweep cost together (`sweep.trials`, `sweep.epsilon_total`) is known when the last has ended. So none of them, written
-later, breaks the hash; and whatever else is changed does.
+What is left out is known only afterwards, or is the ledger's own, and is compared with the ledger by itself:
+`status`, `finished`, `gate` and `ledger` follow from the close; `released` from the controller's decision. What all
+trials of a sweep cost together (`sweep.trials`, `sweep.epsilon_total`) is known when the last has ended. So none of
+them, written later, breaks the hash; and whatever else is changed does.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The bundle: below `restricted/` until it is released. Folders of before 0.3 have it at the top from the start."""
+        """The bundle: below `restricted/` until it is released. In older folders it is at the top."""
         is_open = self.released_model.exists() and not self.restricted_model.exists()
         return self.released_model if is_open else self.restricted_model
 

@@ -11,7 +11,7 @@ import json
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dptrain import __version__
 from dptrain.errors import ConfigError
@@ -22,20 +22,27 @@ from dptrain.report.faces import render
 from dptrain.report.shapes import Facts
 from dptrain.vocabulary import Edition
 
+if TYPE_CHECKING:
+    from dptrain.ledger.evidence import Evidence
+
 MANIFEST_SCHEMA = "dptrain.report/1"
 MANIFEST = "manifest.json"
 MAKERS = ("typst", "matplotlib", "Jinja2", "PyYAML")
 
 
 def build(
-    folder: str | os.PathLike[str], lang: str = "en", edition: str = Edition.CONTROLLER, *, ledger: Any = None
+    folder: str | os.PathLike[str],
+    lang: str = "en",
+    edition: str = Edition.CONTROLLER,
+    *,
+    ledger: Evidence | None = None,
 ) -> Path:
     """Write the report of a run folder and return the folder it was written to.
 
     Args:
         lang: `de` or `en`.
         edition: `controller` (restricted/report/) or `public` (report/; what a recorded decision names).
-        ledger: the cohort's `CohortStatus`, where it can be had: adds the history of charges.
+        ledger: what the ledger says of the run, where it can be had.
 
     Raises:
         ConfigError: no run there, or an unknown language or edition.

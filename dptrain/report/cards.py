@@ -229,6 +229,8 @@ def model_card(facts: Facts) -> str:
             f"Audit (not covered by ε): {said['exposed']} of {said['screened']} patients exposed, by "
             f"{said['references']} reference models.",
         ]
+    if released.without_audit:
+        lines += ["", f"Released without an audit: {markdown(released.without_audit)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -190,22 +190,6 @@ def finite_or_none(value: float | None) -> float | None:
     return None if value is None else finite(value)
 
 
-def gate_now(status: CohortStatus) -> GateFacts:
-    """The public gate of a cohort as it stands now."""
-    return GateFacts(
-        kind=status.kind or "none",
-        accountant=status.accountant,
-        order=status.order,
-        budget_epsilon=status.budget_epsilon,
-        budget_delta=status.budget_delta,
-        spent_before=status.spent_epsilon,
-        spent_after=status.spent_epsilon,
-        remaining=status.remaining_epsilon,
-        minimum_charge=status.minimum_charge,
-        locked=status.locked,
-    )
-
-
 def ledger(grant: int, head: Head, witness: bool) -> LedgerPlace:
     """The entry that granted the run, and the signed head of the chain after its close."""
     return LedgerPlace(

@@ -382,9 +382,9 @@ class Training:
                 remedy="Bring back the file as the run wrote it.",
             )
         self.say(f"the ledger closed run {self.identity} ({closed.status}): its last facts are written now")
-        status = self.ledger.status(self.status.name)
-        assert status.head is not None
-        self._end(closed, make.gate_now(status), Head(**status.head.to_dict()))
+        standing = self.ledger.evidence(self.identity)
+        assert standing.gate is not None  # it is closed
+        self._end(closed, standing.gate, Head(**standing.head.to_dict()))
 
     def _promised(self, inherited: list[RunState], *, ran: int, paid: int) -> records.Run:
         """The facts with what is known before the close, which binds them (:mod:`dptrain.records.bound`)."""

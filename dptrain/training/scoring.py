@@ -133,7 +133,9 @@ def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
     return torch.stack(columns, 1).double().numpy()
 
 
-def write(folder: RunFolder, metrics: Metrics, predictions: dict[str, NDArray[Any]], split: str = Split.TEST) -> tuple[Path, Path]:
+def write(
+    folder: RunFolder, metrics: Metrics, predictions: dict[str, NDArray[Any]], split: str = Split.TEST
+) -> tuple[Path, Path]:
     """Write metrics and predictions (pseudonym, record, label, score) below `restricted/`; where they lie.
 
     Those of another split than test have it in their names (`metrics-<split>.json`).

@@ -1,4 +1,4 @@
-"""What a run leaves in the ledger: hashes of its model, facts and results; and what nobody may read before a release."""
+"""What a run leaves in the ledger: hashes of its model, facts and results; and what is closed until a release."""
 
 from __future__ import annotations
 
