@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import unicodedata
 import warnings
 
 EXIT_DONE = 0
@@ -19,6 +20,22 @@ EXIT_REFUSED_BY_CHECK = 4
 EXIT_DATA_UNREADABLE = 5
 EXIT_GUARANTEE_BROKEN = 6
 EXIT_INTERRUPTED = 130
+
+
+def shown(text: str) -> str:
+    """The one filter for text on terminals and in logs: what moves a cursor, hides or turns letters is a box.
+
+    Control characters but the line break and the tab, escape sequences, marks that change the direction of reading,
+    lone surrogates and private characters become U+FFFD. It cannot know an id from another word: messages are made
+    without ids, labels and pixels in the first place.
+    """
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    kept = "\n\t\u00ad\u200c\u200d"
+    hidden = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    return "".join(
+        "\ufffd" if letter not in kept and unicodedata.category(letter) in hidden else letter for letter in text
+    )
 
 
 class DptrainError(Exception):
@@ -32,9 +49,9 @@ class DptrainError(Exception):
     exit_code = EXIT_INTERNAL
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        super().__init__(shown(message))
+        self.message = shown(message)
+        self.remedy = None if remedy is None else shown(remedy)
 
     def __str__(self) -> str:
         return self.message if self.remedy is None else f"{self.message}\n{self.remedy}"
@@ -77,8 +94,8 @@ class DataUnreadable(DptrainError):
         remedy: str | None = None,
     ) -> None:
         super().__init__(message, remedy=remedy)
-        self.faults = list(faults or [])
-        self.remedies = list(remedies or [""] * len(self.faults))
+        self.faults = [shown(fault) for fault in faults or []]
+        self.remedies = [shown(text) for text in remedies or [""] * len(self.faults)]
 
     def __str__(self) -> str:
         lines = [self.message]
@@ -95,6 +112,14 @@ class GuaranteeBroken(DptrainError):
     exit_code = EXIT_GUARANTEE_BROKEN
 
 
+def _ours(record: logging.LogRecord) -> bool:
+    """Whether a log record is of this program, its text made fit to be shown."""
+    if not record.name.startswith("dptrain"):
+        return False
+    record.msg, record.args = shown(record.getMessage()), ()
+    return True
+
+
 def quiet() -> None:
     """Keep the warnings and logs of other libraries off the terminal: they may print pixels, labels or ids.
 
@@ -106,8 +131,8 @@ def quiet() -> None:
 
     def show(message: Warning | str, _category: object, filename: str, *_: object, **__: object) -> None:
         if os.path.abspath(filename).startswith(ours):
-            print(f"note: {message}", file=sys.stderr)
+            print(shown(f"note: {message}"), file=sys.stderr)
 
     warnings.showwarning = show  # type: ignore[assignment]
-    logging.getLogger().addFilter(lambda record: record.name.startswith("dptrain"))
+    logging.getLogger().addFilter(_ours)
     logging.lastResort = None

@@ -81,7 +81,7 @@ def whole_or_nothing(path: Path, mode: str = "w", *, private: bool | None = None
         raise
 
 
-def write_json(path: Path, values: Any, *, private: bool | None = None) -> None:
+def write_json(path: Path, values: object, *, private: bool | None = None) -> None:
     """JSON without NaN or infinity, written as :func:`whole_or_nothing` does. Raises ValueError for such a number."""
     with whole_or_nothing(path, "wb", private=private) as file:
         file.write(json_bytes(values))

@@ -12,9 +12,9 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from dptrain.errors import ConfigError
+from dptrain.plain import Json
 from dptrain.vocabulary import Generator, Purpose
 
 PLAN_VERSION = 1
@@ -148,14 +148,14 @@ class Plan:
             return (training,)
         return (training, Mechanism(1.0, self.calibration_noise_multiplier, 1, "calibration"))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Plain values for JSON (an infinite norm as "inf"); :meth:`from_dict` gives the same plan back."""
         norm = self.max_grad_norm if math.isfinite(self.max_grad_norm) else "inf"
         words = {"generator": str(self.generator), "declares": [str(purpose) for purpose in self.declares]}
         return {**dataclasses.asdict(self), "max_grad_norm": norm, **words}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Plan:
+    def from_dict(cls, values: Json) -> Plan:
         """The plan of :meth:`to_dict`. Raises ConfigError for unknown or missing fields."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = set(values) - known

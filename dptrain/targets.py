@@ -1,4 +1,4 @@
-"""What a configuration may call: names on one list, and nothing that can be reached through them.
+"""What a configuration may call: classes of networks and layers, and the factories on one list. Nothing else.
 
 Configuration is code. Networks come from here (:func:`dptrain.models.build`); transforms have the stricter
 list of :mod:`dptrain.data.transforms`.
@@ -7,22 +7,34 @@ list of :mod:`dptrain.data.transforms`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 from dptrain.errors import ConfigError
 
-ALLOWED = ("monai.networks.nets.", "torch.nn.", "dptrain.models.", "efficientnet_lite_pytorch.")
+ALLOWED = ("monai.networks.nets.", "torch.nn.", "dptrain.models.")
+# Functions that build a network; every other target is a subclass of torch.nn.Module.
+_MONAI = (
+    "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200", "MedNeXtS", "MedNeXtB",
+    "MedNeXtM", "MedNeXtL", "MedNeXtSmall", "MedNeXtMedium", "MedNeXtLarge", "MedNextS", "MedNextB", "MedNextM",
+    "MedNextL", "MedNextSmall", "MedNextBase", "MedNextMedium", "MedNextLarge",
+)  # fmt: skip
+_OWN = ("cnn1d", "linear_head", "mlp", "pretrained_efficientnet_lite", "sequential", "small_cnn", "unet3d")
+FACTORIES = frozenset(
+    {*(f"monai.networks.nets.{name}" for name in _MONAI), *(f"dptrain.models.{name}" for name in _OWN)}
+)
 
 
 def locate(target: str) -> Callable[..., Any]:
-    """The class or function that an allow-listed dotted name means.
+    """The class or factory that an allow-listed dotted name means.
 
     Raises:
         ConfigError: a name outside the allow-list, one that leads outside it through a module's own imports
-            (`torch.nn.functional.torch.load`), or one that does not exist.
+            (`torch.nn.functional.torch.load`), one that is neither a network's class nor a listed factory, or one
+            that does not exist.
     """
     if not target.startswith(ALLOWED):
         raise ConfigError(
@@ -30,7 +42,7 @@ def locate(target: str) -> Callable[..., Any]:
             remedy=f"Allowed are names that begin with one of: {', '.join(ALLOWED)}",
         )
     parts = target.split(".")
-    named: Any = None
+    named: object = None
     for end in range(len(parts) - 1, 0, -1):
         try:
             named = importlib.import_module(".".join(parts[:end]))
@@ -46,11 +58,32 @@ def locate(target: str) -> Callable[..., Any]:
     home = f"{getattr(named, '__module__', '') or ''}."
     if not callable(named) or not home.startswith(ALLOWED):
         raise ConfigError(f"_target_ '{target}' leads outside the list of what a configuration may call.")
-    called: Callable[..., Any] = named
-    return called
+    if target not in FACTORIES and not _is_network(named):
+        raise ConfigError(
+            f"_target_ '{target}' is neither a class of networks or layers nor a listed factory of them.",
+            remedy="Name a subclass of torch.nn.Module, or one of: " + ", ".join(sorted(FACTORIES)),
+        )
+    found: Callable[..., Any] = named
+    return found
 
 
-def instantiate(node: Any, remedy: str | None = None) -> Any:
+def _is_network(named: object) -> bool:
+    module = importlib.import_module("torch.nn").Module
+    return isinstance(named, type) and issubclass(named, module)
+
+
+def arguments_of(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `_target_` node is called with, defaults of its signature included (without those that it must have).
+
+    Raises ConfigError as :func:`locate` does.
+    """
+    given = {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}
+    parameters = inspect.signature(locate(str(node["_target_"]))).parameters
+    defaults = {name: one.default for name, one in parameters.items() if one.default is not inspect.Parameter.empty}
+    return {**defaults, **given}
+
+
+def instantiate(node: object, remedy: str | None = None) -> Any:
     """Build what `_target_` names, arguments first; lists and plain values come back as they are.
 
     `_partial_: true` gives a partial instead of a call. Raises ConfigError as :func:`locate` does, and for

@@ -76,6 +76,12 @@ class TaskSpec:
             case Labels.MASK:
                 return (1, *image_shape[1:])
 
+    def outputs(self, classes: int) -> int:
+        """How many outputs a network has (for each place of the image, where the label is a mask)."""
+        if self.labels is Labels.MASK:
+            return classes + 1  # the background
+        return 1 if self.one_logit else classes
+
     def label_values(self, classes: int) -> int:
         """How many values an entry of a label can have: 0 … n − 1."""
         return 2 if self.one_logit or self.labels is Labels.FINDINGS else max(classes, 2)

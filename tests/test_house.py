@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "dptrain"
 # From the ground up (docs/architecture.md says what each is); what stands in one row knows nothing of its neighbours.
 HOUSE = [
     ["__init__"],
-    ["errors", "lazy"],
+    ["errors", "lazy", "plain"],
     ["vocabulary"],
     ["cells", "identity", "randomness", "source"],
     ["files", "plan", "targets", "terminal", "shipped"],

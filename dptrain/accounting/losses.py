@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -256,7 +256,7 @@ def _compose(steps: Steps, k: int, grid: float | None = None) -> PrivacyLossDist
 
 
 @functools.lru_cache(maxsize=8)
-def _composed(items: tuple[tuple[tuple[float, float], int], ...], k: int, width: float) -> Any:
+def _composed(items: tuple[tuple[tuple[float, float], int], ...], k: int, width: float) -> PrivacyLossDistribution:
     total = None
     for (rate, noise), count in items:
         part = _one_step(rate, noise, k, width)
@@ -266,7 +266,7 @@ def _composed(items: tuple[tuple[tuple[float, float], int], ...], k: int, width:
 
 
 @functools.lru_cache(maxsize=16)
-def _one_step(rate: float, noise: float, k: int, width: float) -> Any:
+def _one_step(rate: float, noise: float, k: int, width: float) -> PrivacyLossDistribution:
     from dp_accounting.pld import privacy_loss_distribution as pld
 
     if k == 1 or rate == 1:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from dptrain.audit.attacks import (
 from dptrain.audit.scores import Array
 from dptrain.audit.statistics import auc_p_values, null_spread, stratified_auc
 from dptrain.errors import ConfigError
+from dptrain.plain import Json
 from dptrain.terminal.words import suggest
 from dptrain.vocabulary import Labels, task_spec
 
@@ -95,7 +95,7 @@ def pooled_evidence(
     patients = member.shape[1]
     if attack == "student_t":
         return _joint_t(reference, member, target, patient, None)
-    asked: dict[str, Any] = {}
+    asked: Json = {}
     if attack == "rmia":
         asked = {"log_probability": task_spec(task).labels is Labels.MASK, "owner": patient}
         asked["population"] = None if outside is None else outside[:, patient]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from dptrain import accounting
+from dptrain.accounting.attacks import TradeOff
 from dptrain.plan import Plan
 from dptrain.records.audit import Promised
 from dptrain.records.parts import curve
@@ -19,7 +19,7 @@ class Promise:
 
     epsilon: float
     delta: float
-    curve: Any | None
+    curve: TradeOff | None
 
     def tpr(self) -> Callable[[float], float] | None:
         """The promised trade-off, FPR -> largest TPR."""

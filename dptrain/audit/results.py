@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from dptrain.audit import groups, patients, statistics
 from dptrain.audit.scores import Array
 from dptrain.cells import to_hide
+from dptrain.plain import Json
 from dptrain.records.audit import (
     Auc,
     Audit,
@@ -55,7 +55,7 @@ class Summary:
     """
 
     audit: Audit
-    rows: list[dict[str, Any]]
+    rows: list[Json]
     exposed: np.ndarray
     area: statistics.Area
 
@@ -260,11 +260,11 @@ def _by_group(
     return groups.by_group(attacked.exposed, columns, strata, draw, small_cell=config.small_cell)
 
 
-def _rows(attacked: Attacked, people: People, records: np.ndarray, scan_auc: Array) -> list[dict[str, Any]]:
+def _rows(attacked: Attacked, people: People, records: np.ndarray, scan_auc: Array) -> list[Json]:
     """patients.csv, one row a patient."""
     rows = []
     for i in range(len(records)):
-        row: dict[str, Any] = {
+        row: Json = {
             "patient": people.pseudonym[i],
             "records": int(records[i]),
             "class": str(people.label[i]),
@@ -347,7 +347,7 @@ def _new_scan(
     return NewScan(auc=mean, low=number_of(low), high=number_of(high), patients=int(who.size)), auc
 
 
-def number_of(value: float | np.floating[Any]) -> float | None:
+def number_of(value: float | np.floating) -> float | None:
     """A number for JSON; None for NaN and infinity."""
     number = float(value)
     return number if math.isfinite(number) else None

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from dptrain.audit import masks
 from dptrain.audit.reference import Material
 from dptrain.files import whole_or_nothing
 from dptrain.models import ModelStore
+from dptrain.plain import Json
 from dptrain.plan import Plan
 from dptrain.settings import Settings, to_yaml
 
@@ -29,9 +29,9 @@ NOT_MEASURED = {
 TRAINED_BY = ("models", "new_scan", "trainer", "stack", "game", "confirm_models")
 
 
-def configuration(settings: Settings) -> dict[str, Any]:
+def configuration(settings: Settings) -> Json:
     """Everything that decides what an audit measures: the settings without places, and the starting weights."""
-    told: dict[str, Any] = yaml.safe_load(to_yaml(settings))
+    told: Json = yaml.safe_load(to_yaml(settings))
     for part in ("ledger", "report"):
         told.pop(part, None)
     for part, names in NOT_MEASURED.items():
@@ -42,7 +42,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
     return told
 
 
-def digest(told: Any) -> str:
+def digest(told: object) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -90,9 +90,9 @@ class Work:
         with np.load(path) as held:
             return {key: held[key] for key in held.files}
 
-    def save(self, name: str, **arrays: Any) -> None:
+    def save(self, name: str, **arrays: np.ndarray) -> None:
         with whole_or_nothing(self.folder / f"{name}.npz", "wb", private=True) as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def member(self, models: int, count: int) -> np.ndarray:
         """The masks: drawn when the audit began, the same ones after a resume."""

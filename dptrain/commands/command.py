@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.settings.names import GROUPS
-from dptrain.terminal.words import Word, parse_words
+from dptrain.terminal.words import Word, Words, parse_words
 
 
 class Takes(Enum):
@@ -26,7 +25,7 @@ class Takes(Enum):
 class Call:
     """A command as it was typed: its own words with their values, the settings as they stand, and its flags."""
 
-    words: Mapping[str, Any]
+    words: Words
     settings: tuple[str, ...] = ()
     flags: frozenset[str] = frozenset()
 

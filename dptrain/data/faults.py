@@ -86,4 +86,3 @@ class Faults:
             remedies=[cause.remedy for cause in self._causes.values()],
             remedy=REMEDY,
         )
-

@@ -24,6 +24,7 @@ from dptrain.data import transforms
 from dptrain.data.cohort import Cohort, mapped, threads_for
 from dptrain.data.label_images import whole_label
 from dptrain.data.records import quiet_libraries
+from dptrain.engine.chunks import ChunkShape, enough_rows
 from dptrain.errors import CheckRefused, ConfigError, DataUnreadable
 from dptrain.leave import Leave, require_leave
 from dptrain.plan import Plan
@@ -251,7 +252,8 @@ class PatientLoader:
         grant: asked with `require(step)` before each draw; its `excluded` are never loaded.
         split: whose patients are drawn.
         augment: random MONAI dictionary transforms for each view; None for those of the cohort's settings.
-        chunk: rows in a physical chunk, at least cap × views × crops.
+        chunk: rows in a physical chunk at most, at least cap × views × crops; fewer where an expected draw needs
+            fewer.
         start: the first step (a resumed run's).
         sampler: only a :class:`PoissonSampler` at the plan's rate is accepted.
         cache_bytes: memory for records that are read from files.
@@ -294,6 +296,10 @@ class PatientLoader:
                 f"{plan.views} views × {self.crops} crops = {most}.",
                 remedy=f"Set training.chunk to at least {most}, or lower the cap or the views.",
             )
+        self.chunk_shape = ChunkShape(
+            enough_rows(chunk, plan.expected_batch_size, most, self.rows_per_record), most, self.rows_per_record
+        )
+        self.chunk = self.chunk_shape.rows
         self.members = self.cohort.split(split)
         self.rows = self._rows()
         self.hidden = self._hidden()

@@ -48,7 +48,7 @@ class LinearUse(Use):
 
     def norms(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
         x, g = kept
-        t = x[0].numel() // x.shape[-1] * (len(x) // layout.records) * layout.most
+        t = x[0].numel() // x.shape[-1] * (len(x) // layout.records) * layout.usual
         p, d = g.shape[-1], x.shape[-1]
         return None if t * t * (p + d) > t * p * d + 8 * p * d else self.gram(slot, layout, kept)
 
@@ -81,14 +81,18 @@ class Linear(Function):
     def forward(ctx: Any, token: Tensor, x: Tensor, w: Tensor, b: Tensor | None, use: LinearUse) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.use = use
-        return torch.nn.functional.linear(x, w, b)
+        return conv.row_products(x, w, b)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         ctx.use.tape.receive(ctx.use, x, g)
-        return None, (g @ w if ctx.needs_input_grad[1] else None), None, None, None
+        return None, (_back(g, w) if ctx.needs_input_grad[1] else None), None, None, None
+
+
+def _back(g: Tensor, w: Tensor) -> Tensor:
+    return g @ w if w.shape[1] >= conv.FEW else conv.row_products(g, w.t())
 
 
 class ConvUse(Use):
@@ -281,7 +285,7 @@ class EmbeddingUse(Use):
 
     def norms(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
         index, g = kept
-        t = index[0].numel() * (len(index) // layout.records) * layout.most
+        t = index[0].numel() * (len(index) // layout.records) * layout.usual
         return None if t * t > g.shape[-1] * self.sources[slot].shape[0] else self.gram(slot, layout, kept)
 
     def gram(self, slot: str, layout: Layout, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

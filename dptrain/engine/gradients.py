@@ -65,6 +65,7 @@ class PatientGradients:
             line: `model.rules`.
         names: name of a parameter in `model` -> what rules and messages call it, where `model` is a part of the
             network that they speak of.
+        usual: records of a patient by which the ways are chosen (:class:`dptrain.engine.layout.Layout`).
         measure: choose between equally exact ways of forming convolution gradients by timing them once a
             shape; off: by counting multiplications.
         verify: for made-up data alone, since what it finds is a refusal: compare the patients' gradients, in one
@@ -84,6 +85,7 @@ class PatientGradients:
         max_grad_norm: float,
         rules: Mapping[str, str] | None = None,
         names: Mapping[str, str] | None = None,
+        usual: int | None = None,
         measure: bool = True,
         verify: bool = False,
     ) -> None:
@@ -103,6 +105,7 @@ class PatientGradients:
         self._slow: dict[str, Source] = {}
         self._explored: set[bool] = set()
         self._verifies = verify
+        self.usual = usual
         self._verified: set[tuple[str, int]] = set()
         self._first_chunk_over = False
         self._entered = 0
@@ -202,6 +205,18 @@ class PatientGradients:
             handle.remove()
         self._recorder.tape = None
 
+    def forget(self) -> None:
+        """Let go of a forward pass that led to no sum: one that failed."""
+        self._entered = 0
+        self._remove()
+        tape, self._recorder.tape = self._recorder.tape, None
+        if tape is not None:
+            tape.close()
+
+    def nothing(self, patients: int) -> ClippedSum:
+        """The sum of patients who count as zero."""
+        return self._empty(patients, next(self.model.parameters()).device)
+
     # --- the clipped sum ------------------------------------------------------------------------------------------
 
     def clipped_sum(self, losses: Tensor, patient: Tensor, patients: int) -> ClippedSum:
@@ -231,7 +246,7 @@ class PatientGradients:
             )
         if tape.records != len(losses):
             raise CheckRefused(f"the network saw {tape.records} records, but there are {len(losses)} losses.")
-        layout = Layout(patient.to(losses.device), patients)
+        layout = Layout(patient.to(losses.device), patients, self.usual)
         tape.layout = layout
         self._recorder.tape = tape
         self._install()  # checkpointed blocks run forward again

@@ -17,6 +17,8 @@ class Layout:
         patient: integers [N] in 0…P−1, the patient of each record (any order, any number of records each), −1 for a
             row of nobody.
         patients: P; a patient without a record has a zero gradient.
+        usual: records by which a layer's way is chosen; None: as many as the patient has who has most. A public
+            number here keeps the ways, and so the last digits of everybody's norm, from following one patient.
 
     Attributes:
         real: P.
@@ -30,7 +32,7 @@ class Layout:
     their rows already lie side by side.
     """
 
-    def __init__(self, patient: Tensor, patients: int) -> None:
+    def __init__(self, patient: Tensor, patients: int, usual: int | None = None) -> None:
         where = patient.detach().to("cpu", torch.int64)
         if where.dim() != 1:
             raise CheckRefused(f"patient must be one number a record, [N]; it has shape {tuple(where.shape)}.")
@@ -49,6 +51,7 @@ class Layout:
         self.counts = counts.to(self.device)
         self._host_counts = counts.tolist()
         self.most = most = max(self._host_counts, default=0)
+        self.usual = usual or most
         self.uniform = (
             most if most * patients == self.records and bool((where.diff() >= 0).all()) and most > 0 else None
         )

@@ -33,6 +33,7 @@ class ClippedSum:
         norms: each patient's norm before clipping [P], inf or NaN as found (restricted).
         max_grad_norm: what the gradients were clipped to.
         apart: patients whose gradient was formed and added by itself (restricted).
+        failed: patients whose rows no gradient could be found of, and who counted as zero (restricted).
     """
 
     sums: dict[str, Tensor]
@@ -42,6 +43,7 @@ class ClippedSum:
     norms: Tensor
     max_grad_norm: float
     apart: int = 0
+    failed: int = 0
     used: bool = field(default=False, repr=False)
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_
 
 from dptrain.ledger.chain import Entry
 from dptrain.ledger.state import State
+from dptrain.plain import Json
 from dptrain.plan import Plan
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class Body:
 
         Raises KeyError for a missing field, TypeError for one of another type, ValueError for an unknown one.
         """
-        values: dict[str, Any] = {}
+        values: Json = {}
         unknown = {(False, name) for name in facts} | {(True, name) for name in secrets}
         for name, field in cls.FIELDS.items():
             source = secrets if field.sealed else facts
@@ -72,11 +73,11 @@ class Body:
             raise ValueError("unknown field")
         return cls(**values)
 
-    def shown(self) -> dict[str, Any]:
+    def shown(self) -> Json:
         """The part that may be shown, for JSON."""
         return {name: getattr(self, name) for name, field in self.FIELDS.items() if not field.sealed}
 
-    def hidden(self) -> dict[str, Any]:
+    def hidden(self) -> Json:
         """The sealed part, for JSON; what an entry does not hold (None) is left out."""
         values = {name: getattr(self, name) for name, field in self.FIELDS.items() if field.sealed}
         return {name: value for name, value in values.items() if value is not None}

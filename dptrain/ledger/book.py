@@ -25,6 +25,7 @@ from dptrain.ledger.keys import Controller, Keys, signed_by
 from dptrain.ledger.kinds import apply, keys_for, needs_controller
 from dptrain.ledger.state import State
 from dptrain.ledger.store import Store, chunks
+from dptrain.plain import Json
 
 SNAPSHOT_EVERY = 64
 
@@ -167,8 +168,8 @@ class Book:
         self,
         connection: Connection,
         kind: str,
-        body: dict[str, Any],
-        sealed: dict[str, Any] | None = None,
+        body: Json,
+        sealed: Json | None = None,
         controller: Controller | None = None,
     ) -> Entry:
         """Sign an entry, fold it into the state, write it and move the head. Committed by the caller's block."""

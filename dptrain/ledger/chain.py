@@ -13,11 +13,11 @@ import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dptrain.errors import LedgerRefused
 from dptrain.files import utc_now
 from dptrain.ledger.keys import Controller, Keys, signed_by
+from dptrain.plain import Json
 
 ENTRY_VERSION = 1
 
@@ -38,12 +38,12 @@ class Entry:
     countersignature: bytes | None
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Json:
         """The body as a dict."""
         return read_json(self.body)
 
     @property
-    def secrets(self) -> dict[str, Any]:
+    def secrets(self) -> Json:
         """The sealed part as a dict."""
         return read_json(self.sealed)
 
@@ -59,7 +59,7 @@ class SignedHead:
     public_key: str
     signature: str
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Plain values for JSON."""
         return asdict(self)
 
@@ -78,7 +78,7 @@ class SignedHead:
             return False
 
     @classmethod
-    def from_dict(cls, values: Any) -> SignedHead:
+    def from_dict(cls, values: Json) -> SignedHead:
         """Back from :meth:`to_dict`. Raises ValueError for anything else."""
         try:
             made = cls(**{name: values[name] for name in cls.__dataclass_fields__})
@@ -92,12 +92,12 @@ class SignedHead:
         return made
 
 
-def write_json(value: dict[str, Any]) -> str:
+def write_json(value: Json) -> str:
     """Canonical JSON: sorted names, no blanks, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def read_json(text: str) -> dict[str, Any]:
+def read_json(text: str) -> Json:
     """JSON of an entry. Raises LedgerRefused for anything that :func:`write_json` would not write."""
     try:
         value = json.loads(text, parse_constant=_no_constant)
@@ -133,8 +133,8 @@ def make_entry(
     seq: int,
     prev: bytes,
     kind: str,
-    body: dict[str, Any],
-    sealed: dict[str, Any],
+    body: Json,
+    sealed: Json,
     controller: Controller | None,
 ) -> Entry:
     """A signed entry that follows the one with hash `prev`."""

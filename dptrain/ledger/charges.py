@@ -14,10 +14,10 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from dptrain.accounting.units import INFINITE_UNITS, to_units
 from dptrain.errors import LedgerRefused
+from dptrain.plain import Json
 from dptrain.plan import Mechanism
 
 ORDERS_VERSIONS = (1,)
@@ -64,12 +64,12 @@ class Charge:
     def _rest(self) -> array[int] | None:
         return None if self.rest is None else unpack(self.rest)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Plain values for JSON."""
         return {"step": self.step, "rest": self.rest, "orders_version": ORDERS_VERSIONS[-1]}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Charge:
+    def from_dict(cls, values: Json) -> Charge:
         """Back from :meth:`to_dict`. Raises LedgerRefused for an unknown grid of orders."""
         if values["orders_version"] not in ORDERS_VERSIONS:
             raise LedgerRefused(f"the ledger's charges use RDP orders of version {values['orders_version']}.")

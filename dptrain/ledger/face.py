@@ -79,6 +79,7 @@ class Ledger(Book):
 
     status = looking.status
     require_open = looking.require_open
+    objections = looking.objections
     cohorts = looking.cohorts
     head = looking.head
     run = looking.run

@@ -36,6 +36,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.files import whole_or_nothing
 from dptrain.identity import patient_text
+from dptrain.plain import Json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -261,7 +262,7 @@ class Keys:
         except UnicodeEncodeError:  # its own words would show the id
             raise ConfigError("a patient id holds bytes that are no text.", remedy="Save it as UTF-8.") from None
 
-    def record_hash(self, array: np.ndarray[Any, Any]) -> bytes:
+    def record_hash(self, array: np.ndarray) -> bytes:
         """32 bytes that stand for a record's pixels: HMAC over shape and values, in the narrowest type for them.
 
         The same values give the same hash, whatever file and number type held them. Copies and lossless re-encodings
@@ -387,7 +388,7 @@ def wrap(secret: bytes, tag: bytes) -> bytes:
     return hmac.digest(secret, b"dptrain.wrap\0" + tag, "sha256")
 
 
-def _narrowest(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _narrowest(array: np.ndarray) -> np.ndarray:
     """The same values in the narrowest type that holds them all exactly: whole numbers unsigned where none is
     negative, others in float32, float64 or wider; little-endian, contiguous, and without negative zeros.
     """
@@ -441,7 +442,7 @@ def _prefixed(*parts: bytes) -> bytes:
     return b"".join(struct.pack("<Q", len(part)) + part for part in parts)
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def _json(value: Json) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
@@ -462,7 +463,7 @@ def _read(path: Path) -> bytes:
         raise LedgerRefused(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Json:
     try:
         value = json.loads(_read(path))
         if not isinstance(value, dict):
@@ -507,7 +508,7 @@ def _seal(key: Ed25519PrivateKey, passphrase: str) -> bytes:
     )
 
 
-def _unseal(box: dict[str, Any], passphrase: str) -> Ed25519PrivateKey:
+def _unseal(box: Json, passphrase: str) -> Ed25519PrivateKey:
     if box["schema"] != "dptrain.controller/1" or box["kdf"]["name"] != "scrypt":
         raise ValueError("unknown schema")
     kdf = box["kdf"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, dataclass_transform
+from typing import TypeVar, dataclass_transform
 
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger.bodies import Body, fields_of, sealed
@@ -21,6 +21,7 @@ from dptrain.ledger.state import (
     Admission,
     Budget,
     CohortState,
+    Declared,
     PatientClass,
     Permit,
     RunState,
@@ -28,6 +29,7 @@ from dptrain.ledger.state import (
     Version,
     Weights,
 )
+from dptrain.plain import Json
 from dptrain.plan import Plan
 from dptrain.vocabulary import CLOSED, Basis, BudgetKind, RunStatus
 
@@ -306,7 +308,7 @@ class SignedBudget(Body):
     units: int
     minimum_charge: float
     minimum_units: int
-    declared: list[list[Any]]
+    declared: list[Declared]
     prefixes: list[float]
     reason: str
     advice: str | None
@@ -489,9 +491,9 @@ class Reserve(Body):
     cohort: str
     version: int
     budget: int | None
-    plan: dict[str, Any]
-    charge: dict[str, Any]
-    weights: dict[str, Any] | None
+    plan: Json
+    charge: Json
+    weights: Json | None
     inherited: tuple[str, ...]
     lease: int
     nonce: str = sealed()

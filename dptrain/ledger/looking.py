@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import sqlalchemy as sa
 
+from dptrain.errors import LedgerRefused
 from dptrain.ledger import rules, store
 from dptrain.ledger.book import Book, read_entry
 from dptrain.ledger.chain import Entry, SignedHead, sign_head
+from dptrain.ledger.charges import charge_of
 from dptrain.ledger.facts import Bound, Released, ReleaseTerms, Result, WeightsSource
 from dptrain.ledger.state import RunState, State
 from dptrain.ledger.status import CohortStatus, status_of
+from dptrain.plain import Json
+from dptrain.plan import Plan
 
 
 def status(book: Book, cohort: str) -> CohortStatus:
@@ -30,6 +33,28 @@ def require_open(book: Book, cohort: str) -> None:
     """
     with book.view() as (_, state):
         rules.require_open(state, rules.cohort(state, cohort))
+
+
+def objections(book: Book, plan: Plan, cohort: str, weights: WeightsSource | None = None) -> list[LedgerRefused]:
+    """Every reason for which :meth:`Ledger.reserve` would refuse this plan now, but for what only the data tell.
+
+    Records nothing, and looks at the newest version of the cohort alone. What it says follows from public
+    configuration and public charges, like the refusals themselves.
+    """
+    reasons = []
+    with book.view() as (_, state):
+        version = rules.cohort(state, cohort)
+        charge = charge_of(plan.mechanisms)
+        for rule in (
+            lambda: rules.check_plan(plan, version),
+            lambda: rules.check_weights(state, weights),
+            lambda: rules.afford(state, version, plan, charge),
+        ):
+            try:
+                rule()
+            except LedgerRefused as error:
+                reasons.append(error)
+    return reasons
 
 
 def cohorts(book: Book) -> list[str]:
@@ -73,7 +98,7 @@ def bound_of(state: State, run: str) -> Bound:
     )
 
 
-def _released(release: dict[str, Any]) -> Released:
+def _released(release: Json) -> Released:
     values = {name: release[name] for name in ReleaseTerms.__dataclass_fields__}
     terms = ReleaseTerms(**{**values, "items": tuple(values["items"]), "accepted": tuple(values["accepted"])})
     return Released(entry=release["seq"], hash=release["hash"], time=release["time"], terms=terms)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate, members, rules
@@ -15,6 +14,7 @@ from dptrain.ledger.facts import CohortVersion, PublicDeclaration
 from dptrain.ledger.keys import Controller, normal_issuer
 from dptrain.ledger.kinds import Register, Withdraw
 from dptrain.ledger.state import ADJACENCY, State, Version
+from dptrain.plain import Json
 
 
 def register(
@@ -103,7 +103,7 @@ def _check(
     members.check(patients)
 
 
-def _body(version: Version, overlaps: Sequence[str], moved: dict[str, Any]) -> Register:
+def _body(version: Version, overlaps: Sequence[str], moved: Json) -> Register:
     return Register(
         name=version.cohort,
         version=version.number,

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from dptrain.ledger.chain import read_json, write_json
 from dptrain.ledger.charges import Charge
+from dptrain.plain import Json
 from dptrain.plan import Mechanism
 from dptrain.vocabulary import RunStatus
 
 T = TypeVar("T")
 STATE_VERSION = 5
+Declared: TypeAlias = list[Any]  # a declared mechanism as canonical JSON has it: rate, noise, steps, what
 ADJACENCY = "add_remove"
 
 
@@ -68,9 +70,9 @@ class Budget:
     units: int
     minimum_charge: float
     minimum_units: int
-    declared: list[list[Any]]
+    declared: list[Declared]
     prefixes: list[float]
-    signed: list[dict[str, Any]]
+    signed: list[Json]
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
@@ -94,12 +96,12 @@ class RunState:
     version: int
     budget: int | None
     planned: bool
-    plan: dict[str, Any]
+    plan: Json
     step: str | None
     rest: str | None
     excluded: list[int]
     excluded_units: list[int]
-    weights: dict[str, Any] | None
+    weights: Json | None
     inherited: list[str]
     lease: int
     committed: int = 0
@@ -111,8 +113,8 @@ class RunState:
     model: str | None = None
     facts: str | None = None
     closing: list[Any] = field(default_factory=list)
-    results: list[dict[str, Any]] = field(default_factory=list)
-    releases: list[dict[str, Any]] = field(default_factory=list)
+    results: list[Json] = field(default_factory=list)
+    releases: list[Json] = field(default_factory=list)
     did: list[str] = field(default_factory=list)
     closed: str | None = None
 
@@ -232,7 +234,7 @@ class State:
 
     def dump(self) -> str:
         """JSON text of everything."""
-        plain: dict[str, Any] = {"state_version": STATE_VERSION}
+        plain: Json = {"state_version": STATE_VERSION}
         for name in self.__dataclass_fields__:
             if name != "sums":
                 plain[name] = _plain(getattr(self, name))
@@ -261,16 +263,16 @@ class State:
         return cls(**values)
 
 
-def _numbered(kind: Callable[..., T], values: dict[str, Any]) -> dict[int, T]:
+def _numbered(kind: Callable[..., T], values: Json) -> dict[int, T]:
     return dict(sorted((int(name), kind(**value)) for name, value in values.items()))
 
 
-def _by_entry(kind: Callable[..., T], values: dict[str, Any]) -> dict[str, T]:
+def _by_entry(kind: Callable[..., T], values: Json) -> dict[str, T]:
     ordered = sorted(values.items(), key=lambda item: int(item[1]["seq"]))
     return {name: kind(**value) for name, value in ordered}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if hasattr(value, "__dataclass_fields__"):
         return {name: getattr(value, name) for name in value.__dataclass_fields__}
     if isinstance(value, dict):

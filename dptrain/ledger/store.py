@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from dptrain.errors import ConfigError, LedgerRefused
 
+T = TypeVar("T")
 SCHEMA = "0001"  # the newest migration that this program knows
 SCHEMAS = ("0001",)  # oldest first
 WAIT_SECONDS = 60.0
@@ -257,14 +258,14 @@ def _sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
     """The values, so many at a time."""
     iterator = iter(values)
     while chunk := list(islice(iterator, size)):
         yield chunk
 
 
-def insert_rows(connection: Connection, table: sa.Table, rows: Iterable[tuple[Any, ...]]) -> None:
+def insert_rows(connection: Connection, table: sa.Table, rows: Iterable[tuple[object, ...]]) -> None:
     """Insert many rows (every column, in order) as fast as the store can, within the transaction."""
     names = ", ".join(f'"{column.name}"' for column in table.columns)
     if connection.dialect.name == "sqlite":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +15,17 @@ from torch import Tensor, nn
 from dptrain import data
 from dptrain.engine import PatientGradients
 from dptrain.errors import CheckRefused, ConfigError
-from dptrain.models.losses import loss_for_task
+from dptrain.models.draws import FixedDraws
+from dptrain.models.losses import Loss, loss_for_task
 from dptrain.models.network import Network, build_network
 from dptrain.models.preflight import Finding, first_line, made_up, preflight, shaken
+from dptrain.models.private import Change
+from dptrain.models.ways import Way, proof
 from dptrain.settings import DataConfig, Settings
 from dptrain.settings.data import shape_of
+
+#: Findings after whose refusal a step of made-up patients would only fail again.
+UNTRIED = ("inputs of the network", "outputs of the network", "separability")
 
 
 def check(settings: Settings, network: Network | None = None) -> list[Finding]:
@@ -48,8 +55,11 @@ def check(settings: Settings, network: Network | None = None) -> list[Finding]:
         classes=len(settings.data.classes),
         transforms=transforms,
     )
-    if not any(finding.what == "separability" and finding.status == "refused" for finding in findings):
-        findings += _tried(settings, network, loss)
+    if not any(finding.what in UNTRIED and finding.status == "refused" for finding in findings):
+        image, label = tried_on(shape_of(settings.data), settings.data.task, len(settings.data.classes))
+        network.way = proof(network.whole, loss, image[:2], label[:2])
+        findings.append(of_way(network.way))
+        findings += _tried(settings, network, loss, image, label)
     if settings.data.same_pixels == "merge":
         why = (
             "ids that share a picture, directly or through others, are one unit: epsilon is that of the linked group"
@@ -72,36 +82,54 @@ def _pipeline(config: DataConfig) -> tuple[list[Finding], list[Any]]:
                 target = node.get("_target_", "") if isinstance(node, Mapping) else type(node).__name__
                 what = f"{name}: {str(target).rpartition('.')[2]}"
                 findings.append(Finding(what, "refused", error.message, error.remedy or ""))
+    if not findings:
+        for name, fault in data.label_images.try_pipeline(config):
+            findings.append(Finding(f"{name}: labels", "refused", f"{fault.cause}.", fault.remedy))
     return findings, built
 
 
-def _tried(settings: Settings, network: Network, loss: nn.Module) -> list[Finding]:
+def of_way(way: Way) -> Finding:
+    """What the check says of how patients may run."""
+    if way.together:
+        return Finding("batch code", "ok", f"proved: {way.why}")
+    why = f"not proved to keep records apart ({way.why}): one patient at a time, exact, but slower"
+    return Finding(f"batch code: {why}", "changed", "made fit for private training")
+
+
+def tried_on(shape: Sequence[int], task: str, classes: int) -> tuple[Tensor, Tensor]:
+    """Made-up records to try the engine on: 18, since some networks reorder large batches alone; 6 of large size."""
+    records = 18 if math.prod(shape) <= 1 << 18 else 6
+    image, label = made_up(shape, task, records, classes, 0)
+    return image.float(), label
+
+
+def _tried(settings: Settings, network: Network, loss: nn.Module, image: Tensor, label: Tensor) -> list[Finding]:
     """What the engine says to a step of made-up patients, through the frozen part as in training."""
-    image, label = made_up(
-        shape_of(settings.data),
-        settings.data.task,
-        4,
-        len(settings.data.classes),
-        0,
-    )
-    image = image.float()
     if network.frozen is not None:
         with torch.no_grad():
             image = copy.deepcopy(network.frozen).eval()(image)
     why = "one patient at a time, as set: exact, at the cost of one more backward pass for each patient of a chunk"
     findings = [Finding(f"model.rules.{name}", "ok", why) for name in settings.model.rules]
-    part = network.trainable
-    return findings + check_rules(part, loss, image, label, rules=network.rules, names=network.names(part))
+    part, together = network.trainable, network.way.together
+    names = network.names(part)
+    for records in (4, len(image)):  # sequences that are as long as the batch are met in one of them at least
+        said = check_rules(
+            part, loss, image[:records], label[:records], rules=network.rules, names=names, together=together
+        )
+        if said:
+            return findings + said
+    return findings
 
 
 def check_rules(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     image: Tensor,
     label: Tensor,
     *,
     rules: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
+    together: bool = True,
 ) -> list[Finding]:
     """Take one clipped sum of made-up patients with the engine itself, and see what it refuses or warns of.
 
@@ -111,20 +139,32 @@ def check_rules(
     Args:
         model: the part that is trained; a copy is tried.
         loss: (output, label) -> [N].
-        image: made-up inputs of that part, of four records: one patient has two of them.
+        image: made-up inputs of that part, of three records or more: one patient has two of them.
         label: their labels.
         rules, names: as :class:`dptrain.engine.PatientGradients` takes them.
+        together: patients run in one pass; else all of it is one patient's.
     """
     what = "gradient rules"
-    patient = torch.tensor([0, 1, 1, 2])
+    patient = torch.arange(len(image)).sub(1).clamp(min=0) if together else torch.zeros(len(image)).long()
 
     def attempt(dtype: torch.dtype) -> list[str]:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             twin = shaken(model).to(dtype)
+            given = image.to(dtype) if image.is_floating_point() else image
+            records = range(len(image))
+            with FixedDraws(records), torch.no_grad():
+                plain = twin(given)
             engine = PatientGradients(twin, max_grad_norm=1.0, rules=rules, names=names, measure=False, verify=True)
-            output = twin(image.to(dtype) if image.is_floating_point() else image)
-            engine.clipped_sum(loss(output, label), patient, 4)
+            with FixedDraws(records):
+                output = twin(given)
+            if not _alike(plain, output):
+                raise CheckRefused(
+                    "the network gives another output while the engine watches it: it replaces its parameters in a "
+                    "way that the engine does not see, and would be trained as another network than is kept.",
+                    remedy="Call layers themselves, not through torch.func.functional_call with other tensors.",
+                )
+            engine.clipped_sum(loss(output, label), patient, int(patient.max()) + 1)
         return [str(one.message) for one in said if "one patient at a time" in str(one.message)]
 
     try:
@@ -142,9 +182,17 @@ def check_rules(
     return [Finding(what, "ok", text) for text in slow]
 
 
-def _changes(changes: list[Any]) -> list[Finding]:
+def _alike(plain: object, watched: object) -> bool:
+    if not (isinstance(plain, Tensor) and isinstance(watched, Tensor)):
+        return True
+    close = 1e-9 if plain.dtype == torch.float64 else 1e-3
+    size = float(plain.abs().max()) if plain.numel() else 0.0
+    return plain.shape == watched.shape and torch.allclose(plain, watched.detach(), rtol=close, atol=close * size)
+
+
+def _changes(changes: list[Change]) -> list[Finding]:
     """One row for all layers that were changed alike."""
-    alike: dict[tuple[str, str, str], list[Any]] = {}
+    alike: dict[tuple[str, str, str], list[Change]] = {}
     for change in changes:
         before, after = (text.partition("(")[0] for text in (change.before, change.after))
         alike.setdefault((before, after, change.why), []).append(change)

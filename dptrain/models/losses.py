@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dptrain.errors import CheckRefused
 from dptrain.vocabulary import task_spec
+
+Loss: TypeAlias = nn.Module | Callable[[Tensor, Tensor], Tensor]  # (output, label) -> one value a record [N]
 
 
 class BinaryLoss(nn.Module):

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,11 +13,13 @@ from torch import nn
 from dptrain.errors import ConfigError
 from dptrain.ledger import WeightsSource
 from dptrain.models.build import build
-from dptrain.models.private import make_private
+from dptrain.models.private import Change, make_private
 from dptrain.models.split import split_frozen
+from dptrain.models.ways import NOT_TRIED, Way
 from dptrain.models.weights import ModelStore
 from dptrain.records import RunFolder
-from dptrain.settings import Settings
+from dptrain.settings import ModelConfig, Settings
+from dptrain.targets import arguments_of
 from dptrain.terminal.words import suggest
 
 
@@ -28,17 +29,18 @@ class Network:
 
     frozen gives features without gradients, or is None; trainable goes from there (or from the image) to the
     output. weights_kind is random, package, public or ledger. rules: names of trainable parameters of the whole,
-    each with the way that model.rules chose for it.
+    each with the way that model.rules chose for it. way: whether patients may run together, once the check has tried.
     """
 
     whole: nn.Module
     frozen: nn.Module | None
     trainable: nn.Module
-    changes: list[Any]
+    changes: list[Change]
     weights: WeightsSource | None
     weights_kind: str
     weights_note: str
     rules: dict[str, str] = field(default_factory=dict)
+    way: Way = NOT_TRIED
 
     def names(self, part: nn.Module) -> dict[str, str]:
         """Name of a parameter in a part of the network -> its name in the whole."""
@@ -61,6 +63,7 @@ def build_network(settings: Settings) -> Network:
     _no_hidden_weights(settings.model.network)
     torch.manual_seed(settings.training.seed)
     network = build(settings.model)
+    _not_from_a_file(network, settings.model, settings.training.seed)
     brought = {str(sha): part for part in network.modules() if (sha := getattr(part, "weights_sha256", None))}
     if len(brought) > 1 or (brought and settings.model.weights is not None):
         raise ConfigError(
@@ -106,11 +109,12 @@ def _rules(network: nn.Module, rules: Mapping[str, str]) -> dict[str, str]:
     return chosen
 
 
+CONSTANTS = 16  # different values that a fixed initialisation may have
 _WEIGHTS = re.compile(r"pretrained|weights|checkpoint|state_dict|_(path|dir|file)$")
 
 
-def _no_hidden_weights(node: Any) -> None:
-    """Refuse arguments by which a network would load weights that the ledger never sees.
+def _no_hidden_weights(node: object) -> None:
+    """Refuse arguments by which a network would load weights that the ledger never sees, defaults included.
 
     docs/guarantee.md, contract 10.
 
@@ -119,16 +123,49 @@ def _no_hidden_weights(node: Any) -> None:
     if isinstance(node, list | tuple):
         for item in node:
             _no_hidden_weights(item)
-    if not isinstance(node, dict):
+    if not isinstance(node, Mapping):
         return
-    ours = str(node.get("_target_", "")).startswith("dptrain.models.")
-    for name, value in node.items():
+    target = str(node.get("_target_", ""))
+    ours = target.startswith("dptrain.models.")
+    arguments = arguments_of(node) if target else dict(node)
+    for name, value in arguments.items():
         if not ours and value and _WEIGHTS.search(str(name)):
+            where = f"'{name}'" if name in node else f"'{name}', which {target.rpartition('.')[2]} sets by itself,"
             raise ConfigError(
-                f"model.network: '{name}' would load weights that nobody declared.",
-                remedy="Leave it out and name the file in model.weights=…, after `dptrain ledger weights`.",
+                f"model.network: {where} would load weights that nobody declared.",
+                remedy=f"Set +model.network.{name}=false; a file goes into model.weights=…, after "
+                "`dptrain ledger weights`.",
             )
         _no_hidden_weights(value)
+
+
+def _not_from_a_file(network: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Build the network again with another seed: what is trained and comes out the same was read from somewhere.
+
+    Constants (a bias of zeros) are the same too; so are buffers and frozen tables. Parts that declare their weights
+    (`weights_sha256`) are passed over.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        other = dict(build(config).named_parameters())
+    declared = {
+        id(parameter)
+        for part in network.modules()
+        if getattr(part, "weights_sha256", None)
+        for parameter in part.parameters()
+    }
+    for name, parameter in network.named_parameters():
+        twin = other.get(name)
+        if twin is None or id(parameter) in declared or not parameter.requires_grad:
+            continue
+        if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.shape != twin.shape:
+            continue
+        if torch.equal(parameter, twin) and len(torch.unique(parameter.detach().flatten()[:4096])) > CONSTANTS:
+            raise ConfigError(
+                f"model.network: '{name}' starts with the same values whatever the seed: they come from a file that "
+                "nobody declared.",
+                remedy="Build it without them, and name the file in model.weights=…, after `dptrain ledger weights`.",
+            )
 
 
 def _starting_weights(network: nn.Module, path: Path) -> tuple[WeightsSource, str]:

@@ -10,10 +10,11 @@ real data.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,13 @@ from dptrain.data import loading
 from dptrain.data.transforms import mixes
 from dptrain.errors import CheckRefused
 from dptrain.models.draws import FixedDraws
+from dptrain.models.losses import Loss
 from dptrain.models.private import FrozenBatchNorm
 from dptrain.models.split import Frozen
-from dptrain.vocabulary import task_spec
+from dptrain.vocabulary import Labels, task_spec
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Status = Literal["ok", "changed", "refused"]
 
@@ -89,7 +94,7 @@ def check_modules(model: nn.Module) -> list[Finding]:
 _CONTRASTIVE = re.compile(r"contrastive|ntxent|infonce|supcon|barlow|vicreg|triplet|cliploss|aucm", re.IGNORECASE)
 
 
-def check_loss(loss: Any) -> list[Finding]:
+def check_loss(loss: Loss) -> list[Finding]:
     """Losses that couple patients: batch-wise Dice, contrastive ones, and those that average the batch."""
     parts = list(loss.modules()) if isinstance(loss, nn.Module) else [loss]
     findings = []
@@ -107,7 +112,7 @@ def check_loss(loss: Any) -> list[Finding]:
     return findings
 
 
-def check_sampler(sampler: Any) -> list[Finding]:
+def check_sampler(sampler: object) -> list[Finding]:
     """Only Poisson draws of patients are what the accountant charges for; any other sampler is refused."""
     if sampler is None:
         return []
@@ -125,7 +130,7 @@ def check_sampler(sampler: Any) -> list[Finding]:
     return [Finding(what, "ok", "each patient independently with the plan's rate")]
 
 
-def _transform_names(transforms: Any) -> Iterator[tuple[str, int]]:
+def _transform_names(transforms: object) -> Iterator[tuple[str, int]]:
     """(name, views) of transforms given as objects, as `_target_` mappings, as names, or nested in either."""
     if transforms is None:
         return
@@ -143,8 +148,8 @@ def _transform_names(transforms: Any) -> Iterator[tuple[str, int]]:
         for item in transforms:
             if not isinstance(item, str | int | float) or "." in str(item):
                 yield from _transform_names(item)
-    elif isinstance(getattr(transforms, "transforms", None), Sequence):
-        yield from _transform_names(transforms.transforms)
+    elif isinstance(chain := getattr(transforms, "transforms", None), Sequence):
+        yield from _transform_names(chain)
     else:
         inner = getattr(transforms, "cropper", transforms)
         views = getattr(transforms, "num_samples", getattr(inner, "num_samples", 1))
@@ -155,7 +160,7 @@ def _transform_names(transforms: Any) -> Iterator[tuple[str, int]]:
         yield type(transforms).__name__, views if isinstance(views, int) else 1
 
 
-def check_transforms(transforms: Any) -> list[Finding]:
+def check_transforms(transforms: object) -> list[Finding]:
     """Transforms that mix records of several patients; crops and copies are views of their own patient."""
     findings, count = [], 0
     for name, views in _transform_names(transforms):
@@ -202,6 +207,52 @@ def made_up(input_shape: Sequence[int], task: str, records: int, classes: int, s
     return image, label
 
 
+def check_outputs(model: nn.Module, input_shape: Sequence[int], task: str, *, classes: int = 2) -> list[Finding]:
+    """Whether the network takes a record of the data's shape and answers with the outputs that the task asks for.
+
+    A network with more outputs than classes trains without complaint, and fails, or misleads, where it is scored.
+    What does not run for another reason, or gives several tensors, is :func:`check_separable`'s to say.
+    """
+    spec, shape = task_spec(task), list(input_shape)
+    wanted = (spec.outputs(classes), *(shape[1:] if spec.labels is Labels.MASK else ()))
+    where = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(0)).device
+    image, _ = made_up(shape, task, 2, classes, 0)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = copy.deepcopy(model).eval()(image.float().to(where))
+    except Exception:
+        taken = _taken(model)
+        if taken is None or taken == shape[0]:
+            return []
+        why = f"it takes {taken} channels or features, and data.image_shape={shape} has {shape[0]}"
+        remedy = "Leave it to the data (in_channels=data.channels, in_features=data.features), or change the shape."
+        return [Finding("inputs of the network", "refused", why, remedy)]
+    if not isinstance(output, Tensor):
+        return []
+    given = tuple(output.shape[1:])
+    if given == wanted or (spec.one_logit and output.numel() == len(image)):
+        return []
+    names = f"task={task} with {classes} classes"
+    why = f"{_sizes(given)} a record, where {names} takes {_sizes(wanted)}"
+    remedy = f"Leave it to the data: model.network.num_classes=data.outputs (MONAI: out_channels), here {wanted[0]}."
+    if given[:1] == wanted[:1]:
+        remedy = "The mask and the image have one shape: choose sides of data.image_shape that the network keeps."
+    return [Finding("outputs of the network", "refused", why, remedy)]
+
+
+def _taken(model: nn.Module) -> int | None:
+    """Channels (or features) that the first layer with weights takes."""
+    for layer in model.modules():
+        for name in ("in_channels", "in_features"):
+            if isinstance(size := getattr(layer, name, None), int) and getattr(layer, "weight", None) is not None:
+                return size
+    return None
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
 def shaken(model: nn.Module) -> nn.Module:
     """A copy in training mode whose all-zero parameters are not zero (a zero head would hide every leak)."""
     twin = copy.deepcopy(model).train()
@@ -216,7 +267,7 @@ def shaken(model: nn.Module) -> nn.Module:
 
 def _run(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     image: Tensor,
     label: Tensor,
     records: list[int],
@@ -249,11 +300,11 @@ def _run(
     if not losses.requires_grad or not trained:
         raise _NotPerRecord("no parameter that is trained reaches the loss", "Check model.train and requires_grad.")
     wanted = [inputs, *trained] if by_pixel else trained
-    found = list(torch.autograd.grad(losses[rows].mean(), wanted, allow_unused=True))
+    derived = list(torch.autograd.grad(losses[rows].mean(), wanted, allow_unused=True))
     leak = 0.0
-    if by_pixel and (pixels := found.pop(0)) is not None:
+    if by_pixel and (pixels := derived.pop(0)) is not None:
         leak = float(pixels[others].abs().max())
-    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)]
+    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, derived, strict=True)]
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     return _Outcome(losses.detach()[rows], grads, leak, buffers)
 
@@ -269,7 +320,7 @@ def _apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 def check_separable(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     input_shape: Sequence[int],
     task: str,
     *,
@@ -301,11 +352,8 @@ def check_separable(
     changed[mine], changed_label[mine] = image[mine], label[mine]
 
     def ready(tensor: Tensor, double: bool) -> Tensor:
-        return (
-            tensor.to(where, torch.float64 if double else torch.float32)
-            if tensor.is_floating_point()
-            else tensor.to(where)
-        )
+        floating = torch.float64 if double else torch.float32
+        return tensor.to(where, floating if tensor.is_floating_point() else tensor.dtype)
 
     def attempt(double: bool) -> tuple[dict[str, _Outcome], dict[str, Tensor]]:
         net = shaken(model)
@@ -333,6 +381,8 @@ def check_separable(
             except (RuntimeError, TypeError):  # layers or losses that exist in float32 only
                 return _judged(seen, different, TOLERANCE_FLOAT32, "float32")
             findings = _judged(seen, different, TOLERANCE, "float64")
+        if not any(finding.status == "refused" for finding in findings):
+            findings += _beside_extremes(shaken(model), loss, ready(image, False), ready(label, False))
     except _NotPerRecord as error:
         return [Finding(what, "refused", *error.args)]
     except Exception as error:
@@ -340,6 +390,38 @@ def check_separable(
         remedy = f"Check data.image_shape={list(input_shape)}, channels, classes and task={task}."
         return [Finding(what, "refused", why, remedy)]
     return findings
+
+
+EXTREMES = (0.0, 255.0, 65535.0, 1e6, -1e6, math.nan, math.inf)
+"""What the others' pixels are set to, since some networks look at the others only where those are unlike an image."""
+
+
+def _beside_extremes(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> list[Finding]:
+    """One patient among 17 or more others whose pixels are extreme: bit for bit the same losses and gradients.
+
+    Beside values that are not finite the losses alone are compared: zero times NaN is NaN in plain autograd's sums.
+    The number of rows is one, so that no kernel has a reason to round otherwise. Large images have fewer others.
+    """
+    least = 18 if image[0].numel() <= 1 << 18 else len(image)
+    copies = -(-least // len(image))
+    image, label = (t.repeat(copies, *[1] * (t.dim() - 1)) for t in (image, label))
+    records, mine = list(range(len(image))), [0, 1]
+    expected = _run(copy.deepcopy(model), loss, image, label, records, mine)
+    moved: list[str] = []
+    for value in EXTREMES:
+        beside = image.clone()
+        beside[len(mine) :] = value
+        outcome = _run(copy.deepcopy(model), loss, beside, label, records, mine)
+        same = torch.equal(expected.losses, outcome.losses)
+        if math.isfinite(value):
+            same = same and all(torch.equal(a, b) for a, b in zip(expected.grads, outcome.grads, strict=True))
+        if not same:
+            moved.append(f"{value:g}")
+    if not moved:
+        return []
+    why = f"a patient's loss or gradient is another beside patients whose pixels are {', '.join(moved)}"
+    remedy = "Find the layer or loss that looks across the batch axis and let it work on each record alone."
+    return [Finding("separability", "refused", why, remedy)]
 
 
 def _judged(
@@ -390,13 +472,13 @@ def first_line(error: BaseException) -> str:
 
 def preflight(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     input_shape: Sequence[int],
     task: str,
     *,
     classes: int = 2,
-    sampler: Any = None,
-    transforms: Any = None,
+    sampler: object = None,
+    transforms: object = None,
 ) -> list[Finding]:
     """Every finding of the static checks and the run-time test; nothing is charged and no real data is read.
 
@@ -415,6 +497,9 @@ def preflight(
         *check_sampler(sampler),
         *check_transforms(transforms),
     ]
+    outputs = check_outputs(model, input_shape, task, classes=classes)
+    if outputs:  # nothing else that is tried would say more
+        return static + outputs
     return static + check_separable(model, loss, input_shape, task, classes=classes)
 
 
@@ -431,8 +516,8 @@ def refuse(findings: Sequence[Finding]) -> None:
     )
 
 
-def print_findings(findings: Sequence[Finding], *, console: Any = None) -> None:
-    """The findings as a table, refused ones first, for `dptrain check`.
+def print_findings(findings: Sequence[Finding], *, console: Console | None = None) -> None:
+    """The findings as a table, refused ones first, and below it what to do, whole lines, for `dptrain check`.
 
     Args:
         console: a `rich.console.Console`; standard output if None.
@@ -442,11 +527,17 @@ def print_findings(findings: Sequence[Finding], *, console: Any = None) -> None:
     from rich.text import Text
 
     colours = {"ok": "green", "changed": "yellow", "refused": "bold red"}
-    table = Table(title="Pre-flight check", show_lines=False)
-    for column in ("status", "what", "why", "what to do"):
+    console = console or Console()
+    table = Table(title="Pre-flight check", title_justify="left", show_lines=False)
+    for column in ("status", "what", "why"):
         table.add_column(column, overflow="fold")
     order = {"refused": 0, "changed": 1, "ok": 2}
-    for finding in sorted(findings, key=lambda found: order[found.status]):
-        cells = (finding.what, finding.why, finding.remedy)
+    ordered = sorted(findings, key=lambda finding: order[finding.status])
+    for finding in ordered:
+        cells = (finding.what, finding.why)
         table.add_row(Text(finding.status, style=colours[finding.status]), *(Text(cell) for cell in cells))
-    (console or Console()).print(table)
+    console.print(table)
+    remedies = dict.fromkeys(finding.remedy for finding in ordered if finding.remedy)
+    if remedies:
+        text = "\n".join(["What to do:", *(f"  {line}" for remedy in remedies for line in remedy.splitlines())])
+        console.print(Text(text), soft_wrap=True)  # never broken within a word that is to be pasted

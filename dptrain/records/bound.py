@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from dptrain.records.shape import Json
+from dptrain.plain import Json
 
 BOUND = (
     "schema",

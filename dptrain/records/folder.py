@@ -9,8 +9,9 @@ from pathlib import Path
 
 from dptrain.errors import ConfigError
 from dptrain.files import file_sha256, make_folder, utc_now, write_json
+from dptrain.plain import Json
 from dptrain.records.run import RUN_SCHEMA, Run
-from dptrain.records.shape import Json, Record
+from dptrain.records.shape import Record
 
 
 class RunFolder:
@@ -35,6 +36,7 @@ class RunFolder:
         self.audit_json = self.audit / "audit.json"
         self.restricted_report = self.restricted / "report"
         self.access_log = self.restricted / "access.log"
+        self.notes = self.restricted / "notes.txt"
 
     @property
     def model(self) -> Path:
@@ -119,7 +121,14 @@ class RunFolder:
 
     def note_access(self, what: str) -> None:
         """Append who read or wrote restricted material, and when."""
-        line = f"{utc_now()}\t{os.getuid() if hasattr(os, 'getuid') else '?'}\t{what}\n"
-        descriptor = os.open(self.access_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write(line)
+        _append(self.access_log, f"{utc_now()}\t{os.getuid() if hasattr(os, 'getuid') else '?'}\t{what}\n")
+
+    def note(self, sentence: str) -> None:
+        """Append a sentence for the controller alone: what follows from private data, as who was left out."""
+        _append(self.notes, f"{utc_now()}\t{sentence}\n")
+
+
+def _append(path: Path, line: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        file.write(line)

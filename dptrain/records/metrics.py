@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from dptrain.plain import Json
 from dptrain.records.parts import Estimate
-from dptrain.records.shape import Json, Path, Reader, Record, entries
+from dptrain.records.shape import Path, Reader, Record, entries
 
 METRICS_SCHEMA = "dptrain.metrics/1"
 METRIC_NAMES = (

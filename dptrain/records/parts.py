@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self, SupportsFloat
 
 from dptrain.records.shape import Path, Public, Reader, Record, Share, number
 
@@ -69,6 +69,6 @@ def columns(value: object, names: tuple[str, str]) -> tuple[tuple[float, ...], t
     return tuple(a for a, _ in good), tuple(b for _, b in good)
 
 
-def curve(fpr: Iterable[Any], tpr: Iterable[Any]) -> Curve:
+def curve(fpr: Iterable[SupportsFloat], tpr: Iterable[SupportsFloat]) -> Curve:
     """Arrays of numbers as a curve."""
     return Curve(fpr=tuple(float(value) for value in fpr), tpr=tuple(float(value) for value in tpr))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Self
 
+from dptrain.plain import Json
 from dptrain.plan import Mechanism
 from dptrain.records.parts import Curve
-from dptrain.records.shape import LATE, NEEDED, Json, Path, Public, Reader, Record, Share
+from dptrain.records.shape import LATE, NEEDED, Path, Public, Reader, Record, Share
 from dptrain.vocabulary import ITEMS
 
 RUN_SCHEMA = "dptrain.run/1"

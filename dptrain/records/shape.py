@@ -18,13 +18,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from dptrain.plain import Json
+
 LONGEST_TEXT = 600
 NEEDED = "needed"  # its absence is a fault
 LATE = "late"  # left out of the file while it is not known
 IN_0_1 = "in [0, 1]"
 Share = Annotated[float, IN_0_1]
 Path = tuple[str, ...]
-Json = dict[str, Any]  # an object, as json has it
+
 Value = Any  # whatever a field may hold
 Hint = Any  # a type, as annotations have it
 

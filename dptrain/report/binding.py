@@ -233,7 +233,7 @@ def _head(page: Page, ledger: Evidence) -> Verdict:
     if closing is None:
         return None
     try:
-        head = SignedHead.from_dict(None if page.run.ledger is None else page.run.ledger.head.to_json())
+        head = SignedHead.from_dict({} if page.run.ledger is None else page.run.ledger.head.to_json())
     except ValueError:
         return False
     return ledger.holds(head) and head.entries >= closing[0]

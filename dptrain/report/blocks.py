@@ -5,12 +5,11 @@ A block is a dictionary with a `kind`, since both faces for people (a Jinja and 
 
 from __future__ import annotations
 
-from typing import Any
-
+from dptrain.plain import Json
 from dptrain.report.language import Language
 
-Block = dict[str, Any]
-Section = dict[str, Any]
+Block = Json
+Section = Json
 
 
 def section(identity: str, t: Language, blocks: list[Block], *, marked: bool = False) -> Section:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dptrain import __version__
 from dptrain.files import utc_now
+from dptrain.plain import Json
 from dptrain.records.shape import clean, number
 from dptrain.report.blocks import Block, big_number, drawing, heading, numbers, p, rows, section, table
 from dptrain.report.document import frame
@@ -103,7 +104,7 @@ def forecast(status: CohortStatus) -> tuple[Forecast, ...]:
     return tuple(ahead)
 
 
-def document(facts: CohortReport, t: Language) -> dict[str, Any]:
+def document(facts: CohortReport, t: Language) -> Json:
     """The report on a cohort as sections of blocks."""
     return frame(
         t,

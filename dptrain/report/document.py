@@ -5,8 +5,7 @@ Both faces for people (HTML and PDF) set these same blocks, so they cannot diffe
 
 from __future__ import annotations
 
-from typing import Any
-
+from dptrain.plain import Json
 from dptrain.report.blocks import Section
 from dptrain.report.language import Language
 from dptrain.report.sections.budget import budget
@@ -35,7 +34,7 @@ SECTIONS = (
 TICKS = ("passed", "failed", "not_checked", "open")
 
 
-def document(facts: Facts, t: Language) -> dict[str, Any]:
+def document(facts: Facts, t: Language) -> Json:
     """The whole report: title, running lines, labels and sections."""
     name = facts.run.recipe or facts.cohort.name or facts.run.id or t("unknown")
     return frame(
@@ -51,7 +50,7 @@ def document(facts: Facts, t: Language) -> dict[str, Any]:
     )
 
 
-def frame(t: Language, sections: list[Section], **said: Any) -> dict[str, Any]:
+def frame(t: Language, sections: list[Section], **said: object) -> Json:
     """A document: sections that say something, what stands around them (`said`), the language's labels."""
     return {
         "lang": t.lang,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from importlib.resources import files
-from typing import Any
 
+from dptrain.plain import Json
 from dptrain.report.cards import model_card, registry
 from dptrain.report.document import document
 from dptrain.report.figures import draw
@@ -18,13 +18,13 @@ from dptrain.report.language import Language
 from dptrain.report.shapes import CohortReport, Facts
 
 
-def figures(doc: dict[str, Any], facts: Facts | CohortReport, t: Language) -> dict[str, str]:
+def figures(doc: Json, facts: Facts | CohortReport, t: Language) -> dict[str, str]:
     """Every drawing of the document, by name."""
     names = [block["name"] for section in doc["sections"] for block in section["blocks"] if block["kind"] == "figure"]
     return {name: draw(name, facts, t) for name in names}
 
 
-def html(doc: dict[str, Any], drawings: dict[str, str]) -> str:
+def html(doc: Json, drawings: dict[str, str]) -> str:
     """One file without scripts, fonts or addresses."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup, escape
@@ -43,7 +43,7 @@ def html(doc: dict[str, Any], drawings: dict[str, str]) -> str:
     )
 
 
-def pdf(doc: dict[str, Any], drawings: dict[str, str], made: str) -> bytes:
+def pdf(doc: Json, drawings: dict[str, str], made: str) -> bytes:
     """PDF/A-2a and PDF/UA-1: fit for filing and for screen readers; the same bytes for the same facts."""
     import typst
 
@@ -77,7 +77,7 @@ def _moment(made: str) -> int:
         return 0
 
 
-def of_document(doc: dict[str, Any], facts: Facts | CohortReport, t: Language) -> dict[str, bytes]:
+def of_document(doc: Json, facts: Facts | CohortReport, t: Language) -> dict[str, bytes]:
     """The faces for people, and the facts that they are made from, by file name."""
     drawings = figures(doc, facts, t)
     return {

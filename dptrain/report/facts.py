@@ -20,10 +20,11 @@ from dptrain import __version__
 from dptrain.cells import SMALL_CELL
 from dptrain.errors import ConfigError
 from dptrain.files import file_sha256, utc_now
+from dptrain.plain import Json
 from dptrain.records import Audit, Fault, Metrics, Run, RunFolder, read_file
 from dptrain.records.metrics import METRIC_NAMES, Group
 from dptrain.records.run import Released
-from dptrain.records.shape import Json, Record, clean, disclosed, number
+from dptrain.records.shape import Record, clean, disclosed, number
 from dptrain.report.binding import binding, disclosed_binding, head_now
 from dptrain.report.judgement import judged, odds
 from dptrain.report.shapes import (

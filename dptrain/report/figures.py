@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from math import floor, log10
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -349,7 +350,7 @@ def reliability(facts: Facts, t: Language, _: str) -> Figure:
     return figure
 
 
-DRAWINGS: dict[str, Any] = {
+DRAWINGS: dict[str, Callable[[Any, Language, str], Figure]] = {
     "odds": odds,
     "tradeoff_alone": tradeoff,
     "tradeoff_measured": tradeoff,

@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from dptrain.plain import Json
 from dptrain.records.metrics import METRIC_NAMES, Group
 from dptrain.records.parts import Curve, Estimate
 from dptrain.records.reading import Fault
 from dptrain.records.run import PROGRAM, Check, Released, Resume, Use
-from dptrain.records.shape import RESTRICTED, After, Json, Keys, Public, Record, Share
+from dptrain.records.shape import RESTRICTED, After, Keys, Public, Record, Share
 from dptrain.vocabulary import Edition
 
 FACTS_SCHEMA = "dptrain.facts/1"

@@ -13,9 +13,10 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dptrain.errors import ConfigError, DptrainError
+from dptrain.plain import Json
 from dptrain.records import RunFolder
 from dptrain.records.run import Charge
 from dptrain.report import facts as facts_module
@@ -114,7 +115,7 @@ def _edition(path: Path, place: RunFolder, run: Facts, ledger: Ledger | None) ->
     return ties
 
 
-def _manifest(name: str, manifest: dict[str, Any], facts: dict[str, Any], *, private: bool) -> Tie:
+def _manifest(name: str, manifest: Json, facts: Json, *, private: bool) -> Tie:
     """What the manifest says beside the hashes."""
     edition = Edition.CONTROLLER if private else Edition.PUBLIC
     made_with = manifest.get("made_with")
@@ -127,7 +128,7 @@ def _manifest(name: str, manifest: dict[str, Any], facts: dict[str, Any], *, pri
     return Tie(f"{name}: schema, edition and program", sound, "" if sound else "not those of this edition")
 
 
-def _against_run(name: str, facts: dict[str, Any], place: RunFolder, run: Facts, ledger: Ledger | None) -> list[Tie]:
+def _against_run(name: str, facts: Json, place: RunFolder, run: Facts, ledger: Ledger | None) -> list[Tie]:
     """The facts as written against those that the folder gives now, with the ledger as it stood when they were made.
 
     Where the ledger cannot be reached, what came from it is left aside, and said to be.
@@ -180,7 +181,7 @@ def _as_of(name: str, written: Facts, place: RunFolder, ledger: Ledger) -> tuple
     return Tie(what, sound, "" if sound else "not in this ledger, or not signed by it", ledger=True), fresh
 
 
-def differences(a: Any, b: Any, path: str = "") -> list[str]:
+def differences(a: object, b: object, path: str = "") -> list[str]:
     """Dotted paths at which two JSON values differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         found = []
@@ -193,7 +194,7 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [path]
 
 
-def _against_facts(path: Path, name: str, facts: dict[str, Any], lang: str) -> list[Tie]:
+def _against_facts(path: Path, name: str, facts: Json, lang: str) -> list[Tie]:
     try:
         faces = render(Facts.of(facts), lang)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, DptrainError):

@@ -19,11 +19,12 @@ import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
-from typing import Any
 
 from dptrain.errors import DataUnreadable, DptrainError
 from dptrain.files import file_sha256
+from dptrain.plain import Json
 from dptrain.settings import ColumnsConfig, DataConfig
 from dptrain.terminal.progress import progress
 
@@ -82,7 +83,7 @@ def published(url: str, listing: str | None, name: str, sha256: str | None, *, t
 
     Raises FetchFailed where no checksum is to be had (none is ever made up) or where the two differ.
     """
-    entry: dict[str, Any] = {}
+    entry: Json = {}
     trouble = "no list of checksums is named"
     if listing is not None:
         try:
@@ -108,11 +109,12 @@ def published(url: str, listing: str | None, name: str, sha256: str | None, *, t
     return Published(str(entry.get("download_url") or url), stated, int(size) if size else None)
 
 
-def _open(url: str, timeout: float, start: int = 0) -> Any:
+def _open(url: str, timeout: float, start: int = 0) -> HTTPResponse:
     headers = {**AGENT, **({"Range": f"bytes={start}-"} if start else {})}
     if not url.startswith(("https://", "http://127.0.0.1:")):
         raise FetchFailed("Only https addresses are fetched.", remedy=f"Not {url.split(':')[0]}.")
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+    answer: HTTPResponse = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+    return answer
 
 
 def fetch(file: Published, path: Path, *, tries: int = 5, timeout: float = 30.0, pause: float = 2.0) -> Path:

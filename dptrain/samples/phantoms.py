@@ -14,11 +14,11 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dptrain.errors import ConfigError
+from dptrain.plain import Json
 from dptrain.settings import ColumnsConfig, DataConfig
 from dptrain.terminal.progress import progress
 
@@ -90,7 +90,7 @@ def phantom_config(folder: Path, size: int) -> DataConfig:
     )
 
 
-def _draw_all(folder: Path, facts: dict[str, Any], random: np.random.Generator) -> None:
+def _draw_all(folder: Path, facts: Json, random: np.random.Generator) -> None:
     from PIL import Image
 
     part = folder.with_name(folder.name + ".part")

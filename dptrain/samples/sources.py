@@ -8,9 +8,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dptrain.errors import DataUnreadable, DptrainError
+from dptrain.plain import Json
 from dptrain.samples.fetch import KERMANY_FOLDER, download, kermany_config
 from dptrain.samples.phantoms import phantom
 from dptrain.settings import DataConfig
@@ -32,7 +32,7 @@ class DemoData:
         The recipe's transforms and image shape stay: it resizes to its own shape.
         """
         data = self.config
-        changes: dict[str, Any] = {"data.root": data.root}
+        changes: Json = {"data.root": data.root}
         if self.kind == "phantom":
             changes |= {
                 "data.folder": data.folder,

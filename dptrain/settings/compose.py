@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -23,6 +23,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from dptrain.settings.data import DataConfig, check
+from dptrain.settings.derived import derived
 from dptrain.settings.explain import friendly_errors
 from dptrain.settings.kept import values_of
 from dptrain.settings.names import GROUPS
@@ -130,14 +131,15 @@ def load(overrides: Sequence[str]) -> Settings:
 
 
 def settings_of(config: object) -> Settings:
-    """The typed settings of a DictConfig that Hydra composed for a run.
+    """The typed settings of a DictConfig that Hydra composed for a run, with what the network takes from its data.
 
     Raises:
         ConfigError: an unknown name, a value of the wrong kind or range, or settings of which no cohort can be made.
     """
     settings = build(Settings, values_of(config))
     check(settings.data)
-    return settings
+    network = derived(settings.model.network, settings.data)
+    return replace(settings, model=replace(settings.model, network=network))
 
 
 def choices(override: Override) -> list[str]:

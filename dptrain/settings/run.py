@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dptrain.errors import ConfigError
+from dptrain.plain import Json
 from dptrain.settings.audit import AuditConfig
 from dptrain.settings.data import DataConfig
 from dptrain.settings.fields import at_least, between, finite, one_of, section, setting
@@ -17,7 +17,7 @@ from dptrain.vocabulary import LANGUAGES
 class ModelConfig:
     """The network, what of it is trained, and where its weights start."""
 
-    network: dict[str, Any] = setting({}, "`_target_` and its arguments")
+    network: Json = setting({}, "`_target_` and its arguments")
     train: str = setting("all", "head, last_blocks or all")
     weights: str | None = setting(None, "a file declared public, or a run's folder; null: its own or random")
     batchnorm: str = setting("refuse", "replace, freeze or refuse")

@@ -6,7 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
+
+from dptrain.errors import shown
 
 
 def number(value: float | None) -> str:
@@ -28,9 +29,9 @@ class Output:
     def say(self, text: str) -> None:
         """A line for people only."""
         if not self.as_json:
-            print(text)
+            print(shown(text))
 
-    def give(self, values: Any) -> None:
+    def give(self, values: object) -> None:
         """A result for programs only."""
         if self.as_json:
             print(json.dumps(values, indent=1, default=_plain, allow_nan=False))
@@ -50,12 +51,12 @@ class Output:
         for place, column in enumerate(columns):
             table.add_column(column, justify="right" if place in right else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(shown(cell)) for cell in row))
         wide = None if sys.stdout.isatty() else 140
         Console(width=wide, highlight=False).print(table)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, bytes):

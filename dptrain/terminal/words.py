@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from dptrain.errors import ConfigError
+
+Words: TypeAlias = Mapping[str, Any]  # a command's own words, each as it was parsed
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,9 @@ class Word:
         default: the value where the word is absent; `...` where the word is required.
     """
 
-    parse: Callable[[str], Any]
+    parse: Callable[[str], object]
     help: str
-    default: Any = ...
+    default: object = ...
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,13 @@ def suggest(name: str, valid: Sequence[str]) -> str:
     return f"Valid names: {', '.join(sorted(valid))}."
 
 
-def parse_words(words: Sequence[str], spec: Mapping[str, Word]) -> dict[str, Any]:
+def parse_words(words: Sequence[str], spec: Mapping[str, Word]) -> Words:
     """Parse `name=value` words against their specification.
 
     Returns a value for each name in `spec`. Raises ConfigError (exit code 2) for a word without `=`, an
     unknown or repeated name, a value that does not parse, or a required name that is missing.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
@@ -72,7 +74,7 @@ def parse_words(words: Sequence[str], spec: Mapping[str, Word]) -> dict[str, Any
         try:
             values[name] = spec[name].parse(text)
         except ValueError as error:
-            kinds: dict[Any, str] = {int: "it must be a whole number", float: "it must be a number"}
+            kinds: dict[object, str] = {int: "it must be a whole number", float: "it must be a number"}
             why = kinds.get(spec[name].parse, str(error))
             raise ConfigError(
                 f"{name}={text} is not accepted: {why.rstrip('.')}.", remedy=f"{name}: {spec[name].help}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from dptrain import __version__
 from dptrain.files import whole_or_nothing, write_json
 from dptrain.models import ModelStore
 from dptrain.models.network import build_network
+from dptrain.plain import Json
 from dptrain.records import RunFolder
 from dptrain.settings import DataConfig, Settings, TrainingConfig, from_yaml, to_yaml
 from dptrain.settings.data import shape_of
@@ -32,7 +32,7 @@ INFERENCE = "configs/inference.json"
 
 
 def write_bundle(
-    folder: RunFolder, network: nn.Module, settings: Settings, calibration: dict[str, Any] | None, *, private: bool
+    folder: RunFolder, network: nn.Module, settings: Settings, calibration: Json | None, *, private: bool
 ) -> None:
     """Write weights, network settings, metadata and inference configuration below `model/`.
 
@@ -42,58 +42,7 @@ def write_bundle(
     root = folder.model
     with whole_or_nothing(root / NETWORK) as file:
         file.write(to_yaml(_inference_settings(settings)))
-    shape = list(shape_of(settings.data))
-    space = [int(size) for size in shape[1:]]
-    write_json(
-        root / METADATA,
-        {
-            "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
-            "meta_schema_20240725.json",
-            "version": "0.1.0",
-            "changelog": {"0.1.0": "trained with dptrain"},
-            "monai_version": _version("monai"),
-            "pytorch_version": str(torch.__version__).split("+")[0],
-            "numpy_version": _version("numpy"),
-            "required_packages_version": {"dptrain": __version__},
-            "name": settings.name,
-            "task": f"{settings.data.task} ({', '.join(settings.data.classes)})",
-            "description": f"Trained under differential privacy at the {settings.data.unit} level; see privacy."
-            if private
-            else "Trained without differential privacy: epsilon is infinite.",
-            "authors": "",
-            "copyright": "",
-            "intended_use": "Research; not a medical device.",
-            "data_source": settings.data.source,
-            "network_data_format": {
-                "inputs": {
-                    "image": {
-                        "type": "image",
-                        "format": "magnitude",
-                        "num_channels": int(shape[0]) if shape else 1,
-                        "spatial_shape": space,
-                        "dtype": "float32",
-                        "value_range": [],
-                        "is_patch_data": False,
-                        "channel_def": {str(c): f"channel {c}" for c in range(int(shape[0]) if shape else 1)},
-                    }
-                },
-                "outputs": {
-                    "pred": {
-                        "type": "probabilities",
-                        "format": "classes",
-                        "num_channels": len(settings.data.classes),
-                        "spatial_shape": space if task_spec(settings.data.task).labels is Labels.MASK else [],
-                        "dtype": "float32",
-                        "value_range": [0, 1],
-                        "is_patch_data": False,
-                        "channel_def": {str(c): name for c, name in enumerate(settings.data.classes)},
-                    }
-                },
-            },
-            "calibration": calibration,
-            "privacy": None,
-        },
-    )
+    write_json(root / METADATA, _metadata(settings, calibration, private=private))
     write_json(
         root / INFERENCE,
         {
@@ -105,6 +54,64 @@ def write_bundle(
             "run": ["$print(json.dumps(@prediction, indent=1, ensure_ascii=False))"],
         },
     )
+
+
+def _metadata(settings: Settings, calibration: Json | None, *, private: bool) -> Json:
+    """The bundle's metadata (MONAI's schema 20240725). `privacy` is filled in with the public report."""
+    return {
+        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
+        "meta_schema_20240725.json",
+        "version": "0.1.0",
+        "changelog": {"0.1.0": "trained with dptrain"},
+        "monai_version": _version("monai"),
+        "pytorch_version": str(torch.__version__).split("+")[0],
+        "numpy_version": _version("numpy"),
+        "required_packages_version": {"dptrain": __version__},
+        "name": settings.name,
+        "task": f"{settings.data.task} ({', '.join(settings.data.classes)})",
+        "description": f"Trained under differential privacy at the {settings.data.unit} level; see privacy."
+        if private
+        else "Trained without differential privacy: epsilon is infinite.",
+        "authors": "",
+        "copyright": "",
+        "intended_use": "Research; not a medical device.",
+        "data_source": settings.data.source,
+        "network_data_format": _data_format(settings),
+        "calibration": calibration,
+        "privacy": None,
+    }
+
+
+def _data_format(settings: Settings) -> Json:
+    """What goes into the network and what comes out."""
+    shape, data = shape_of(settings.data), settings.data
+    channels, space = int(shape[0]) if shape else 1, [int(size) for size in shape[1:]]
+    return {
+        "inputs": {
+            "image": {
+                "type": "image",
+                "format": "magnitude",
+                "num_channels": channels,
+                "spatial_shape": space,
+                "dtype": "float32",
+                "value_range": [],
+                "is_patch_data": False,
+                "channel_def": {str(c): f"channel {c}" for c in range(channels)},
+            }
+        },
+        "outputs": {
+            "pred": {
+                "type": "probabilities",
+                "format": "classes",
+                "num_channels": len(data.classes),
+                "spatial_shape": space if task_spec(data.task).labels is Labels.MASK else [],
+                "dtype": "float32",
+                "value_range": [0, 1],
+                "is_patch_data": False,
+                "channel_def": {str(c): name for c, name in enumerate(data.classes)},
+            }
+        },
+    }
 
 
 def _inference_settings(settings: Settings) -> Settings:
@@ -127,7 +134,7 @@ def _version(package: str) -> str:
 class Bundle:
     """A network ready for inference, with its preprocessing and calibration."""
 
-    def __init__(self, network: nn.Module, settings: Settings, calibration: dict[str, Any] | None) -> None:
+    def __init__(self, network: nn.Module, settings: Settings, calibration: Json | None) -> None:
         self.network = network.eval()
         self.settings = settings
         self.calibration = calibration
@@ -144,7 +151,7 @@ def load_bundle(root: str | Path) -> Bundle:
     return Bundle(network, settings, metadata.get("calibration"))
 
 
-def predict(bundle: Bundle, image: str | Path | Tensor) -> dict[str, Any]:
+def predict(bundle: Bundle, image: str | Path | Tensor) -> Json:
     """Probabilities and a statement of how sure they are, for one image file or tensor [C, …].
 
     For segmentation: the number of voxels of each structure and the mean confidence; the label map itself
@@ -173,7 +180,7 @@ def predict(bundle: Bundle, image: str | Path | Tensor) -> dict[str, Any]:
         probability = scaled.softmax(1)[0]
     else:
         probability = scaled.sigmoid().reshape(-1)
-    result: dict[str, Any]
+    result: Json
     if spec.one_logit:
         result = {"probability": {classes[0]: 1 - float(probability[0]), classes[1]: float(probability[0])}}
     else:

@@ -15,7 +15,6 @@ Conformal sets: Vovk et al. 2005; Angelopoulos & Bates 2021, section 1.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from dptrain.engine import NoiseSource
+from dptrain.plain import Json
 from dptrain.vocabulary import Activation, Generator, Labels, task_spec
 
 EDGES = np.linspace(-8, 8, 33)
@@ -44,7 +44,7 @@ class Calibration:
     noise_multiplier: float
     patients: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Plain values for JSON."""
         return asdict(self)
 
@@ -63,7 +63,7 @@ def margins(logits: NDArray[np.float64], task: str) -> NDArray[np.float64]:
         return logits - np.where(logits == first, second, first)
 
 
-def true_margins(logits: NDArray[np.float64], label: NDArray[Any], task: str) -> NDArray[np.float64]:
+def true_margins(logits: NDArray[np.float64], label: np.ndarray, task: str) -> NDArray[np.float64]:
     """φ of the true class: [R, 1], or [R, C] for multilabel."""
     phi = margins(logits, task)
     if task_spec(task).labels is Labels.FINDINGS:
@@ -71,7 +71,7 @@ def true_margins(logits: NDArray[np.float64], label: NDArray[Any], task: str) ->
     return np.take_along_axis(phi, label.reshape(-1, 1).astype(int), axis=1)
 
 
-def true_bins(logits: NDArray[np.float64], label: NDArray[Any], task: str) -> NDArray[np.int64]:
+def true_bins(logits: NDArray[np.float64], label: np.ndarray, task: str) -> NDArray[np.int64]:
     """The bin of the true class's margin: [R, 1], or [R, C] for multilabel. Not-a-number counts as the worst margin.
 
     Multiclass: a truth that is not among the two classes of the largest logits has its bin after all the others.
@@ -98,7 +98,7 @@ def patient_histogram(which: NDArray[np.int64], patient: NDArray[np.int64], task
 
 def fit_calibration(
     logits: NDArray[np.float64],
-    label: NDArray[Any],
+    label: np.ndarray,
     patient: NDArray[np.int64],
     task: str,
     *,

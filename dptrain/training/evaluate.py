@@ -268,14 +268,14 @@ def _by_group(
     return tables, suppressed
 
 
-def one_sided(label: NDArray[Any], task: str) -> str | None:
+def one_sided(label: np.ndarray, task: str) -> str | None:
     """Why a group is withheld that has too few records of a class to score, or None."""
     if task_spec(task).one_logit and min((label > 0).sum(), (label <= 0).sum()) < MINIMUM_OF_A_CLASS:
         return f"fewer than {MINIMUM_OF_A_CLASS} records of one class"
     return None
 
 
-def _one_hot(label: NDArray[Any], classes: int) -> NDArray[Any]:
+def _one_hot(label: np.ndarray, classes: int) -> np.ndarray:
     return np.asarray(np.eye(classes)[label.astype(int)])
 
 

@@ -131,7 +131,9 @@ def prepare(
     record = np.array([r for _, r in pairs], dtype=np.int64)
     patient = torch.tensor([p for p, _ in pairs], dtype=torch.long)
     what = "computing features" if network.frozen is not None else "reading images"
-    inputs, label = load_inputs(cohort, record, grant, network.frozen, device, label=f"{what} ({'+'.join(splits)})")
+    said = f"{what} ({'+'.join(splits)})"
+    batch = 64 if network.way.together else 1
+    inputs, label = load_inputs(cohort, record, grant, network.frozen, device, label=said, batch=batch)
     return Prepared(cohort, inputs, label, patient, record, network, loss_for_task(settings.data.task))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from dptrain import models
 from dptrain.errors import CheckRefused, LedgerRefused
 from dptrain.leave import PayingLeave
-from dptrain.models.check import check_rules
+from dptrain.models.check import check_rules, tried_on
 from dptrain.training.step import PrivateStep, State, StepLog
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def fit(
         now.crashes, now.steps_lost = before.crashes, before.steps_lost
         return now
 
+    step.shape, step.isolates = loader.chunk_shape, True
     with step:
         if start is not None:
             step.resume(start)
@@ -97,22 +98,51 @@ def fit(
 def _check_or_give_back(step: PrivateStep, loader: PatientLoader, grant: PayingLeave) -> None:
     """The pre-flight check on made-up data of the loader's shape. Raises CheckRefused, the grant given back."""
     try:
-        shape, classes = loader.shape(), len(loader.cohort.config.classes)
-        task = loader.cohort.config.task
+        shape, classes, task = loader.shape(), len(loader.cohort.config.classes), loader.cohort.config.task
         models.refuse(models.preflight(step.model, step.loss, shape, task, classes=classes))
-        image, label = models.made_up(shape, task, 4, classes, 0)
+        image, label = tried_on(shape, task, classes)
+        step.together = step.together and models.proof(step.model, step.loss, image[:2], label[:2]).together
         where = next(step.model.parameters()).device
         models.refuse(
             check_rules(
                 step.model,
                 step.loss,
-                image.float().to(where),
+                image.to(where),
                 label.to(where),
                 rules=step.rules,
                 names=step.parameter_names,
+                together=step.together,
             )
         )
+        choose_way(step, loader)
     except BaseException:
         with suppress(LedgerRefused):  # the error on its way says more
             grant.give_back()
         raise
+
+
+def choose_way(step: PrivateStep, loader: PatientLoader) -> str | None:
+    """Whether patients run together or one at a time, on this machine; what that is for where they do not.
+
+    Raises:
+        CheckRefused: a training of one patient at a time that would take longer than :data:`models.LONGEST_HOURS`.
+    """
+    shape, config = loader.chunk_shape, loader.cohort.config
+    image, label = models.made_up(loader.shape(), config.task, shape.rows, len(config.classes), 0)
+    model = step.model.to(step.device)
+    given = image.float().to(step.device), label.to(step.device)
+    why = None
+    if step.together and shape.rows > shape.of_patient:
+        way = models.last_digits(model, step.loss, *given, shape, rules=step.rules, names=step.parameter_names)
+        step.together, why = way.together, None if way.together else way.why
+    if step.together:
+        return None
+    plan = step.plan
+    hours = models.hours_alone(model, step.loss, *given, shape, patients=plan.expected_batch_size, steps=plan.steps)
+    if hours > models.LONGEST_HOURS:
+        raise CheckRefused(
+            f"patients can run one at a time only, which would take about {hours:,.0f} hours for {plan.steps} steps "
+            f"of {plan.expected_batch_size} expected patients; above {models.LONGEST_HOURS:.0f} it is refused.",
+            remedy="Use layers that the check proves to keep records apart, a smaller network, or fewer steps.",
+        )
+    return why or "the network is not proved to keep records apart"

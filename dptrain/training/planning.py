@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dptrain import accounting
 from dptrain.errors import ConfigError
+from dptrain.plain import Json
 from dptrain.plan import Mechanism, Plan, default_delta
 from dptrain.records import Run
 from dptrain.records.run import Sweep
@@ -33,6 +34,18 @@ def plan_for(settings: Settings, status: CohortStatus) -> Plan:
     return make_plan(
         settings.privacy, public_size=status.public_size, unit=status.unit, declares=declares, gate=status
     )
+
+
+def check_chunk(settings: Settings) -> None:
+    """Raises ConfigError where a physical chunk cannot hold one patient with all records and views."""
+    privacy, chunk = settings.privacy, settings.training.chunk
+    largest = privacy.max_records_per_patient * privacy.views
+    if chunk < largest:
+        raise ConfigError(
+            f"training.chunk={chunk} cannot hold one patient: the record cap {privacy.max_records_per_patient} times "
+            f"{privacy.views} views makes {largest}.",
+            remedy=f"Write training.chunk={largest}, or lower privacy.max_records_per_patient or privacy.views.",
+        )
 
 
 def make_plan(
@@ -117,7 +130,7 @@ def calibrate(
     return noise
 
 
-def promise(mechanisms: tuple[Mechanism, ...], delta: float, units: int = 1) -> dict[str, Any]:
+def promise(mechanisms: tuple[Mechanism, ...], delta: float, units: int = 1) -> Json:
     """What a patient is promised: epsilon, the trade-off curve and its readings, as plain JSON values.
 
     Args:
@@ -151,7 +164,7 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> dict[str, Any]:
+def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> Json:
     """What `dptrain plan` prints: the plan under both kinds of budget, the promise and its ceilings.
 
     The open budget's order is the one that is best for this very plan (the steward's forecast).

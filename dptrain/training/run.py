@@ -35,8 +35,8 @@ from dptrain.training.bundle import write_bundle
 from dptrain.training.calibration import Calibration, fit_calibration
 from dptrain.training.inputs import Run, in_memory, load_run, prepare
 from dptrain.training.interrupts import Watch, watched
-from dptrain.training.loop import Checkpoints, FitResult, fit
-from dptrain.training.planning import open_status, plan_for
+from dptrain.training.loop import Checkpoints, FitResult, choose_way, fit
+from dptrain.training.planning import check_chunk, open_status, plan_for
 from dptrain.training.step import PrivateStep, State, StepLog, build_optimizer
 from dptrain.vocabulary import Purpose, RunStatus, Split, task_spec
 
@@ -151,20 +151,14 @@ class Training:
 
     def check(self) -> None:
         """Network, loss, pipeline and plan fit together. Raises CheckRefused or ConfigError."""
-        settings, plan = self.settings, self.plan
+        settings = self.settings
         self.network = build_network(settings)
+        check_chunk(settings)
         findings = check(settings, self.network)
         models.refuse(findings)
         for finding in findings:
             if finding.status == "changed":
                 self.say(f"changed: {finding.what}")
-        largest = plan.max_records_per_patient * plan.views
-        if settings.training.chunk < largest:
-            raise ConfigError(
-                f"training.chunk={settings.training.chunk} cannot hold one patient: the record cap "
-                f"{plan.max_records_per_patient} times {plan.views} views makes {largest}.",
-                remedy="Raise training.chunk, or lower privacy.max_records_per_patient or privacy.views.",
-            )
 
     def read(self) -> None:
         """Hash the cohort. Raises DataUnreadable with every fault of the manifest."""
@@ -253,6 +247,10 @@ class Training:
     def train(self) -> None:
         """The steps of the plan, each lease paid before its first."""
         loader, plan = self._loader(), self.plan
+        step = self._step()
+        slow = choose_way(step, loader)  # before a step is paid: a refusal here gives the reservation back
+        if slow is not None:
+            self.say(f"one patient at a time, exact, but slower: {slow}")
         with _Logs(self.folder, plan, self.start) as logs:
             self.watch.stepping = True
 
@@ -262,7 +260,7 @@ class Training:
 
             try:
                 self.result = fit(
-                    self._step(),
+                    step,
                     loader,
                     self.grant,
                     start=self.start,
@@ -272,6 +270,19 @@ class Training:
                 )
             finally:
                 self.watch.stepping = False
+        self._note()
+
+    def _note(self) -> None:
+        """What the controller alone is told: steps that drew nobody, and records that counted as zero."""
+        log = self.result.log
+        empty = sum(entry.restricted["patients"] == 0 for entry in log)
+        if 2 * empty > len(log):
+            self.folder.note(
+                f"{empty} of {len(log)} steps drew nobody: most or all patients have withdrawn or are spent in other "
+                "cohorts, so that the model is noise. See: dptrain ledger show cohort=… --steward"
+            )
+        if self.cohort.odd:
+            self.folder.note(f"{len(self.cohort.odd)} records could not be read and counted as zero.")
 
     def _loader(self) -> PatientLoader:
         settings, grant = self.settings, self.grant
@@ -299,6 +310,7 @@ class Training:
             precision=settings.training.precision,
             rules=network.rules,
             names=network.names(model),
+            together=network.way.together,
         )
 
     def calibrate(self) -> None:

@@ -67,12 +67,18 @@ def score(
     device: torch.device,
     calibration: Calibration | None,
     split: str = Split.TEST,
-) -> tuple[Metrics, dict[str, NDArray[Any]]]:
+) -> tuple[Metrics, dict[str, np.ndarray]]:
     """Metrics of a split and the predictions behind them, by pseudonym. Un-noised: restricted."""
     record, patient = of_split(cohort, split, leave.excluded)
     if len(record) == 0:
         raise ConfigError(f"the {split} split holds no patient.", remedy="Set data.split so that it does.")
     logits, label = outputs_of(cohort, record, leave, network, device)
+    fine = logits.reshape(len(logits), -1).isfinite().all(dim=1)
+    if fine.all() or not fine.any():  # of nobody who can be scored, nothing is left but zeros
+        logits = torch.nan_to_num(logits, nan=0.0, posinf=0.0, neginf=0.0)
+    else:  # one patient's data stop nothing (contract 13): what has no score is in no metric
+        kept = fine.numpy()
+        record, patient, logits, label = record[kept], patient[kept], logits[fine], label[fine]
     groups = {column: [values[r] for r in record] for column, values in cohort.groups.items()}
     names = np.array([cohort.patients[p].key.hex()[:12] for p in patient])
     task, classes = settings.data.task, list(settings.data.classes)
@@ -96,7 +102,7 @@ def score(
 
 def conformal_report(
     scaled: NDArray[np.float64],
-    label: NDArray[Any],
+    label: np.ndarray,
     patient: NDArray[np.int64],
     task: str,
     calibration: Calibration,
@@ -134,7 +140,7 @@ def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
 
 
 def write(
-    folder: RunFolder, metrics: Metrics, predictions: dict[str, NDArray[Any]], split: str = Split.TEST
+    folder: RunFolder, metrics: Metrics, predictions: dict[str, np.ndarray], split: str = Split.TEST
 ) -> tuple[Path, Path]:
     """Write metrics and predictions (pseudonym, record, label, score) below `restricted/`; where they lie.
 

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from dptrain.data import PatientBatch
 from dptrain.engine import ClippedSum, Entangled, NoiseSource, PatientGradients, PatientOptimizer
+from dptrain.engine.chunks import NOBODY, ChunkShape, filled
 from dptrain.errors import CheckRefused, ConfigError
 from dptrain.files import whole_or_nothing
 from dptrain.plan import Plan
@@ -59,7 +60,7 @@ class StepSum:
         tensors: one for each of :attr:`PrivateStep.names`; float32 (float64 for float64 parameters). They may be
             changed in place, or others of their shapes put in their place, until :meth:`PrivateStep.noisy_mean`
             takes them, once.
-        loss: sum of the losses of the records; patients, records, nonfinite: how many there were.
+        loss: sum of the losses of the records; patients, records, nonfinite, failed: how many there were.
     """
 
     tensors: list[Tensor]
@@ -67,6 +68,7 @@ class StepSum:
     patients: int = 0
     records: int = 0
     nonfinite: int = 0
+    failed: int = 0
 
 
 @dataclass
@@ -201,6 +203,7 @@ class PrivateStep:
     | an empty draw | a sum of zero, with noise like any other |
     | a patient whose gradient is not finite | counts as zero, and in `nonfinite` |
     | a network of which a part has no fast rule, and such a patient | the chunk is taken one patient at a time |
+    | a chunk that fails (`isolates`) | its patients one at a time; who fails alone counts as zero, and in `failed` |
     | a sum given to `noisy_mean` twice | CheckRefused: its patients would be released twice for one charge |
 
     Between entering and leaving it (`with`), the network belongs to it.
@@ -215,8 +218,13 @@ class PrivateStep:
         precision: `bf16` runs the forward pass under autocast on CUDA; norms and sums stay in float32.
         rules, names: how the patient gradients of some layers are formed, and what parameters are called
             (:class:`dptrain.engine.PatientGradients`).
+        together: patients of a chunk in one pass; False: one patient at a time, for networks that are not proved to
+            keep records apart, and machines whose kernels let a patient's last digits follow the others.
 
     Attributes:
+        shape: that of every chunk, filled up with rows of nobody; None: chunks as they come.
+        isolates: no patient's data end a step. For networks and losses that were tried on made-up data before: where
+            nothing works, every patient would count as zero.
         names: of the trainable parameters, in the order of every list of tensors.
         number: the step that comes next, from 0.
 
@@ -237,8 +245,12 @@ class PrivateStep:
         precision: str = "float32",
         rules: Mapping[str, str] | None = None,
         names: Mapping[str, str] | None = None,
+        together: bool = True,
     ) -> None:
         self.model, self.plan, self.loss = model, plan, loss
+        self.together = together
+        self.shape: ChunkShape | None = None
+        self.isolates = False
         self.rules, self.parameter_names = rules, names
         self.device = torch.device(device)
         self._optimizer, self._ema = optimizer, ema
@@ -257,7 +269,11 @@ class PrivateStep:
         self._update = Update(parameters, self._optimizer, steps=plan.steps, ema=self._ema)
         self._noise = NoiseSource(plan.generator)
         self._gradients = PatientGradients(
-            self.model, max_grad_norm=plan.max_grad_norm, rules=self.rules, names=self.parameter_names
+            self.model,
+            max_grad_norm=plan.max_grad_norm,
+            rules=self.rules,
+            names=self.parameter_names,
+            usual=self.shape.of_record if self.shape is not None else None,
         )
         self._private = PatientOptimizer(
             self._update.optimizer,
@@ -289,6 +305,7 @@ class PrivateStep:
                 total.loss += float(losses.detach().sum())
                 total.records += len(losses)
                 total.nonfinite += clipped.nonfinite
+                total.failed += clipped.failed
         self._private.accumulate()  # an empty draw is a sum of zero
         total.tensors = [p.summed_grad for p in self._private.params]
         self._private.zero_grad()  # the sum is the caller's now
@@ -329,27 +346,52 @@ class PrivateStep:
                 "patients": total.patients,
                 "records": total.records,
                 "nonfinite_patients": total.nonfinite,
+                "failed_patients": total.failed,
             },
         )
 
     def _chunk(self, batch: PatientBatch) -> list[tuple[ClippedSum, Tensor]]:
-        try:
-            return [self._clipped(batch)]
-        except Entangled:
-            return [self._clipped(alone) for alone in one_by_one(batch)]
+        if self.together:
+            try:
+                return [self._clipped(batch, self.shape)]
+            except Entangled:
+                self._gradients.forget()
+            except Exception:  # whatever it is, it follows from somebody's rows
+                if not self.isolates:
+                    raise
+                self._gradients.forget()
+        shape = self.shape
+        if shape is not None and not self.together:
+            shape = shape.alone
+        return [self._alone(one, shape) for one in one_by_one(batch)]
 
-    def _clipped(self, batch: PatientBatch) -> tuple[ClippedSum, Tensor]:
-        image = batch.image.to(self.device, non_blocking=True)
-        label = batch.label.to(self.device, non_blocking=True)
+    def _alone(self, one: PatientBatch, shape: ChunkShape | None) -> tuple[ClippedSum, Tensor]:
+        """One patient's clipped gradient; zero where it fails."""
+        try:
+            return self._clipped(one, shape)
+        except Exception:
+            if not self.isolates:
+                raise
+            self._gradients.forget()
+        nothing = self._gradients.nothing(1)
+        nothing.failed = 1
+        return nothing, torch.zeros(0)
+
+    def _clipped(self, batch: PatientBatch, shape: ChunkShape | None) -> tuple[ClippedSum, Tensor]:
+        records = len(batch.image)
+        rows = records if shape is None else shape.rows
+        image = filled(batch.image.to(self.device, non_blocking=True), rows)
+        label = filled(batch.label.to(self.device, non_blocking=True), rows)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
             output = self.model(image)
         losses = self.loss(output, label)
-        if losses.shape != (len(image),):
+        if losses.shape != (rows,):
             raise CheckRefused(
                 f"the loss has {losses.dim()} dimensions; it must give one value a record, [N].",
                 remedy="Use reduction='none' and average over pixels and classes only, never over records.",
             )
-        return self._gradients.clipped_sum(losses, batch.patient.to(self.device), batch.patients), losses
+        patient = filled(batch.patient.to(self.device), rows, NOBODY)
+        return self._gradients.clipped_sum(losses, patient, batch.patients), losses[:records]
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dptrain.commands.acts.audit import estimate
+from dptrain.records.audit import NewScan
 
 
 @pytest.mark.parametrize(
@@ -17,4 +18,4 @@ from dptrain.commands.acts.audit import estimate
 )
 def test_an_auc_without_an_interval_is_told(values: tuple[float | None, ...], said: str) -> None:
     auc, low, high = values
-    assert estimate(auc, low, high, patients=9) == said
+    assert estimate(NewScan(auc=auc, low=low, high=high, patients=9)) == said

@@ -38,7 +38,7 @@ OPTIONS = sorted(
     for path in shipped("conf").glob("*/*.yaml")
     if path.parent.name not in ("recipe", "hydra")
 )
-REQUIRED = {"model=mlp": ["model.network.in_features=8"], "model=linear": ["model.network.in_features=8"]}
+REQUIRED: dict[str, list[str]] = {}
 REQUIRED["model=sequential"] = ["model.network.modules=[]"]
 
 

@@ -550,8 +550,9 @@ def test_a_sweep_in_folders_of_its_own_counts_its_trials(
 def test_a_trial_that_ended_and_is_not_found_leaves_the_sum_unknown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = {"trial": "optimizer.lr=0.1", "code": 0, "message": "", "run": str(tmp_path / "gone")}
-    assert commands._end_sweep([{**row, "sweep": "one", "resumed": False}]) == 0
+    gone = str(tmp_path / "gone")
+    trial = commands.Trial(words="optimizer.lr=0.1", code=0, message="", run=gone, sweep="one")
+    assert commands.end_sweep([trial]) == 0
     said = capsys.readouterr()
     assert "what the sweep cost together is not known" in said.err
     assert "charged trials" not in said.out

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from dptrain.data import PatientBatch
 from dptrain.engine import NoiseSource, PatientGradients, PatientOptimizer, noise
+from dptrain.engine.chunks import ChunkShape
 from dptrain.errors import CheckRefused
 from dptrain.plan import Plan
 from dptrain.settings import OptimizerConfig
@@ -36,6 +37,12 @@ class Drawn:
 
     def chunks(self) -> Iterator[PatientBatch]:
         return iter(self._chunks)
+
+
+class Loader(list[Drawn]):
+    """Draws as a loader gives them: of chunks that are filled up to one shape."""
+
+    chunk_shape = ChunkShape(rows=8, of_patient=2, of_record=1)
 
 
 DRAWS = [Drawn(0, [3, 2]), Drawn(1, []), Drawn(2, [4]), Drawn(3, [1, 1, 1])]
@@ -164,7 +171,7 @@ def test_the_loop_takes_a_step_of_one_s_own() -> None:
     model = network()
     start = copy.deepcopy(model)
     step = Observed(model, PLAN, loss=loss, optimizer=OptimizerConfig(name="sgd", lr=0.1, momentum=0.0))
-    result = fit(step, DRAWS, ReferenceLeave(PLAN, frozenset()), checked=True)  # type: ignore[arg-type]
+    result = fit(step, Loader(DRAWS), ReferenceLeave(PLAN, frozenset()), checked=True)  # type: ignore[arg-type]
     assert result.steps_run == len(Observed.seen) == PLAN.steps
     for number, (before, after) in enumerate(zip(start.parameters(), result.model.parameters(), strict=True)):
         moved = sum(0.1 * gradient[number] for gradient in Observed.seen)

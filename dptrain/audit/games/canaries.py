@@ -53,7 +53,7 @@ def plant(material: Material, count: int, trainings: int) -> tuple[Material, str
     source = torch.randint(len(material.inputs), (count,), generator=generator)
     lengths = torch.full((aligned,), float(length))
     if math.isfinite(material.plan.max_grad_norm):
-        short = _filling(material, direction[:TRIED], material.labels[source[:aligned][:TRIED]], float(length))
+        short = filling_length(material, direction[:TRIED], material.labels[source[:aligned][:TRIED]], float(length))
         kinds = kinds_of(count, trainings)
         lengths[: aligned if kinds is None else int(np.sum(kinds == 0))] = short
     direction = direction * lengths.reshape(-1, *[1] * len(shape))
@@ -81,7 +81,7 @@ def kinds_of(count: int, trainings: int) -> np.ndarray | None:
     return None if trainings >= FEW_TRAININGS else (np.arange(count) >= count - count // 2).astype(int)
 
 
-def _filling(material: Material, direction: torch.Tensor, labels: torch.Tensor, longest: float) -> float:
+def filling_length(material: Material, direction: torch.Tensor, labels: torch.Tensor, longest: float) -> float:
     """The shortest length of a canary's input whose gradient is FILLED times the clip on a fresh network.
 
     Where none up to `longest` is, the one with the longest gradient. (Median of a few canaries. Lengths are tried

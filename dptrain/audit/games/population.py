@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from dptrain.audit.scores import Array
 from dptrain.audit.work import Work
 from dptrain.leave import Leave
 from dptrain.models.losses import loss_for_task
-from dptrain.models.network import build_network, device_of
+from dptrain.models.network import Network, build_network, device_of
 from dptrain.plan import Plan
 from dptrain.settings import AuditConfig, Settings
 from dptrain.terminal.progress import progress
@@ -83,7 +83,7 @@ def keep_back(owner: np.ndarray, count: int, share: float) -> np.ndarray:
     return trained
 
 
-def _starts(settings: Settings, network: Any, module: nn.Module) -> Callable[[], dict[str, torch.Tensor]]:
+def _starts(settings: Settings, network: Network, module: nn.Module) -> Callable[[], dict[str, torch.Tensor]]:
     """Own starting weights for each model: what the run drew at random is drawn again, the rest is the same."""
 
     def rebuilt() -> dict[str, torch.Tensor]:

@@ -14,13 +14,15 @@ In all of them a patient's gradient is the mean over the records drawn, its norm
 it is clipped before it is summed; noise is added once a step; the sum is divided by the plan's expected batch.
 """
 
-from dptrain.audit.reference.engine import train_in_processes, train_with_engine
+from dptrain.audit.reference.engine import engine_loader, engine_step, train_in_processes, train_with_engine
 from dptrain.audit.reference.material import Material, fresh_start, half_plan
 from dptrain.audit.reference.stacked import unstackable
 from dptrain.audit.reference.together import train_together, way_of
 
 __all__ = [
     "Material",
+    "engine_loader",
+    "engine_step",
     "fresh_start",
     "half_plan",
     "train_in_processes",

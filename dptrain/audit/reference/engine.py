@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from dptrain.plan import Plan
 from dptrain.training.loop import fit
 from dptrain.training.step import PrivateStep
 from dptrain.vocabulary import Purpose
+
+Step = TypeVar("Step", bound=PrivateStep)
 
 
 class _Roster:
@@ -80,15 +82,8 @@ class ReferenceLeave:
         return False
 
 
-def train_with_engine(
-    material: Material,
-    member: np.ndarray,
-    start: dict[str, Tensor] | None = None,
-    device: str | torch.device = "cpu",
-) -> Array:
-    """Train one model [P bool] with the run's own loop, loader, clipping and noise; its scores [R]."""
-    module = copy.deepcopy(material.module)
-    module.load_state_dict(material.start() if start is None else start)
+def engine_loader(material: Material, member: np.ndarray) -> tuple[PatientLoader, ReferenceLeave]:
+    """The run's own loader over the records that are trained on of the members [P bool], and its leave."""
     rows = torch.from_numpy(np.flatnonzero(material.trained))
     source: Any = Tensors(
         material.inputs[rows],
@@ -98,8 +93,19 @@ def train_with_engine(
     )
     leave = ReferenceLeave(material.plan, frozenset(str(i).encode() for i in np.flatnonzero(~member)))
     chunk = max(256, material.plan.max_records_per_patient * material.plan.views)
-    loader = PatientLoader(source, material.plan, leave, augment=material.augment, chunk=chunk)
-    step = PrivateStep(
+    return PatientLoader(source, material.plan, leave, augment=material.augment, chunk=chunk), leave
+
+
+def engine_step(
+    material: Material,
+    start: dict[str, Tensor] | None,
+    device: str | torch.device,
+    kind: type[Step],
+) -> Step:
+    """The run's own step (or a subclass of it) of a network with these starting weights; None: fresh ones."""
+    module = copy.deepcopy(material.module)
+    module.load_state_dict(material.start() if start is None else start)
+    return kind(
         module,
         material.plan,
         loss=material.loss,
@@ -109,6 +115,17 @@ def train_with_engine(
         rules=material.rules,
         names=material.names,
     )
+
+
+def train_with_engine(
+    material: Material,
+    member: np.ndarray,
+    start: dict[str, Tensor] | None = None,
+    device: str | torch.device = "cpu",
+) -> Array:
+    """Train one model [P bool] with the run's own loop, loader, clipping and noise; its scores [R]."""
+    loader, leave = engine_loader(material, member)
+    step = engine_step(material, start, device, PrivateStep)
     model = fit(step, loader, leave, checked=True).model
     parts = []
     with torch.no_grad():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dptrain.audit.scores import Array, confidence, from_loss
+from dptrain.models.losses import Loss
 from dptrain.plan import Plan
 from dptrain.settings import OptimizerConfig
 from dptrain.vocabulary import Labels, Purpose, task_spec
@@ -45,7 +46,7 @@ class Material:
     patients: int
     trained: np.ndarray
     task: str
-    loss: Any
+    loss: Loss
     plan: Plan
     optimizer: OptimizerConfig
     ema: float
@@ -88,7 +89,7 @@ def fresh_start(module: nn.Module, names: Sequence[str] | None = None) -> Callab
     return start
 
 
-def score_outputs(outputs: Tensor, labels: Tensor, task: str, loss: Any) -> Array:
+def score_outputs(outputs: Tensor, labels: Tensor, task: str, loss: Loss) -> Array:
     """Scores [M, R] of outputs [M, R, …]: logit-scaled confidence, or the negative loss for segmentation."""
     if task_spec(task).labels is Labels.MASK:
         return from_loss(torch.stack([loss(output, labels) for output in outputs]).double().cpu().numpy())

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dptrain.audit.run import audit_run, audit_settings
 from dptrain.commands.acts.sweep import compose_and_run, is_sweep, job_settings, job_words, write_outcome
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, EXIT_GUARANTEE_BROKEN, ConfigError, DptrainError, quiet
+from dptrain.records.audit import Audit, NewScan
+from dptrain.records.shape import Record
 from dptrain.settings import load
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def audit(call: Call) -> int:
@@ -25,7 +31,7 @@ def audit(call: Call) -> int:
             raise ConfigError("A sweep audits recipes, not runs.", remedy="Leave run=… out, or -m.")
         return sweep(words)
     result = audit_settings(load(words)) if path is None else audit_run(path, list(words))
-    tell(result.audit.to_json())
+    tell(result.audit)
     print(f"results (restricted, not covered by epsilon): {result.folder.audit}")
     if result.broken is not None:
         print(result.broken, file=sys.stderr)
@@ -35,89 +41,110 @@ def audit(call: Call) -> int:
 
 def sweep(words: Sequence[str]) -> int:
     """Audits of several settings through Hydra, on one machine or many (hydra/launcher=joblib, submitit_slurm)."""
-    rows = compose_and_run("audit", words, sweep_job)
-    for row in rows:
-        print(f"\n{row['trial']}: {row['message']}")
-        if row["audit"] is not None:
-            tell(json.loads(Path(row["audit"]).read_text(encoding="utf-8")))
-    codes = [row["code"] for row in rows]
+    trials = [Trial.of(row) for row in compose_and_run("audit", words, sweep_job)]
+    for trial in trials:
+        print(f"\n{trial.words}: {trial.message}")
+        if trial.audit is not None:
+            tell(Audit.of(json.loads(Path(trial.audit).read_text(encoding="utf-8"))))
+    codes = [trial.code for trial in trials]
     return EXIT_GUARANTEE_BROKEN if EXIT_GUARANTEE_BROKEN in codes else max(codes, default=EXIT_DONE)
 
 
-def sweep_job(config: Any) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Trial(Record):
+    """How one audit of a sweep ended. words: by which it differs; audit: its file, where there is one."""
+
+    words: str = ""
+    code: int = EXIT_DONE
+    message: str = ""
+    audit: str | None = None
+
+
+def sweep_job(config: DictConfig) -> int:
     """One audit of a sweep; one that is refused is written down, and the others go on.
 
     It prints nothing that it measured: launchers keep what a job prints in files of their own.
     """
     quiet()
-    row: dict[str, Any] = {"trial": job_words(), "code": EXIT_DONE, "audit": None}
+    words = job_words()
     try:
         result = audit_settings(job_settings(config))
-        row["audit"] = str(result.folder.audit / "audit.json")
-        row["message"] = result.broken or str(result.folder.audit)
-        row["code"] = EXIT_DONE if result.broken is None else EXIT_GUARANTEE_BROKEN
+        trial = Trial(
+            words=words,
+            code=EXIT_DONE if result.broken is None else EXIT_GUARANTEE_BROKEN,
+            message=result.broken or str(result.folder.audit),
+            audit=str(result.folder.audit / "audit.json"),
+        )
     except DptrainError as error:
-        row.update(code=error.exit_code, message=str(error))
-    write_outcome(row)
-    return int(row["code"])
+        trial = Trial(words=words, code=error.exit_code, message=str(error))
+    write_outcome(trial)
+    return trial.code
 
 
-def estimate(auc: float | None, low: float | None, high: float | None, **_: object) -> str:
+def estimate(measured: NewScan) -> str:
     """An AUC with its interval; few models or patients may have given none."""
+    auc, low, high = measured.auc, measured.low, measured.high
     if auc is None:
         return "not measurable: too few models had the patient in or out"
     return f"{auc:.3f} (no interval)" if low is None or high is None else f"{auc:.3f} ({low:.3f} to {high:.3f})"
 
 
-def tell(audit: dict[str, Any]) -> None:
+def number(value: float | None, form: str = ".3f") -> str:
+    """A number of the audit, which may be none."""
+    return "unknown" if value is None else format(value, form)
+
+
+def tell(audit: Audit) -> None:
     """The findings in plain sentences."""
-    unit = audit.get("unit", "patient")
-    print(
-        f"\n{audit['models']} reference models, each trained on a random half of {audit['patients']} {unit}s "
-        f"({audit['trainer']}, {audit['seconds']:.0f} s in all)"
+    for line in lines(audit):
+        print(line)
+
+
+def lines(audit: Audit) -> Iterator[str]:
+    """The findings, a line each."""
+    unit = audit.unit or "patient"
+    yield (
+        f"\n{audit.models} reference models, each trained on a random half of {audit.patients} {unit}s "
+        f"({audit.trainer}, {number(audit.seconds, '.0f')} s in all)"
     )
-    lost = audit.get("not_finite") or {"models": 0, "records": 0}
-    if lost["models"] or lost["records"]:
-        print(f"left out, since scores were not finite: {lost['models']} models, {lost['records']} records")
-    if audit["exposed"] is not None:
-        exposed, verdicts = audit["exposed"], audit["verdicts"]
-        print(
-            f"exposed: {exposed['count']} of {audit['patients']} {unit}s ({exposed['share']:.1%}, 95 % interval "
-            f"{exposed['low']:.1%} to {exposed['high']:.1%}); not shown: {verdicts['not_shown']}; "
-            f"inconclusive: {verdicts['inconclusive']}"
+    lost = audit.not_finite
+    if lost is not None and (lost.models or lost.records):
+        yield f"left out, since scores were not finite: {lost.models} models, {lost.records} records"
+    if (exposed := audit.exposed) is not None and (verdicts := audit.verdicts) is not None:
+        yield (
+            f"exposed: {exposed.count} of {audit.patients} {unit}s ({number(exposed.share, '.1%')}, 95 % interval "
+            f"{number(exposed.low, '.1%')} to {number(exposed.high, '.1%')}); not shown: {verdicts.not_shown}; "
+            f"inconclusive: {verdicts.inconclusive}"
         )
-    if audit["auc"] is not None:
-        auc, ceiling = audit["auc"], audit["auc"]["ceiling"]
-        print(
-            f"AUC of an attack on one {unit}: mean {auc['mean']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}), "
-            f"median {auc['median']:.3f}; 0.5 is guessing, {ceiling:.3f} is allowed"
+    if (auc := audit.auc) is not None:
+        yield (
+            f"AUC of an attack on one {unit}: mean {number(auc.mean)} ({number(auc.low)} to {number(auc.high)}), "
+            f"median {number(auc.median)}; 0.5 is guessing, {number(auc.ceiling)} is allowed"
         )
-        print(
-            f"largest AUC: {auc['max']:.3f}; where nothing leaks, the largest of {audit['patients']} stays below "
-            f"{auc['max_by_chance']:.3f} in 95 of 100 audits, so it is not held against what is allowed for one"
+        yield (
+            f"largest AUC: {number(auc.max)}; where nothing leaks, the largest of {audit.patients} stays below "
+            f"{number(auc.max_by_chance)} in 95 of 100 audits, so it is not held against what is allowed for one"
         )
-    for rate, reached in audit["tpr_at"].items():
-        need = next((row["need"] for row in audit["withheld"] if row["what"] == f"tpr_at_{rate}"), None)
+    for rate, reached in audit.tpr_at.items():
+        need = next((row.need for row in audit.withheld if row.what == f"tpr_at_{rate}"), None)
         note = f"; extrapolated; counted from {need} models" if need is not None else ""
-        print(
-            f"TPR at {float(rate):.0%} FPR: mean {reached['mean']:.1%} "
-            f"(allowed at most {reached['ceiling']:.1%}){note}"
+        yield (
+            f"TPR at {float(rate):.0%} FPR: mean {number(reached.mean, '.1%')} "
+            f"(allowed at most {number(reached.ceiling, '.1%')}){note}"
         )
-    if audit["new_scan"]:
-        print(f"recognised by a new record: AUC {estimate(**audit['new_scan'])}")
-    if audit["confirmed"]:
-        print(
-            f"confirmed on fresh models: {audit['confirmed']['confirmed']} of {audit['confirmed']['tested']} tested"
+    if audit.new_scan is not None:
+        yield f"recognised by a new record: AUC {estimate(audit.new_scan)}"
+    if audit.confirmed is not None:
+        yield f"confirmed on fresh models: {audit.confirmed.confirmed} of {audit.confirmed.tested} tested"
+    if (canary := audit.canary) is not None:
+        epsilon = None if audit.promised is None else audit.promised.epsilon
+        promise = "nothing was promised" if epsilon is None else f"{epsilon:.3g} is promised"
+        yield (
+            f"canaries: epsilon is at least {number(canary.epsilon_lower, '.2f')} ({canary.count} {canary.kind}, "
+            f"{canary.trainings} trainings, {canary.method}); {promise}"
         )
-    if audit["canary"]:
-        canary, promised = audit["canary"], audit["promised"]["epsilon"]
-        promise = "nothing was promised" if promised is None else f"{promised:.3g} is promised"
-        print(
-            f"canaries: epsilon is at least {canary['epsilon_lower']:.2f} ({canary['count']} {canary['kind']}, "
-            f"{canary['trainings']} trainings, {canary['method']}); {promise}"
-        )
-    for row in audit["withheld"]:
-        if row["what"].startswith("tpr_at_"):
+    for row in audit.withheld:
+        if row.what.startswith("tpr_at_"):
             continue  # its extrapolation stands above
-        models = "fresh" if row["what"] == "confirmed" else "reference"
-        print(f"withheld: {row['what']} needs {row['need']} {models} models, there are {row['have']}")
+        models = "fresh" if row.what == "confirmed" else "reference"
+        yield f"withheld: {row.what} needs {row.need} {models} models, there are {row.have}"

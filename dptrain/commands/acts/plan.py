@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE
+from dptrain.plain import Json
 from dptrain.settings import load
 from dptrain.terminal.output import decimals
 from dptrain.training.planning import forecast
@@ -31,7 +31,7 @@ def plan(call: Call) -> int:
     return EXIT_DONE
 
 
-def _print_plan(result: dict[str, Any]) -> None:
+def _print_plan(result: Json) -> None:
     console = Console()
     plan = result["plan"]
     console.print(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -19,11 +17,13 @@ from dptrain.report import cohort
 from dptrain.report.build import build
 from dptrain.report.language import Language
 from dptrain.report.release import standing
+from dptrain.report.shapes import Facts
 from dptrain.report.verify import verify
+from dptrain.terminal.words import Words
 from dptrain.vocabulary import LANGUAGES
 
 
-def with_run(words: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+def with_run(words: Words, folder: str | Path) -> Words:
     """The words, with what they leave out taken from the run's `config.yaml` where that can be read."""
     try:
         config = yaml.safe_load(RunFolder(folder).config.read_text(encoding="utf-8"))
@@ -40,7 +40,7 @@ def with_run(words: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
     return {**words, **filled, "lang": words.get("lang") or (lang if lang in LANGUAGES else LANGUAGES[0])}
 
 
-def reach(words: Mapping[str, Any], places: Mapping[str, Any]) -> Ledger | None:
+def reach(words: Words, places: Words) -> Ledger | None:
     """The ledger at the words' places :func:`with_run`; None where it cannot be opened and no word asked for one."""
     try:
         return open_ledger(*(places[name] for name in PLACES))[0]
@@ -62,8 +62,8 @@ def report(call: Call) -> int:
 
 
 def _say_missing(target: Path) -> None:
-    facts, t = json.loads((target / "facts.json").read_text(encoding="utf-8")), Language("en")
-    for name in facts["warnings"]:
+    facts, t = Facts.of(json.loads((target / "facts.json").read_text(encoding="utf-8"))), Language("en")
+    for name in facts.warnings:
         print(f"  note  {t(f'warning.{name}')}", file=sys.stderr)
 
 

@@ -15,16 +15,21 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dptrain.errors import ConfigError
 from dptrain.files import write_json
+from dptrain.plain import Json
+from dptrain.records.shape import Record
 from dptrain.settings import Settings, load, settings_of
 from dptrain.settings.compose import prepare
 from dptrain.settings.explain import explain
 from dptrain.settings.overrides import refuse_flags
 from dptrain.shipped import shipped
 from dptrain.training.sweeps import OUTCOMES, PREFIX
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # Hydra's options that make sense here; others would print its own usage.
 FLAGS = ("-m", "--multirun", "-c", "--cfg", "-r", "--resolve", "-p", "--package", "-i", "--info", "--hydra-help")
@@ -55,8 +60,8 @@ def override_words(words: Sequence[str]) -> list[str]:
 
 
 def compose_and_run(
-    command: str, words: Sequence[str], job: Callable[[Any], Any], ended: list[dict[str, Any]] | None = None
-) -> list[dict[str, Any]]:
+    command: str, words: Sequence[str], job: Callable[[DictConfig], object], ended: list[Json] | None = None
+) -> list[Json]:
     """Let Hydra read the words of `dptrain <command>` and call `job` with each composed configuration.
 
     Args:
@@ -114,7 +119,7 @@ def job_words() -> str:
     return " ".join(HydraConfig.get().overrides.task)
 
 
-def job_settings(config: Any) -> Settings:
+def job_settings(config: DictConfig) -> Settings:
     """Settings of this job of a sweep; without `training.run` its folder is its number below `hydra.sweep.dir`."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -125,9 +130,9 @@ def job_settings(config: Any) -> Settings:
     return replace(settings, training=replace(settings.training, run=str(folder)))
 
 
-def write_outcome(row: dict[str, Any]) -> None:
+def write_outcome(trial: Record) -> None:
     """Hand how this job of a sweep ended to the command that started it (readable by this account only)."""
     from hydra.core.hydra_config import HydraConfig
 
     path = Path(os.environ[OUTCOMES]) / f"{int(HydraConfig.get().job.num):06d}.json"
-    write_json(path, row, private=True)  # Ctrl-C may come at any time
+    write_json(path, trial.to_json(), private=True)  # Ctrl-C may come at any time

@@ -6,8 +6,7 @@ only then, so that `dptrain ledger unlock` starts at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from dptrain.commands.acts.ledger.desk import controller_of, no_run, opened, show_one, state_of
 from dptrain.commands.command import Call
@@ -17,6 +16,7 @@ from dptrain.ledger import gate
 from dptrain.ledger.status import CohortStatus
 from dptrain.plan import Mechanism, default_delta
 from dptrain.terminal.output import Output
+from dptrain.terminal.words import Words
 from dptrain.vocabulary import BudgetKind
 
 MOST_RUNS = 1000  # of a declaration
@@ -48,7 +48,7 @@ def budget(call: Call) -> int:
     return EXIT_DONE
 
 
-def _use(words: Mapping[str, Any], settings: Sequence[str], status: CohortStatus) -> tuple[Mechanism, ...]:
+def _use(words: Words, settings: Sequence[str], status: CohortStatus) -> tuple[Mechanism, ...]:
     """The use that the budget is for, from settings or from rate, steps and noise; none where a raise needs none."""
     runs = words["runs"]
     if not 1 <= runs <= MOST_RUNS:
@@ -76,9 +76,7 @@ def _use(words: Mapping[str, Any], settings: Sequence[str], status: CohortStatus
     return (typical,) * int(runs)
 
 
-def _with_noise(
-    one: Mechanism, words: Mapping[str, Any], status: CohortStatus, also: tuple[Mechanism, ...] = ()
-) -> Mechanism:
+def _with_noise(one: Mechanism, words: Words, status: CohortStatus, also: tuple[Mechanism, ...] = ()) -> Mechanism:
     """The mechanism with the least noise at which all `runs` of it stay within epsilon, by the budget's own gate."""
     from dptrain.accounting import fitting_noise
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from dptrain.errors import LedgerRefused
 from dptrain.ledger.face import Ledger
@@ -12,13 +11,13 @@ from dptrain.ledger.places import open_ledger
 from dptrain.ledger.status import BudgetStatus, CohortStatus, promise, steps
 from dptrain.terminal import secrets
 from dptrain.terminal.output import Output, number
-from dptrain.terminal.words import suggest
+from dptrain.terminal.words import Words, suggest
 from dptrain.vocabulary import BudgetKind
 
 SHOWN_RUNS = 30
 
 
-def opened(words: Mapping[str, Any]) -> tuple[Ledger, Keys]:
+def opened(words: Words) -> tuple[Ledger, Keys]:
     """The ledger and the keys at the places that the words name."""
     return open_ledger(words["ledger.url"], words["ledger.keys"], words["ledger.witness"])
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dptrain.commands.acts.ledger.desk import controller_of, opened
 from dptrain.commands.command import Call
@@ -16,6 +14,7 @@ from dptrain.ledger.places import keys_place, ledger_place
 from dptrain.ledger.store import WAIT_SECONDS
 from dptrain.terminal import secrets
 from dptrain.terminal.output import Output
+from dptrain.terminal.words import Words
 
 
 def init(call: Call) -> int:
@@ -86,7 +85,7 @@ def rotate(call: Call) -> int:
     return EXIT_DONE
 
 
-def _open_for_rotation(words: Mapping[str, Any]) -> tuple[Ledger, Keys]:
+def _open_for_rotation(words: Words) -> tuple[Ledger, Keys]:
     """As :func:`opened`; where only the site's key is lost, the ledger opens without it, to have it replaced."""
     if words["what"] != "site":
         return opened(words)

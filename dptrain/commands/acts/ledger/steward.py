@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dptrain.commands.acts.ledger.desk import controller_of, opened
 from dptrain.commands.command import Call
@@ -30,6 +30,8 @@ class ScanResult:
     cautions: tuple[str, ...] = ()
     source: str | None = None
     licence: str | None = None
+    unread: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def scan(words: Sequence[str], keys: Keys) -> ScanResult:
@@ -47,6 +49,8 @@ def scan(words: Sequence[str], keys: Keys) -> ScanResult:
         cautions=tuple(settings.data.cautions),
         source=settings.data.source,
         licence=settings.data.licence,
+        unread=cohort.unread,
+        notes=tuple(cohort.notes),
     )
 
 
@@ -56,6 +60,10 @@ def register(call: Call) -> int:
     ledger, keys = opened(values)
     controller = controller_of(keys) if values["public"] else None
     records = scan(call.settings, keys)
+    for note in records.notes:
+        out.say(f"Note: {note}.")
+    for what, count in records.unread.items():
+        out.say(f"Not read: {count:,} {what}.")
     source, licence = values["source"] or records.source, values["licence"] or records.licence
     if values["public"] and not (source and licence):
         raise ConfigError("a public cohort needs its source and its licence.", remedy="Give source=… licence=… .")

@@ -1,0 +1,88 @@
+"""What a configuration may build: classes of networks, listed factories, and no weights that nobody declared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import monai.networks.nets.efficientnet as efficientnet
+import pytest
+import torch
+from torch import nn
+
+from dptrain import targets
+from dptrain.errors import ConfigError
+from dptrain.models.network import build_network
+from dptrain.settings import load
+
+
+def network_of(node: dict[str, Any], *words: str) -> Any:
+    settings = load(["model=small_cnn", "data.image_shape=[3,32,32]", "model.batchnorm=replace", *words])
+    object.__setattr__(settings.model, "network", node)
+    return build_network(settings)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.nn.Module.apply",
+        "torch.nn.Module.load_state_dict",
+        "torch.nn.functional.relu",
+        "torch.nn.init.constant_",
+        "torch.nn.utils.fuse_conv_bn_weights",
+        "monai.networks.nets.get_pretrained_resnet_medicalnet",
+        "monai.networks.nets.drop_connect",
+        "dptrain.models.made_up",
+        "dptrain.models.ModelStore",
+    ],
+)
+def test_only_networks_and_listed_factories_are_called(target: str) -> None:
+    with pytest.raises(ConfigError):
+        targets.locate(target)
+    with pytest.raises(ConfigError):
+        targets.instantiate({"_target_": target, "_partial_": True})
+
+
+@pytest.mark.parametrize("target", [*sorted(targets.FACTORIES), "monai.networks.nets.UNet", "torch.nn.Linear"])
+def test_every_listed_factory_exists(target: str) -> None:
+    assert callable(targets.locate(target))
+
+
+@pytest.mark.parametrize("name", ["EfficientNetBN", "EfficientNetBNFeatures"])
+def test_a_network_that_fetches_weights_by_default_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(*_: Any, **__: Any) -> Any:
+        raise AssertionError("weights were fetched")
+
+    monkeypatch.setattr(efficientnet.model_zoo, "load_url", fetched)
+    node = {"_target_": f"monai.networks.nets.{name}", "model_name": "efficientnet-b0", "spatial_dims": 2}
+    with pytest.raises(ConfigError) as caught:
+        network_of(node)
+    assert "'pretrained', which" in caught.value.message
+    assert "+model.network.pretrained=false" in str(caught.value.remedy)
+    if name == "EfficientNetBN":  # the remedy helps
+        built = network_of({**node, "in_channels": 3, "num_classes": 1, "pretrained": False})
+        assert built.weights_kind == "random"
+
+
+class FromAFile(nn.Sequential):
+    """A network whose weights do not follow the seed."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
+        with torch.no_grad():
+            self[1].weight.copy_(torch.arange(self[1].weight.numel()).reshape(2, -1) / 1e4)
+
+
+def test_weights_that_do_not_follow_the_seed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "locate", lambda _: FromAFile)
+    with pytest.raises(ConfigError, match="same values whatever the seed"):
+        network_of({"_target_": "dptrain.models.FromAFile"})
+
+
+def test_networks_with_constant_parts_are_built() -> None:
+    for node in (
+        {"_target_": "dptrain.models.linear_head", "in_features": 3072, "num_classes": 2},
+        {"_target_": "monai.networks.nets.ViT", "in_channels": 3, "img_size": [32, 32], "patch_size": [8, 8],
+         "hidden_size": 32, "mlp_dim": 32, "num_layers": 1, "num_heads": 2, "spatial_dims": 2,
+         "classification": True, "num_classes": 2, "pos_embed_type": "sincos"},
+    ):  # fmt: skip
+        assert network_of(node).weights_kind == "random"
