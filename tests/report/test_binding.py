@@ -13,47 +13,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _finished_run as made
 from benchmarks._finished_run import DECISION, PASSPHRASE, Site
 from dptrain.commands.table import run as dptrain
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.files import file_sha256
 from dptrain.ledger import Ledger, open_ledger
 from dptrain.ledger.chain import sign_head
-from dptrain.records import RunFolder
 from dptrain.report import facts as facts_module
 from dptrain.report import release as release_module
 from dptrain.report import verify as verify_module
-from dptrain.report.build import build
 from dptrain.report.judgement import PERSON_CHECKS
 from dptrain.report.release import Decision, release, standing
 from dptrain.report.verify import verify
 from tests.report.text import html_text
-
-
-@pytest.fixture(scope="module")
-def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One site, before and after the release of its run."""
-    root = tmp_path_factory.mktemp("finished")
-    (root / "site").mkdir()
-    site = made.trained(root / "site")
-    build(site.run.path, ledger=standing(site.ledger, site.run.path))
-    shutil.copytree(root / "site", root / "before")
-    made.released(site)
-    return {"before": root / "before", "after": root / "site"}
-
-
-@pytest.fixture
-def site(states: dict[str, Path], tmp_path: Path) -> Callable[[str], Site]:
-    """A copy of the site to tamper with."""
-
-    def copy(state: str) -> Site:
-        folder = tmp_path / state
-        shutil.copytree(states[state], folder)
-        ledger, keys = open_ledger(str(folder / "ledger.sqlite"), str(folder / "keys"), None)
-        return Site(folder, keys, ledger, RunFolder(folder / "run"))
-
-    return copy
 
 
 @pytest.fixture(autouse=True)
