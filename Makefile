@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help env demo test test-all test-again test-ledger lint settings clean \
+.PHONY: help env demo test test-all test-again test-ledger test-hostile lint settings clean \
         bench-utility bench-step bench-coverage bench-ledger bench-audit bench-accounting
 
 help: ## what can be made
@@ -35,6 +35,10 @@ test-again: $(STAMP) ## the suite N times (N=20), and how often each test failed
 
 test-ledger: $(STAMP) ## crash, race and fault counts of the ledger (under 60 minutes)
 	$(BIN)/python -m benchmarks.ledger_faults
+
+test-hostile: $(STAMP) ## hostile patients (20,000 a kind of layer), manifests, headers and files (a million rows)
+	$(BIN)/python -m benchmarks.hostile
+	$(BIN)/python -m benchmarks.hostile_files
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

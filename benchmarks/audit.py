@@ -451,7 +451,7 @@ def confirmation(
     config = AuditConfig(models=models, confirm=CONFIRMED, confirm_models=32, stack=32)
     whole = dataclasses.replace(found.material, plan=found.plan)
     order = np.argsort(-np.nan_to_num(summary.area.auc), kind="stable")
-    before = [float(summary.area.auc[i]) for i in order if summary.exposed[i]][:CONFIRMED]
+    before = [float(summary.area.auc[i]) for i in order if summary.traced[i]][:CONFIRMED]
     confirmed = confirm(whole, found.scores, found.member, summary, config, None, torch.device("cpu"))
     assert confirmed is not None  # 32 fresh models are enough
     result = confirmed.to_json()

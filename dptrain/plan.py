@@ -157,8 +157,8 @@ class Plan:
     @classmethod
     def from_dict(cls, values: Json) -> Plan:
         """The plan of :meth:`to_dict`. Raises ConfigError for unknown or missing fields."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = set(values) - known
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = set(values) - names
         if unknown:
             raise ConfigError(f"a plan has no field {', '.join(sorted(unknown))}.")
         try:

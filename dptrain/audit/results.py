@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from dptrain.audit import groups, patients, statistics
+from dptrain.audit import effects, groups, patients, statistics
 from dptrain.audit.scores import Array
 from dptrain.cells import to_hide
 from dptrain.plain import Json
@@ -23,7 +23,9 @@ from dptrain.records.audit import (
     NewScan,
     NotFinite,
     Rate,
+    SmallestSeen,
     Survival,
+    TrueShare,
     Verdicts,
     Withheld,
 )
@@ -31,6 +33,7 @@ from dptrain.records.parts import curve
 from dptrain.settings import AuditConfig
 
 RATES = (0.01, 0.05, 0.1)
+TRUE_AT_LEAST = (0.6, 0.75, 0.9)  # true AUCs whose share is bounded
 GRID = tuple(round(0.5 + 0.01 * step, 2) for step in range(51))
 FEWEST = 8  # reference models below which no AUC is given at all
 
@@ -49,14 +52,14 @@ class People:
 
 @dataclass
 class Summary:
-    """audit: the record, without what only the run knows. rows: one a patient. exposed: bool [P].
+    """audit: the record, without what only the run knows. rows: one a patient. traced: bool [P].
 
     The release game fills in what it confirms.
     """
 
     audit: Audit
     rows: list[Json]
-    exposed: np.ndarray
+    traced: np.ndarray
     area: statistics.Area
 
 
@@ -65,7 +68,8 @@ class Attacked:
     """The attack on every patient, each [P] unless said otherwise.
 
     evidence, member, fold: [M, P], compared within a fold. possible: whether so many models allow a verdict at all.
-    rates: by false positive rate. fpr, tpr: the ROC over patients. baseline: AUC of the best record.
+    exposed_low: lower limits of the exposed, adjusted for their selection. rates: by false positive rate. fpr, tpr:
+    the ROC over patients. baseline: AUC of the best record.
     """
 
     evidence: Array
@@ -77,6 +81,7 @@ class Attacked:
     p: Array
     q: Array
     verdict: np.ndarray
+    exposed_low: Array
     possible: bool
     rates: dict[float, statistics.Rate]
     fpr: Array
@@ -87,6 +92,11 @@ class Attacked:
     def exposed(self) -> np.ndarray:
         """bool [P]; nobody where no verdict is possible."""
         return np.asarray((self.verdict == statistics.VERDICTS[0]) & self.possible)
+
+    @property
+    def traced(self) -> np.ndarray:
+        """bool [P], who leaves a trace, exposed or not; nobody where no verdict is possible."""
+        return np.asarray(np.isin(self.verdict, statistics.VERDICTS[:2]) & self.possible)
 
 
 def summarise(
@@ -128,7 +138,6 @@ def summarise(
     if models < FEWEST:
         return _nothing(audit, count, config)
     attacked = _attack(scores[:, trained], member, patient[trained], config, task, draw)
-    share, verdicts = _exposed(attacked)
     survival = Survival(
         auc=GRID,
         share=tuple(statistics.survival(attacked.area.auc, GRID)),
@@ -139,8 +148,7 @@ def summarise(
     audit = dataclasses.replace(
         audit,
         withheld=_withheld(attacked, models, config),
-        exposed=share,
-        verdicts=verdicts,
+        **_exposure(attacked, config),
         roc=curve(attacked.fpr, attacked.tpr),
         auc=_auc(attacked, auc_ceiling),
         survival=survival,
@@ -154,7 +162,7 @@ def summarise(
         suppressed=tuple(table.suppressed),
         new_scan=new_scan,
     )
-    return Summary(audit, _rows(attacked, people, records, scan_auc), attacked.exposed, attacked.area)
+    return Summary(audit, _rows(attacked, people, records, scan_auc), attacked.traced, attacked.area)
 
 
 def _attack(
@@ -170,9 +178,9 @@ def _attack(
     low, high = statistics.auc_interval(area)
     p = patients.p_values(own, member, owner, fold)
     q = statistics.benjamini_hochberg(p)
-    verdict = statistics.verdicts(
-        q, high, false_discovery_rate=config.false_discovery_rate, tolerance=config.tolerance
-    )
+    effect = effects.effects(area, config.exposed_above, config.false_discovery_rate)
+    traced = np.nan_to_num(q, nan=1.0) <= config.false_discovery_rate
+    verdict = statistics.verdicts(effect.exposed, traced, high, tolerance=config.tolerance)
     smallest = statistics.smallest_p_value(statistics.stratified_auc(evidence, member, fold))
     fpr, tpr = statistics.pooled_roc(evidence, member)
     return Attacked(
@@ -185,6 +193,7 @@ def _attack(
         p=p,
         q=q,
         verdict=verdict,
+        exposed_low=effect.low,
         possible=bool(smallest <= config.false_discovery_rate / max(count, 1)),
         rates=statistics.tpr_rates(values, member, compared, RATES, area),
         fpr=fpr,
@@ -193,14 +202,32 @@ def _attack(
     )
 
 
-def _exposed(attacked: Attacked) -> tuple[Exposed | None, Verdicts | None]:
-    """How many are exposed, and all verdicts; None where too few models allow none."""
-    if not attacked.possible:
-        return None, None
-    count, hits = len(attacked.verdict), int(attacked.exposed.sum())
+def _exposure(attacked: Attacked, config: AuditConfig) -> Json:
+    """Who is exposed or leaves a trace, how many truly are at risk, and what so many models could have seen."""
+    area, compared = attacked.area, (attacked.evidence, attacked.member, attacked.fold)
+    shares = effects.true_shares(*compared, area, TRUE_AT_LEAST)
+    trace, exposed = (
+        effects.smallest_seen(area, above, config.false_discovery_rate) for above in (0.5, config.exposed_above)
+    )
+    said: Json = {
+        "true_auc": tuple(
+            TrueShare(auc=value, low=low, high=high) for value, (low, high) in zip(TRUE_AT_LEAST, shares, strict=True)
+        ),
+        "smallest_seen": SmallestSeen(trace=trace, exposed=exposed),
+    }
+    if attacked.possible:
+        verdicts = {name.replace(" ", "_"): int(np.sum(attacked.verdict == name)) for name in statistics.VERDICTS}
+        said["exposed"] = _share(attacked.exposed, config.exposed_above)
+        said["traced"] = _share(attacked.traced)
+        said["verdicts"] = Verdicts(**verdicts)
+    return said
+
+
+def _share(chosen: np.ndarray, above: float | None = None) -> Exposed:
+    """How many patients of all [P] are chosen, as a share with its interval."""
+    count, hits = len(chosen), int(chosen.sum())
     low, high = statistics.wilson(hits, count)
-    by_name = {name.replace(" ", "_"): int(np.sum(attacked.verdict == name)) for name in statistics.VERDICTS}
-    return Exposed(count=hits, share=hits / max(count, 1), low=low, high=high), Verdicts(**by_name)
+    return Exposed(count=hits, share=hits / max(count, 1), low=low, high=high, above=above)
 
 
 def _withheld(attacked: Attacked, models: int, config: AuditConfig) -> tuple[Withheld, ...]:
@@ -274,6 +301,7 @@ def _rows(attacked: Attacked, people: People, records: np.ndarray, scan_auc: Arr
             "p_value": number_of(attacked.p[i]),
             "q_value": number_of(attacked.q[i]),
             "verdict": str(attacked.verdict[i]) if attacked.possible else "withheld",
+            "exposed_low": number_of(attacked.exposed_low[i]),
         }
         for rate, measured in attacked.rates.items():
             name = f"tpr_at_{rate * 100:g}pct"

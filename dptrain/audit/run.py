@@ -22,7 +22,7 @@ import numpy as np
 from dptrain import data
 from dptrain.audit import bounds, masks, patients, reference, statistics
 from dptrain.audit.games.canaries import canary_bound, canary_json
-from dptrain.audit.games.population import choose_trainer, prepare, train_references
+from dptrain.audit.games.population import choose_trainer, gather, train_references
 from dptrain.audit.games.release import confirm
 from dptrain.audit.promise import promise_of, promised_json
 from dptrain.audit.results import Summary, summarise
@@ -66,9 +66,9 @@ def audit_run(path: str | Path, words: list[str], *, say: Say = print) -> Result
     settings = override(run.settings, words)
     run.folder.note_access("audit")
     identity = str(run.facts.id)
-    held = finished(run.folder, asked(settings, run.plan, identity))
-    if held is not None:
-        return _again(held, say)
+    earlier = finished(run.folder, asked(settings, run.plan, identity))
+    if earlier is not None:
+        return _again(earlier, say)
     return _audit(settings, run.plan, identity, run.folder, say)
 
 
@@ -148,15 +148,16 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
     ledger, keys, status = open_status(settings)
     say(f"reading and hashing {settings.data.name}")
     cohort = data.scan(settings.data, keys)
+    data.require_binding(cohort, ledger.binding(status.name, cohort.fingerprint))
     number = asked(settings, plan, identity)
-    held = finished(folder, number, cohort.fingerprint)
-    if held is not None:
-        return _again(held, say)
+    earlier = finished(folder, number, cohort.fingerprint)
+    if earlier is not None:
+        return _again(earlier, say)
     grant = ledger.admit(status.name, purpose=Purpose.AUDIT, run=identity, fingerprint=cohort.fingerprint)
     try:
         make_folder(folder.restricted, private=True)
         make_folder(folder.audit, private=True)
-        material, people = prepare(settings, cohort, grant, plan, config)
+        material, people = gather(settings, cohort, grant, plan, config)
         need = statistics.models_needed(material.patients, config.false_discovery_rate, patients.FOLDS)
         if config.models < need:
             say(f"{config.models} reference models are too few for verdicts by {plan.unit}: {need} are needed")
@@ -183,8 +184,8 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
             task=material.task,
         )
         if config.game == "release":
-            whole = dataclasses.replace(material, plan=plan)
-            confirmed = confirm(whole, scores, member, summary, config, work, device)
+            full = dataclasses.replace(material, plan=plan)
+            confirmed = confirm(full, scores, member, summary, config, work, device)
             summary.audit = dataclasses.replace(summary.audit, confirmed=confirmed)
         bound = canary_bound(dataclasses.replace(material, plan=plan), promise, config, device=device, work=work)
         audit = dataclasses.replace(

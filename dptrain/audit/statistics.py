@@ -86,27 +86,29 @@ def auc_interval(area: Area, level: float = LEVEL) -> tuple[Array, Array]:
     for θ it keeps its coverage near 1, where Wald and DeLong intervals shrink to nothing.
     """
     z = norm.isf((1 - level) / 2)
-    m, n = area.inside.astype(float), area.outside.astype(float)
-    pairs = m * n
-    weight = np.where(pairs > 0, pairs / np.where(area.pairs > 0, area.pairs, 1), 0.0)
-    balanced = (m + n) / 2 - 1
-
-    def variance(theta: Array) -> Array:
-        factor = 1 + balanced * (1 - theta) / (2 - theta) + balanced * theta / (1 + theta)
-        each = theta * (1 - theta) * factor / np.where(pairs > 0, pairs, 1)
-        return np.asarray(area.inflation * np.sum(weight**2 * each, axis=0))
 
     def solve(start: Array, end: Array) -> Array:
         good, bad = start.copy(), end.copy()
         for _ in range(50):
             middle = (good + bad) / 2
-            inside_interval = (area.auc - middle) ** 2 <= z**2 * variance(middle)
+            inside_interval = (area.auc - middle) ** 2 <= z**2 * area_variance(area, middle)
             good, bad = np.where(inside_interval, middle, good), np.where(inside_interval, bad, middle)
         return good
 
     low, high = solve(area.auc, np.zeros_like(area.auc)), solve(area.auc, np.ones_like(area.auc))
     undefined = np.isnan(area.auc)
     return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+
+
+def area_variance(area: Area, auc: Array) -> Array:
+    """Variance [P] of the measured AUC of patients whose true one is `auc` [P], see :func:`auc_interval`."""
+    m, n = area.inside.astype(float), area.outside.astype(float)
+    pairs = m * n
+    weight = np.where(pairs > 0, pairs / np.where(area.pairs > 0, area.pairs, 1), 0.0)
+    balanced = (m + n) / 2 - 1
+    factor = 1 + balanced * (1 - auc) / (2 - auc) + balanced * auc / (1 + auc)
+    each = auc * (1 - auc) * factor / np.where(pairs > 0, pairs, 1)
+    return np.asarray(area.inflation * np.sum(weight**2 * each, axis=0))
 
 
 @lru_cache(maxsize=4096)
@@ -362,18 +364,18 @@ def binormal_tpr(auc: Array, fpr: float) -> Array:
     return np.asarray(norm.cdf(norm.ppf(fpr) + separation))
 
 
-VERDICTS = ("exposed", "not shown", "inconclusive")
+VERDICTS = ("exposed", "trace shown", "not shown", "inconclusive")
 
 
-def verdicts(adjusted: Array, auc_high: Array, *, false_discovery_rate: float, tolerance: float) -> np.ndarray:
+def verdicts(exposed: np.ndarray, traced: np.ndarray, auc_high: Array, *, tolerance: float) -> np.ndarray:
     """One of :data:`VERDICTS` for each patient.
 
-    exposed: adjusted p-value at most the false-discovery rate. not shown: not exposed, and the AUC's interval
-    ends below `tolerance`. inconclusive: neither; more reference models would decide.
+    exposed: the AUC is shown to lie above a declared value (:func:`dptrain.audit.effects.effects`). trace shown: not
+    that, but the presence leaves a trace (adjusted p-value). not shown: neither, and the AUC's interval ends below
+    `tolerance`. inconclusive: nothing of this; more reference models would decide.
     """
-    exposed = np.nan_to_num(adjusted, nan=1.0) <= false_discovery_rate
     cleared = np.nan_to_num(auc_high, nan=1.0) < tolerance
-    return np.select([exposed, cleared], [VERDICTS[0], VERDICTS[1]], VERDICTS[2])
+    return np.select([exposed, traced, cleared], list(VERDICTS[:3]), VERDICTS[3])
 
 
 def pooled_roc(evidence: Array, member: np.ndarray, points: int = 200) -> tuple[Array, Array]:

@@ -31,19 +31,19 @@ TRAINED_BY = ("models", "new_scan", "trainer", "stack", "game", "confirm_models"
 
 def configuration(settings: Settings) -> Json:
     """Everything that decides what an audit measures: the settings without places, and the starting weights."""
-    told: Json = yaml.safe_load(to_yaml(settings))
+    values: Json = yaml.safe_load(to_yaml(settings))
     for part in ("ledger", "report"):
-        told.pop(part, None)
+        values.pop(part, None)
     for part, names in NOT_MEASURED.items():
-        told[part] = {name: value for name, value in told[part].items() if name not in names}
+        values[part] = {name: value for name, value in values[part].items() if name not in names}
     if settings.model.weights is not None:
         weights = ModelStore.of(settings.model.weights)
-        told["weights"] = weights.sha256() if weights.exists else None
-    return told
+        values["weights"] = weights.sha256() if weights.exists else None
+    return values
 
 
-def digest(told: object) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def asked(settings: Settings, plan: Plan, identity: str) -> str:
@@ -59,9 +59,9 @@ class Work:
 
     def __init__(self, folder: Path, settings: Settings, material: Material, plan: Plan, fingerprint: str) -> None:
         self.folder = folder
-        told = configuration(settings)
-        told["audit"] = {name: value for name, value in told["audit"].items() if name in TRAINED_BY}
-        self.key = digest([fingerprint, plan.digest, told, material.patients])
+        values = configuration(settings)
+        values["audit"] = {name: value for name, value in values["audit"].items() if name in TRAINED_BY}
+        self.key = digest([fingerprint, plan.digest, values, material.patients])
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         stamp = folder / "key"
         if not stamp.exists() or stamp.read_text(encoding="utf-8") != self.key:
@@ -87,8 +87,8 @@ class Work:
         path = self.folder / f"{name}.npz"
         if not path.exists():
             return None
-        with np.load(path) as held:
-            return {key: held[key] for key in held.files}
+        with np.load(path) as arrays:
+            return {key: arrays[key] for key in arrays.files}
 
     def save(self, name: str, **arrays: np.ndarray) -> None:
         with whole_or_nothing(self.folder / f"{name}.npz", "wb", private=True) as file:
@@ -96,12 +96,12 @@ class Work:
 
     def member(self, models: int, count: int) -> np.ndarray:
         """The masks: drawn when the audit began, the same ones after a resume."""
-        held = self.load("masks")
-        if held is None:
+        drawn = self.load("masks")
+        if drawn is None:
             self.save("masks", member=masks.draw(models, count))
-            held = self.load("masks")
-        assert held is not None
-        return held["member"]
+            drawn = self.load("masks")
+        assert drawn is not None
+        return drawn["member"]
 
     def canaries(self, planted: Material, member: np.ndarray, own: int) -> tuple[Material, np.ndarray]:
         """The canaries and their masks: made when they were first planted, the same ones after a resume.
@@ -109,8 +109,8 @@ class Work:
         Args:
             own: records of the cohort; the canaries' follow them.
         """
-        held = self.load("canaries")
-        if held is None or held["member"].shape != member.shape:
+        planted_before = self.load("canaries")
+        if planted_before is None or planted_before["member"].shape != member.shape:
             for file in self.folder.glob("canary-*.npz"):  # scores of other canaries
                 file.unlink()
             self.save(
@@ -119,7 +119,7 @@ class Work:
             return planted, member
         same = dataclasses.replace(
             planted,
-            inputs=torch.cat([planted.inputs[:own], torch.from_numpy(held["inputs"])]),
-            labels=torch.cat([planted.labels[:own], torch.from_numpy(held["labels"])]),
+            inputs=torch.cat([planted.inputs[:own], torch.from_numpy(planted_before["inputs"])]),
+            labels=torch.cat([planted.labels[:own], torch.from_numpy(planted_before["labels"])]),
         )
-        return same, held["member"]
+        return same, planted_before["member"]

@@ -82,7 +82,7 @@ class Command:
         for word in argv:
             if self.takes is Takes.HYDRA:
                 (own if word.partition("=")[0] in self.words else settings).append(word)
-            elif word.startswith("--"):
+            elif word.startswith("--") or word in self.flags:
                 flags.append(word)
             elif self.takes is Takes.SETTINGS and self._is_setting(word):
                 settings.append(word)

@@ -12,10 +12,14 @@ PLAN = Command(
     about="What would a training promise, and what would it cost? Touches no data and no ledger.",
     words={"public_size": Word(int, "the number of training patients declared public, never a private count")},
     takes=Takes.SETTINGS,
-    flags={"--json": "the same for a program"},
+    flags={
+        "-m": "a sweep: each trial, and the budget that all of them need together",
+        "--json": "the same for a program",
+    },
     examples=(
         "dptrain plan public_size=2215 privacy.expected_batch_size=600 privacy.steps=200 privacy.target_epsilon=3",
         "dptrain plan public_size=2215 recipe=chest_xray_pneumonia privacy.target_epsilon=1",
+        "dptrain plan -m public_size=2215 recipe=chest_xray_pneumonia privacy.target_epsilon=1,2,4 optimizer.lr=1,2",
         "dptrain plan public_size=800 privacy.expected_batch_size=64 privacy.epochs=20 privacy.steps=null",
     ),
     sections=("privacy",),

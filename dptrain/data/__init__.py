@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dptrain.data.binding import binding_of, require_binding
 from dptrain.data.cohort import Cohort, Record, cohort_from_dataset, cohort_of, scan
 from dptrain.data.inference import load_image
 from dptrain.data.loading import (
@@ -37,6 +38,7 @@ __all__ = [
     "PoissonSampler",
     "Record",
     "Tensors",
+    "binding_of",
     "check_sampler",
     "cohort_from_dataset",
     "cohort_of",
@@ -45,6 +47,7 @@ __all__ = [
     "load_records",
     "load_tensors",
     "read_manifest",
+    "require_binding",
     "scan",
     "tensors_of",
 ]

@@ -262,10 +262,10 @@ def cohort_from_dataset(
     check_complete(config)
     source = DatasetSource(dataset, image, label, config)
     faults = Faults()
-    texts: dict[str, list[str]] = {column: [] for column in ("patient_id", "split", *config.columns.label, *groups)}
+    ids = [patient_text(_scalar(item.get(patient))) for item in dataset]
+    splits = ["" if split is None else str(item.get(split, "")) for item in dataset]
+    texts: dict[str, list[str]] = {column: [] for column in (*config.columns.label, *groups)}
     for item in dataset:
-        texts["patient_id"].append(patient_text(_scalar(item.get(patient))))
-        texts["split"].append("" if split is None else str(item.get(split, "")))
         for group in groups:
             texts[group].append(str(item.get(group, "") or ""))
         if kind is Labels.FINDINGS:
@@ -275,6 +275,7 @@ def cohort_from_dataset(
             value = _whole(item[label])
             named_class = value is not None and 0 <= value < len(named)
             texts["label"].append(named[value or 0] if named_class else "outside the classes")
+    texts |= {"patient_id": ids, "split": splits}
     manifest = Manifest(texts, [f"item {i}" for i in range(len(dataset))], Path())
     return cohort_of(config, manifest, source, keys, faults, workers=1)
 

@@ -62,6 +62,8 @@ def reserve(
             )
         rules.check_plan(plan, version)
         inherited = rules.check_weights(state, weights)
+        if Purpose.EVALUATE in plan.declares:
+            rules.check_unseen(state, version, inherited)
         before = rules.gate_facts(state, cohort)
         budget = rules.afford(state, version, plan, charge)
         excluded = gate.excluded_classes(state, version, budget, charge, plan.steps)
@@ -143,10 +145,14 @@ def admit(book: Book, cohort: str, *, purpose: str, run: str, fingerprint: str) 
         book.check_members(connection, state)
         version = rules.version(state, cohort, fingerprint)
         trained = state.runs.get(run)
+        if purpose == Purpose.EVALUATE and trained is not None:
+            rules.check_unseen(state, version, trained.inherited)
         basis, permit = rules.basis(state, version, purpose, trained, run)
         body = Admit(cohort=cohort, version=version.id, run=run, purpose=purpose, basis=basis, permit=permit)
         entry = book.add(connection, body)
         keys = _left_out(connection, state, version, trained)
+        if purpose == Purpose.EVALUATE and trained is not None and not rules.ungated(state, version):
+            keys |= _drawn_elsewhere(connection, state, version, trained)
         return Grant(
             Till(book),
             id=entry.seq,
@@ -298,6 +304,15 @@ def _excluded(
                 barred.append(unit)
                 keys.update(here)
     return keys, barred
+
+
+def _drawn_elsewhere(connection: Connection, state: State, version: Version, run: RunState) -> set[bytes]:
+    """This version's keys of everybody in another cohort from which an earlier run of the weights may have drawn."""
+    others = {state.runs[name].version for name in run.inherited if state.runs[name].cohort != version.cohort}
+    classes = [
+        klass.id for klass in state.classes.values() if version.id in klass.versions and others & set(klass.versions)
+    ]
+    return members.keys_in(connection, classes)
 
 
 def _left_out(connection: Connection, state: State, version: Version, run: RunState | None) -> set[bytes]:

@@ -80,7 +80,7 @@ def evidence(book: Book, run: str, *, at: int | None = None, made: str | None = 
             own = entry.kind in (Reserve.KIND, Close.KIND) and entry.facts["run"] == run
             if own and entry.kind == Reserve.KIND:
                 before = rules.gate_facts(replayed, str(entry.facts["cohort"])).spent_before
-            follow(replayed, entry)
+            follow(replayed, entry, book.ancestor(connection), thorough=False)
             if own and entry.kind == Close.KIND:
                 gate = replace(rules.gate_facts(replayed, replayed.runs[run].cohort), spent_before=before)
             hashes.append(replayed.hash)

@@ -30,6 +30,7 @@ def register(
     version: int | None = None,
     overlaps: Sequence[str] = (),
     cautions: Sequence[str] = (),
+    binding: Json | None = None,
     controller: Controller | None = None,
 ) -> CohortVersion:
     """Register a cohort, or a new version of it; the same content and facts again change nothing.
@@ -44,6 +45,8 @@ def register(
         version: the number that it must get; None: the next.
         overlaps: names of registered cohorts with patients in common, as the steward declares them.
         cautions: sentences that every report must carry.
+        binding: how the data are read, in plain JSON (:func:`dptrain.data.binding_of`): what trains and what scores
+            is compared with it.
 
     Raises:
         ConfigError: a name, size or key out of range.
@@ -69,6 +72,7 @@ def register(
         cautions=[str(caution) for caution in cautions],
         seq=-1,
         time="",
+        binding=None if binding is None else dict(binding),
     )
     others = sorted(set(overlaps))
     with book.write() as (connection, state):
@@ -116,6 +120,7 @@ def _body(version: Version, overlaps: Sequence[str], moved: Json) -> Register:
         public=version.public,
         overlaps=tuple(overlaps),
         cautions=tuple(version.cautions),
+        binding=version.binding,
         **moved,
     )
 
@@ -129,7 +134,7 @@ def _registered(state: State, said: Version, overlaps: Sequence[str], number: in
     if name not in state.cohorts:
         return None
     newest = state.newest(name)
-    told = ("fingerprint", "public_size", "unit", "owner", "issuer", "public", "cautions")
+    told = ("fingerprint", "public_size", "unit", "owner", "issuer", "public", "cautions", "binding")
     same = all(getattr(newest, field) == getattr(said, field) for field in told)
     if same and set(overlaps) <= set(state.cohorts[name].overlaps) and number in (None, newest.number):
         return _cohort_version(newest)

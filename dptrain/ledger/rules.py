@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from dptrain.accounting.units import INFINITE_UNITS
 from dptrain.errors import LedgerRefused
@@ -75,6 +76,32 @@ def check_weights(state: State, weights: WeightsSource | None) -> list[str]:
             "file=… source=… licence=….",
         )
     return [*run.inherited, run.id]
+
+
+def check_unseen(state: State, version: Version, inherited: Sequence[str]) -> None:
+    """Raises LedgerRefused where un-noised scores could be of patients whom an earlier run of these weights drew.
+
+    An earlier run of this cohort drew its training patients by the split of its own version; where that is another
+    one, or was never bound, nobody can tell who of today's test patients was among them.
+    """
+    if ungated(state, version):
+        return
+    for name in inherited:
+        run = state.runs[name]
+        if run.cohort != version.cohort or run.version == version.id:
+            continue  # patients of another cohort are left out by their keys; one version has one split
+        earlier, now = (_split_of(one) for one in (state.version_of(run), version))
+        if earlier is None or earlier != now:
+            raise LedgerRefused(
+                f"The starting weights come from run {name}, which was trained under another split, or one that was "
+                "not bound at registration: its training patients may be today's test patients, and their scores "
+                "would be outside of epsilon.",
+                remedy="Train with training.evaluate=false, or start from other weights.",
+            )
+
+
+def _split_of(version: Version) -> object:
+    return None if version.binding is None else version.binding.get("split")
 
 
 def ungated(state: State, version: Version) -> bool:

@@ -45,7 +45,12 @@ class RunCharge:
 
 @dataclass(frozen=True)
 class BudgetStatus:
-    """One signed budget: what was granted, spent and is left (epsilon at its gate)."""
+    """One signed budget: what was granted, spent and is left (epsilon at its gate).
+
+    share: the part that is spent of what adds up run by run, 0…1: nats of RDP of an open budget, declared mechanisms
+    of a planned one (epsilon itself does not add up). room: how many more runs like the newest one an open budget
+    pays for; None where no run tells, or a planned budget names its runs.
+    """
 
     id: int
     kind: str
@@ -59,6 +64,8 @@ class BudgetStatus:
     exhausted: bool
     planned: tuple[Mechanism, ...]
     unused: tuple[Mechanism, ...]
+    share: float
+    room: int | None
     reason: str
     advice: str | None
     date: str
@@ -122,8 +129,8 @@ def status_of(
     reason = None
     if locked:
         reason = cohort.lock if cohort.lock is not None else "less is left than the smallest charge allowed"
-        if held := gate.reserved(state, name):
-            reason = f"the rest is reserved by {', '.join(run.id for run in held)}, still open"
+        if waiting := gate.reserved(state, name):
+            reason = f"the rest is reserved by {', '.join(run.id for run in waiting)}, still open"
     return CohortStatus(
         name=name,
         version=version.number,
@@ -167,6 +174,7 @@ def _budget_status(state: State, budget: Budget) -> BudgetStatus:
             if counter[key] > 0:
                 counter[key] -= 1
                 left = (*left, mechanism)
+    share, room = _share(state, budget, len(left))
     return BudgetStatus(
         id=budget.id,
         kind=budget.kind,
@@ -180,10 +188,27 @@ def _budget_status(state: State, budget: Budget) -> BudgetStatus:
         exhausted=gate.exhausted(state, budget),
         planned=budget.mechanisms,
         unused=left,
+        share=share,
+        room=room,
         reason=str(budget.signed[-1]["reason"]),
         advice=budget.signed[-1]["advice"],
         date=str(budget.signed[-1]["time"]),
     )
+
+
+def _share(state: State, budget: Budget, left: int) -> tuple[float, int | None]:
+    """The share that is spent of what adds up, and how many more runs like the newest one fit."""
+    if budget.kind != BudgetKind.OPEN:
+        return 1 - left / max(1, len(budget.mechanisms)), None
+    remaining, members = gate.remaining(state, budget), gate.lineage(state, budget.cohort)
+    costs = [
+        run.units(budget.order_index)
+        for run in state.runs.values()
+        if run.cohort in members and gate.counts(state, run.budget, budget)
+    ]
+    share = 1 - remaining / budget.units if budget.units else 1.0
+    newest = next((cost for cost in reversed(costs) if 0 < cost < INFINITE_UNITS), None)
+    return share, None if newest is None else remaining // newest
 
 
 def charges(state: State, name: str) -> list[RunCharge]:
@@ -193,7 +218,7 @@ def charges(state: State, name: str) -> list[RunCharge]:
     if opened is not None and opened.kind != BudgetKind.OPEN:
         opened = None
     total = 0
-    found = []
+    rows = []
     for run in state.runs.values():
         if run.cohort not in members:
             continue
@@ -201,13 +226,13 @@ def charges(state: State, name: str) -> list[RunCharge]:
         if opened is not None and gate.counts(state, run.budget, opened):
             units = run.units(opened.order_index)
             total += units
-        found.append(_charge(run, opened, units, total))
-    return found
+        rows.append(_charge(run, opened, units, total))
+    return rows
 
 
 def _charge(run: RunState, opened: Budget | None, units: int | None, total: int) -> RunCharge:
     plan = Plan.from_dict(run.plan)
-    known = opened is not None and units is not None and units < INFINITE_UNITS
+    finite = opened is not None and units is not None and units < INFINITE_UNITS
     return RunCharge(
         run=run.id,
         cohort=run.cohort,
@@ -217,9 +242,9 @@ def _charge(run: RunState, opened: Budget | None, units: int | None, total: int)
         steps_run=run.steps_run,
         epsilon_pld=run.epsilon_pld,
         delta=plan.delta,
-        epsilon_gate=from_units(units) if known and units is not None else None,
-        epsilon_gate_after=gate.epsilon_at(opened, total) if known and opened is not None and total else None,
-        share=units / opened.units if known and opened is not None and units is not None and opened.units else None,
+        epsilon_gate=from_units(units) if finite and units is not None else None,
+        epsilon_gate_after=gate.epsilon_at(opened, total) if finite and opened is not None and total else None,
+        share=units / opened.units if finite and opened is not None and units is not None and opened.units else None,
         mechanisms=plan.mechanisms,
         rest_charged=run.rest is not None and run.steps_charged > 0,
         private=run.step is not None,
@@ -235,7 +260,7 @@ def steps(run: RunCharge) -> str:
     return f"{run.steps}/{run.steps_planned} paid"
 
 
-def promise(status: CohortStatus, epsilon: float, *, budget: BudgetStatus | None = None) -> str:
+def epsilon_in_words(status: CohortStatus, epsilon: float, *, budget: BudgetStatus | None = None) -> str:
     """An epsilon with its unit, adjacency, delta and accountant."""
     delta = budget.delta if budget else status.budget_delta
     accountant = budget.accountant if budget else status.accountant
@@ -251,7 +276,7 @@ def story(status: CohortStatus, *, runs: int = 8) -> str:
     lines = [
         f"'{status.name}' (version {status.version}, {status.public_size} {status.unit}s declared) belongs to "
         f"{status.owner}.",
-        f"Granted:   {promise(status, status.budget_epsilon)}.",
+        f"Granted:   {epsilon_in_words(status, status.budget_epsilon)}.",
         f"Spent:     epsilon = {number(status.spent_epsilon)} (same terms) by {len(status.runs)} "
         f"run{_s(len(status.runs))}{':' if status.runs else '.'}",
     ]

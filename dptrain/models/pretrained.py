@@ -117,14 +117,14 @@ def read_projection(name: str) -> tuple[Projection, str, str]:
     """
     from safetensors import safe_open
 
-    known = {path.stem: path for path in sorted(PROJECTIONS.glob("*.safetensors"))}
-    if name not in known:
-        raise ConfigError(f"projection={name} is unknown.", remedy=f"Projections: {', '.join(known) or 'none'}.")
-    with safe_open(known[name], framework="pt") as file:
+    files = {path.stem: path for path in sorted(PROJECTIONS.glob("*.safetensors"))}
+    if name not in files:
+        raise ConfigError(f"projection={name} is unknown.", remedy=f"Projections: {', '.join(files) or 'none'}.")
+    with safe_open(files[name], framework="pt") as file:
         source = (file.metadata() or {}).get("source", "public images")
         names = list(file.keys())
         made = Projection(file.get_tensor("mean"), file.get_tensor("basis") if "basis" in names else None)
-    return made, ModelStore(known[name]).sha256(), f"projection {name} from {source}"
+    return made, ModelStore(files[name]).sha256(), f"projection {name} from {source}"
 
 
 def _plain(conv: nn.Conv2d) -> list[nn.Module]:

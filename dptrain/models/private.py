@@ -135,9 +135,9 @@ def make_private(model: nn.Module, *, batchnorm: BatchNormChoice = "replace") ->
     done: dict[int, nn.Module] = {}
 
     def fit(module: nn.Module, name: str) -> nn.Module:
-        known = done.get(id(module))
-        if known is not None:
-            return known
+        fitted = done.get(id(module))
+        if fitted is not None:
+            return fitted
         new: nn.Module = module
         if isinstance(module, _BatchNorm):
             new = _fit_batchnorm(module, name, batchnorm, changes)

@@ -33,10 +33,10 @@ def head_name(model: nn.Module) -> str | None:
     for kind in type(model).__mro__:
         for name in HEADS.get(kind.__name__, ()) if kind.__module__.startswith("monai.networks.") else ():
             try:
-                found = model.get_submodule(name)
+                layer = model.get_submodule(name)
             except AttributeError:
                 continue
-            if list(found.parameters()):
+            if list(layer.parameters()):
                 return name
     if isinstance(model, nn.Sequential) and len(model) > 1 and list(model[-1].parameters()):
         return str(len(model) - 1)
@@ -143,7 +143,7 @@ def _last_blocks(model: nn.Module, head: str | None) -> nn.Module:
 
 def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules in order, down to the children of sequences: the units that `last_blocks` counts."""
-    found: list[tuple[str, nn.Module]] = []
+    blocks: list[tuple[str, nn.Module]] = []
 
     def walk(module: nn.Module, prefix: str) -> None:
         for key, child in module.named_children():
@@ -151,7 +151,7 @@ def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
             if isinstance(child, nn.Sequential | nn.ModuleList) and len(child):
                 walk(child, f"{name}.")
             else:
-                found.append((name, child))
+                blocks.append((name, child))
 
     walk(model, "")
-    return found
+    return blocks

@@ -20,6 +20,7 @@ from dptrain.models.split import head_name
 from dptrain.records import RunFolder
 
 _log = logging.getLogger(__name__)
+WRAPPERS = ("module.", "_module.", "_orig_mod.")  # of DataParallel, Opacus and torch.compile
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -128,7 +129,7 @@ class ModelStore:
         Every name and shape must fit, with two exceptions, both logged: a head of another shape (other classes)
         keeps its fresh weights; and running statistics may be missing or left over where the file comes from a
         network whose BatchNorm was replaced (such a BatchNorm can later be replaced, not frozen). A leading
-        `module.` of all names (from DataParallel) is dropped.
+        `module.` (DataParallel) or `_module.` (Opacus) of all names is dropped.
 
         Args:
             sha256: if given, another hash is refused before anything is loaded.
@@ -143,8 +144,9 @@ class ModelStore:
                 remedy="Take the declared file, or have the steward declare this one.",
             )
         weights, wanted = self.read(), network.state_dict()
-        if all(name.startswith("module.") for name in weights) and not any(n.startswith("module.") for n in wanted):
-            weights = {name.removeprefix("module."): value for name, value in weights.items()}
+        for prefix in WRAPPERS:
+            if all(name.startswith(prefix) for name in weights) and not any(n.startswith(prefix) for n in wanted):
+                weights = {name.removeprefix(prefix): value for name, value in weights.items()}
         head = head_name(network)
         skipped = {
             name

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 from dptrain.records.metrics import Suppressed
 from dptrain.records.parts import Curve, columns
-from dptrain.records.shape import Path, Reader, Record, Share
+from dptrain.records.shape import LATE, Path, Reader, Record, Share
 
 AUDIT_SCHEMA = "dptrain.audit/1"
 
@@ -22,19 +22,41 @@ class NotFinite(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Exposed(Record):
-    """How many patients are exposed; the share with its interval."""
+    """How many patients are exposed (a trace is shown); the share with its interval.
+
+    above: the AUC above which theirs is shown to lie. Audits without it called exposed whoever left a trace.
+    """
 
     count: int | None = None
     share: Share | None = None
     low: Share | None = None
     high: Share | None = None
+    above: Annotated[Share | None, LATE] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrueShare(Record):
+    """Limits of the share of patients whose true AUC is at least `auc`; all of an audit hold together."""
+
+    auc: Share | None = None
+    low: Share | None = None
+    high: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallestSeen(Record):
+    """The smallest AUC of one patient alone that such an audit sees in 8 of 10 cases; None: not even 1."""
+
+    trace: Share | None = None
+    exposed: Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts(Record):
-    """Patients by verdict."""
+    """Patients by verdict. trace_shown: a trace, and no exposure."""
 
     exposed: int | None = None
+    trace_shown: Annotated[int | None, LATE] = None
     not_shown: int | None = None
     inconclusive: int | None = None
 
@@ -203,6 +225,9 @@ class Audit(Record):
     withheld: tuple[Withheld, ...] = ()
     not_finite: NotFinite | None = None
     exposed: Exposed | None = None
+    traced: Annotated[Exposed | None, LATE] = None
+    true_auc: Annotated[tuple[TrueShare, ...], LATE] = ()
+    smallest_seen: Annotated[SmallestSeen | None, LATE] = None
     verdicts: Verdicts | None = None
     confirmed: Confirmed | None = None
     roc: Curve | None = None

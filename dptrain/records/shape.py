@@ -243,8 +243,8 @@ def _table(kind: Hint, value: object, reader: Reader) -> Value:
     origin: object = get_origin(kind)
     arguments = get_args(kind)
     if origin is dict:
-        found = value if isinstance(value, dict) else {}
-        rows = {reader.text(key): _cell(arguments[1], inner, reader) for key, inner in found.items()}
+        table = value if isinstance(value, dict) else {}
+        rows = {reader.text(key): _cell(arguments[1], inner, reader) for key, inner in table.items()}
         return {key: inner for key, inner in rows.items() if inner is not None or arguments[1] is Any}
     assert origin is tuple, f"{kind}: not a type that JSON has"
     values = value if isinstance(value, list | tuple) else ()

@@ -91,10 +91,10 @@ class Language:
         text = text.replace("-", "−")
         if self.lang == "en":
             return text
-        whole, _, part = text.partition(".")
-        if whole.count(",") == 1 and len(whole.strip("−")) == 5:
-            whole = whole.replace(",", "")  # four digits stand together
-        return whole.replace(",", NARROW) + ("," + part if part else "")
+        integral, _, part = text.partition(".")
+        if integral.count(",") == 1 and len(integral.strip("−")) == 5:
+            integral = integral.replace(",", "")  # four digits stand together
+        return integral.replace(",", NARROW) + ("," + part if part else "")
 
     def integer(self, value: float | None) -> str:
         """A count: 2,215 or 2215; 12,345 or 12 345."""

@@ -16,7 +16,7 @@ from dptrain.records.metrics import METRIC_NAMES, Group
 from dptrain.records.parts import Curve, Estimate
 from dptrain.records.reading import Fault
 from dptrain.records.run import PROGRAM, Check, Released, Resume, Use
-from dptrain.records.shape import RESTRICTED, After, Keys, Public, Record, Share
+from dptrain.records.shape import LATE, PUBLIC, RESTRICTED, After, Keys, Public, Record, Share
 from dptrain.vocabulary import Edition
 
 FACTS_SCHEMA = "dptrain.facts/1"
@@ -335,12 +335,31 @@ class UtilityFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ExposedFacts(Record):
-    """How many patients are exposed; null where too few models were trained to say."""
+    """How many patients are exposed; null where too few models were trained to say. above: the AUC above which theirs
+    is shown to lie; without it (older audits) whoever left a trace is called exposed."""
 
     count: Public[int | None]
     share: Public[Share | None]
     low: Public[Share | None]
     high: Public[Share | None]
+    above: Annotated[Share | None, PUBLIC, LATE] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrueShareFacts(Record):
+    """Limits of the share of patients whose true AUC is at least `auc`."""
+
+    auc: Public[Share | None]
+    low: Public[Share | None]
+    high: Public[Share | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallestFacts(Record):
+    """The smallest AUC of one patient alone that such an audit sees in 8 of 10 cases."""
+
+    trace: Public[Share | None]
+    exposed: Public[Share | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,6 +367,7 @@ class VerdictFacts(Record):
     """Patients by verdict."""
 
     exposed: Public[int | None]
+    trace_shown: Annotated[int | None, PUBLIC, LATE] = None
     not_shown: Public[int | None]
     inconclusive: Public[int | None]
 
@@ -466,6 +486,9 @@ class AuditFacts(Record):
     references: Annotated[int | None, AUDIT]
     patients: Annotated[int | None, AUDIT]
     exposed: Annotated[ExposedFacts, AUDIT]
+    traced: Annotated[ExposedFacts | None, AUDIT, LATE] = None
+    true_auc: Annotated[tuple[TrueShareFacts, ...], AUDIT, LATE] = ()
+    smallest_seen: Annotated[SmallestFacts | None, AUDIT, LATE] = None
     verdicts: Annotated[VerdictFacts, AUDIT]
     confirmed: Annotated[ConfirmedFacts | None, AUDIT]
     roc: Annotated[Curve | None, AUDIT]

@@ -208,7 +208,7 @@ def download(
     ready = folder / KERMANY_FOLDER
     if not (ready / "manifest.csv").is_file():
         file = published(url, listing, KERMANY_FILE, sha256, timeout=timeout)
-        prepare(fetch(file, folder / KERMANY_FILE, timeout=timeout, pause=pause), ready, size=size)
+        unpack(fetch(file, folder / KERMANY_FILE, timeout=timeout, pause=pause), ready, size=size)
     return kermany_config(folder, size)
 
 
@@ -240,7 +240,7 @@ def kermany_config(root: Path, size: int = 224) -> DataConfig:
     )
 
 
-def prepare(archive: Path, ready: Path, *, size: int = 224) -> None:
+def unpack(archive: Path, ready: Path, *, size: int = 224) -> None:
     """Turn the archive (chest_xray/{train,test}/{NORMAL,PNEUMONIA}/*.jpeg) into images/ and manifest.csv.
 
     Nothing is unpacked by the names in the archive: each picture is decoded in memory and written under a
@@ -251,7 +251,7 @@ def prepare(archive: Path, ready: Path, *, size: int = 224) -> None:
     (part / "images").mkdir(parents=True)
     try:
         with zipfile.ZipFile(archive) as opened:
-            rows = _prepare_images(opened, part, size)
+            rows = _images(opened, part, size)
     except (zipfile.BadZipFile, EOFError) as error:
         raise DataUnreadable(f"{archive} is no whole zip archive ({type(error).__name__}).") from None
     if not rows:
@@ -271,14 +271,14 @@ def prepare(archive: Path, ready: Path, *, size: int = 224) -> None:
 ENTRY = re.compile(r"(?:^|/)(train|test|val)/(NORMAL|PNEUMONIA)/([^/]+)\.jpe?g$", re.IGNORECASE)
 
 
-def _prepare_images(opened: zipfile.ZipFile, part: Path, size: int) -> list[dict[str, str]]:
+def _images(opened: zipfile.ZipFile, part: Path, size: int) -> list[dict[str, str]]:
     from PIL import Image
 
     entries = []
     for entry in opened.infolist():
-        found = ENTRY.search(entry.filename)
-        if found and not entry.filename.startswith("__MACOSX") and not found.group(3).startswith("."):
-            entries.append((found.group(3), found.group(1).lower(), found.group(2).upper(), entry))
+        match = ENTRY.search(entry.filename)
+        if match and not entry.filename.startswith("__MACOSX") and not match.group(3).startswith("."):
+            entries.append((match.group(3), match.group(1).lower(), match.group(2).upper(), entry))
     entries.sort(key=lambda item: item[:3])
     rows: list[dict[str, str]] = []
     taken: set[str] = set()

@@ -73,18 +73,18 @@ def find_demo_data(
     Raises DataUnreadable where the given root does not hold the cohort.
     """
     if root is not None:
-        found = _kermany_below(Path(root))
-        if found is None:
+        ready = _kermany_below(Path(root))
+        if ready is None:
             raise DataUnreadable(
                 f"{root} holds no prepared chest X-rays ({KERMANY_FOLDER}/manifest.csv).",
                 remedy="Give the folder above it, or leave the root out.",
             )
-        return DemoData(f"chest X-rays (Kermany 2018) from {root}", "kermany", kermany_config(found.resolve()))
+        return DemoData(f"chest X-rays (Kermany 2018) from {root}", "kermany", kermany_config(ready.resolve()))
     shared = [os.environ.get("DPTRAIN_DATA"), Path("..") / "shared" / "data"]
     for place in (Path(entry) for entry in shared if entry):
-        found = _kermany_below(place)
-        if found is not None:
-            return DemoData(f"chest X-rays (Kermany 2018) from {place}", "kermany", kermany_config(found.resolve()))
+        ready = _kermany_below(place)
+        if ready is not None:
+            return DemoData(f"chest X-rays (Kermany 2018) from {place}", "kermany", kermany_config(ready.resolve()))
     cache = cache or Path(os.environ.get("DPTRAIN_CACHE") or Path.home() / ".cache" / "dptrain")
     cached = _kermany_below(cache) is not None
     why = "fetching was not wanted"

@@ -22,6 +22,7 @@ class AuditConfig:
     attack: str = setting("student_t", "student_t, lira_online, lira_offline, rmia or loss")
     game: str = setting("population", "population screens everyone; release also confirms on fresh models")
     false_discovery_rate: float = setting(0.05, "share of wrong verdicts that is accepted")
+    exposed_above: float = setting(0.6, "an AUC above which a patient counts as exposed")
     tolerance: float = setting(0.75, "an AUC below which a patient counts as not shown to be exposed")
     small_cell: int = setting(SMALL_CELL, "groups below this size are suppressed")
     confirm: int = setting(3, "patients that `game=release` confirms at most")
@@ -47,6 +48,7 @@ class AuditConfig:
         at_least("audit.stack", self.stack, 1)
         at_least("audit.processes", self.processes, 0)
         between("audit.false_discovery_rate", self.false_discovery_rate, 0, 1)
+        between("audit.exposed_above", self.exposed_above, 0.5, 1)
         between("audit.tolerance", self.tolerance, 0.5, 1)
         between("audit.confidence", self.confidence, 0.5, 1)
         if not 0 <= self.new_scan < 1:

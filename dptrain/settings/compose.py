@@ -46,7 +46,7 @@ class Composition:
     extra: list[str]
 
 
-def prepare(words: Sequence[str], *, sweep: bool = False) -> Composition:
+def for_hydra(words: Sequence[str], *, sweep: bool = False) -> Composition:
     """Check the words of a command, and store what Hydra needs so that chosen groups win over the recipe.
 
     Raises:
@@ -120,7 +120,7 @@ def compose(words: Sequence[str]) -> DictConfig:
     """
     refuse_flags(words)
     with friendly_errors(words):
-        asked = prepare(words)
+        asked = for_hydra(words)
         with initialize_config_dir(str(shipped("conf").resolve()), version_base="1.3"):
             return hydra_compose(asked.config_name, overrides=[*words, *asked.extra])
 

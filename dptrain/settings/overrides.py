@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import shlex
 from collections.abc import Sequence
@@ -40,6 +41,22 @@ def read_overrides(words: Sequence[str], *, sweep: bool = False) -> list[Overrid
             raise _several(word)
         overrides.append(override)
     return overrides
+
+
+def trials(words: Sequence[str]) -> list[tuple[str, ...]]:
+    """The words of each trial of a sweep, the last word's values running fastest, as `train -m` would make them.
+
+    Raises ConfigError as :func:`read_overrides` does, and for a sweep without an end (`interval(…)`).
+    """
+    each: list[list[str]] = []
+    for override, word in zip(read_overrides(words, sweep=True), words, strict=True):
+        if not override.is_sweep_override():
+            each.append([word])
+            continue
+        if not override.is_discrete_sweep():
+            raise ConfigError(f"{word} has no end of values.", remedy="Name them: 1,2,4 or range(1,5).")
+        each.append([f"{override.get_key_element()}={text}" for text in override.sweep_string_iterator()])
+    return list(itertools.product(*each))
 
 
 def refuse_flags(words: Sequence[str], known: Sequence[str] = ()) -> None:

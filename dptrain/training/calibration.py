@@ -135,8 +135,8 @@ def from_histogram(counts: NDArray[np.float64], noise_multiplier: float) -> Cali
     def loss(log_temperature: float) -> float:
         return float((weight * np.logaddexp(0.0, -CENTRES / np.exp(log_temperature))).sum())
 
-    found = minimize_scalar(loss, bounds=(np.log(0.1), np.log(10.0)), method="bounded")
-    temperature = float(np.exp(found.x))
+    fit = minimize_scalar(loss, bounds=(np.log(0.1), np.log(10.0)), method="bounded")
+    temperature = float(np.exp(fit.x))
     cumulative = np.cumsum(every) / every.sum()
     position = int(np.searchsorted(cumulative, MISCOVERAGE, side="left"))
     lower = np.concatenate([[-np.inf], EDGES])
@@ -149,10 +149,10 @@ def _pooled(counts: NDArray[np.float64], least: float) -> NDArray[np.float64]:
     pooled = counts.astype(float).copy()
     start = 0
     while start < len(pooled):
-        end, held = start, 0.0
-        while end < len(pooled) and (end == start or held < least):
-            held += counts[end]
+        end, total = start, 0.0
+        while end < len(pooled) and (end == start or total < least):
+            total += counts[end]
             end += 1
-        pooled[start:end] = held / (end - start)
+        pooled[start:end] = total / (end - start)
         start = end
     return pooled

@@ -99,8 +99,8 @@ def load_inputs(
             part, truth = data.load_available(cohort, records[start : start + batch].tolist(), grant)
             if frozen is not None:
                 rows = len(part)
-                whole = torch.cat([part, part.new_zeros(batch - rows, *part.shape[1:])]) if rows < batch else part
-                part = frozen(whole.to(device)).float().cpu()[:rows]
+                filled = torch.cat([part, part.new_zeros(batch - rows, *part.shape[1:])]) if rows < batch else part
+                part = frozen(filled.to(device)).float().cpu()[:rows]
             images.append(part)
             labels.append(truth)
             bar.advance(len(part))

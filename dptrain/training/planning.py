@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dptrain import accounting
@@ -164,7 +166,7 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> Json:
+def outlook(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> Json:
     """What `dptrain plan` prints: the plan under both kinds of budget, the promise and its ceilings.
 
     The open budget's order is the one that is best for this very plan (the steward's forecast).
@@ -213,6 +215,65 @@ def forecast(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient",
         "promise": promise(plan.mechanisms, plan.delta, units),
         "epsilon_over_steps": accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta),
     }
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One trial of a sweep that is planned: by which words it differs, its plan, and its epsilon by PLD alone."""
+
+    words: str
+    plan: Plan
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class SweepOutlook:
+    """What the trials of a sweep promise one by one, and the budgets that all of them need together.
+
+    Attributes:
+        planned: epsilon of a planned budget that declares just these runs (their joint PLD).
+        opened: epsilon of an open budget, gated by RDP at `order`, the best one for these runs.
+        delta: at which both hold: the least of the trials'.
+    """
+
+    trials: tuple[PlannedTrial, ...]
+    planned: float
+    opened: float
+    order: float
+    delta: float
+
+
+def sweep_outlook(
+    trials: Sequence[tuple[str, PrivacyConfig]], *, public_size: int, unit: str = "patient"
+) -> SweepOutlook:
+    """What `dptrain plan -m` prints, of trials and the words in which they differ.
+
+    Raises ConfigError for a trial without noise.
+    """
+    rows: list[tuple[str, Plan]] = []
+    plans: dict[PrivacyConfig, Plan] = {}
+    for words, privacy in trials:
+        plan = plans.get(privacy) or make_plan(privacy, public_size=public_size, unit=unit)
+        plans[privacy] = plan
+        if not plan.private:
+            raise ConfigError(
+                f"the trial {words} has no privacy: its epsilon is infinite.", remedy="Give a finite target_epsilon."
+            )
+        rows.append((words, plan))
+    alone = {plan: accounting.pld_epsilon(plan.mechanisms, plan.delta) for plan in plans.values()}
+    delta = min(plan.delta for plan in alone)
+    every = [mechanism for _, plan in rows for mechanism in plan.mechanisms]
+    total = accounting.rdp(every)
+    opened, order = min(
+        (accounting.rdp_epsilon(float(cost), order, delta), order) for cost, order in zip(total, accounting.ORDERS)
+    )
+    return SweepOutlook(
+        tuple(PlannedTrial(words, plan, alone[plan]) for words, plan in rows),
+        planned=accounting.pld_epsilon(tuple(every), delta),
+        opened=opened,
+        order=order,
+        delta=delta,
+    )
 
 
 def sweep_cost(runs: list[Run]) -> Sweep | None:

@@ -166,6 +166,7 @@ class Training:
             self.ledger.require_open(self.status.name)  # refused before an image is read
         self.say(f"reading and hashing {self.settings.data.name}")
         self.cohort = data.scan(self.settings.data, self.keys)
+        data.require_binding(self.cohort, self.ledger.binding(self.status.name, self.cohort.fingerprint))
         if self.settings.training.evaluate and not self.cohort.split(Split.TEST):
             raise ConfigError(
                 "the test split holds no patient.", remedy="Set data.split so that it does, or evaluate=false."
@@ -275,7 +276,7 @@ class Training:
     def _note(self) -> None:
         """What the controller alone is told: steps that drew nobody, and records that counted as zero."""
         log = self.result.log
-        empty = sum(entry.restricted["patients"] == 0 for entry in log)
+        empty = sum(entry.restricted.get("patients") == 0 for entry in log)
         if 2 * empty > len(log):
             self.folder.note(
                 f"{empty} of {len(log)} steps drew nobody: most or all patients have withdrawn or are spent in other "
@@ -562,6 +563,7 @@ def evaluate_run(
     if run.facts.status in UNFINISHED:
         run = _settled(run, store, say)
     cohort = data.scan(settings.data, keys)
+    data.require_binding(cohort, store.binding(status.name, cohort.fingerprint))
     with store.admit(
         status.name, purpose=Purpose.EVALUATE, run=str(run.facts.id), fingerprint=cohort.fingerprint
     ) as grant:

@@ -74,7 +74,7 @@ def test_planted_patients_rank_on_top_without_privacy_and_are_confirmed() -> Non
     summary = summarise(scores, member, material.patient.numpy(), everybody(PATIENTS), AuditConfig())
     # AUCs of the planted: 1.00 in six audits; of the next: at most 0.93
     assert set(ranks(summary.area.auc)[: len(PLANTED)]) == set(PLANTED)
-    assert summary.exposed[list(PLANTED)].all()
+    assert summary.traced[list(PLANTED)].all()
     config = AuditConfig(confirm=2, confirm_models=24, stack=96)
     found = confirm(material, scores, member, summary, config, None, torch.device("cpu"))
     assert (found.tested, found.confirmed) == (2, 2)

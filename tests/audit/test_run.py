@@ -404,7 +404,7 @@ def test_too_few_models_withhold_the_claim_with_the_count_it_needs(models: int, 
         assert summary.audit.exposed is None
         row = next(row for row in summary.audit.withheld if row.what == "verdicts")
         assert row.have == models < row.need
-        assert not summary.exposed.any()
+        assert not summary.traced.any()
         assert summary.audit.groups == {}
     else:
         assert summary.audit.exposed.count > 150
@@ -479,7 +479,7 @@ def test_rmia_knows_that_a_segmentation_score_is_a_log_probability(monkeypatch: 
         module=kind, shape=(1, 4, 4), task="segmentation", outputs=2, patients=30, patient=torch.from_numpy(owner)
     )
     material = dataclasses.replace(material, trained=trained)
-    summary.exposed[3] = True
+    summary.traced[3] = True
     confirm(material, scores, member, summary, config, None, torch.device("cpu"))
     assert len(asked) > 8
     assert all(asked)

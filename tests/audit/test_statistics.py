@@ -147,7 +147,8 @@ def test_a_patient_without_records_is_unknown() -> None:
     assert np.isnan(area.auc[1])
     assert np.isnan(p[1])
     assert np.isnan(statistics.benjamini_hochberg(p)[1])
-    assert statistics.verdicts(p, area.auc, false_discovery_rate=0.05, tolerance=0.75)[1] == "inconclusive"
+    none = np.zeros(3, dtype=bool)
+    assert statistics.verdicts(none, none, area.auc, tolerance=0.75)[1] == "inconclusive"
 
 
 def test_exact_p_values_agree_with_mann_whitney() -> None:

@@ -54,7 +54,7 @@ def scan(words: Sequence[str], keys: Keys) -> ScanResult:
     return ScanResult("chest", people(keys, 0, count), "patient", "clinic", cautions, "made up\n", "CC0")
 
 
-def forecast(words: Sequence[str], size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
+def one_run(words: Sequence[str], size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
     """What a recipe would train."""
     assert list(words) in (["recipe=chest"], ["recipe=chest", "privacy.noise_multiplier=8"])
     assert size == 20
@@ -64,7 +64,7 @@ def forecast(words: Sequence[str], size: int, epsilon: float, delta: float | Non
 def make_up_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registration and forecasts see the data floor above."""
     monkeypatch.setattr(steward, "scan", scan)
-    monkeypatch.setattr(controller, "forecast", forecast)
+    monkeypatch.setattr(controller, "one_run", one_run)
 
 
 @pytest.fixture
@@ -76,6 +76,27 @@ def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     said = made("init")
     assert "Recovery code, shown this once" in said
     return made
+
+
+def test_the_bar_is_the_share_that_adds_up_and_the_room_is_what_fits(desk: Desk) -> None:
+    desk("register public_size=20 owner=Radiology recipe=chest")
+    desk("budget cohort=chest epsilon=2 delta=0.001 recipe=chest", "reason=first study")
+    ledger, _ = open_ledger(*[place.partition("=")[2] for place in desk.places])
+    status = ledger.status("chest")
+    assert (status.budgets[0].share, status.budgets[0].room) == (0, None)
+    costly = small_plan(noise_multiplier=30.0)
+    ledger.reserve(costly, "chest", run="first", fingerprint=status.fingerprint)
+    budget = ledger.status("chest").budgets[0]
+    assert budget.share == pytest.approx(sum(run.share or 0 for run in ledger.status("chest").runs))
+    shown = desk("show cohort=chest")
+    assert f"{budget.share:.1%} of its RDP" in shown
+    assert f"room for {budget.room} more run" in shown
+    assert budget.room is not None
+    assert 0 < budget.room < 100
+    for number in range(budget.room):
+        ledger.reserve(costly, "chest", run=f"more-{number}", fingerprint=status.fingerprint)
+    with pytest.raises(LedgerRefused):
+        ledger.reserve(costly, "chest", run="too-many", fingerprint=status.fingerprint)
 
 
 def test_the_way_of_a_cohort(desk: Desk, tmp_path: Path) -> None:
@@ -99,7 +120,7 @@ def test_the_way_of_a_cohort(desk: Desk, tmp_path: Path) -> None:
     assert "10/10" in table
     assert "at close" in table
     assert "1 paid, 10 reserved" in table
-    assert "% of epsilon" in table
+    assert "% of its RDP, which adds up" in table
     assert "of its RDP" in table
     assert "1 of 10 steps stay charged" in desk("close run=dead", "reason=power cut")
     facts = desk.json("show cohort=chest")

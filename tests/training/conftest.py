@@ -96,6 +96,7 @@ def make_site(tmp_path: Path) -> Callable[..., Site]:
             public_size=PUBLIC_SIZE,
             patients=cohort.hashes(),
             owner="Radiology",
+            binding=data.binding_of(cohort),
             public=PublicDeclaration(source="made up", licence="CC0-1.0") if public else None,
             controller=controller if public else None,
         )

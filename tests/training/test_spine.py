@@ -739,7 +739,7 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
     import dataclasses
 
     from dptrain import data, targets
-    from dptrain.audit.games.population import prepare
+    from dptrain.audit.games.population import gather
     from dptrain.audit.reference import train_with_engine
     from dptrain.engine import PatientGradients
     from dptrain.settings import AuditConfig
@@ -788,7 +788,7 @@ def test_rules_of_a_run_hold_in_training_resuming_evaluation_and_its_audit(
     cohort = data.scan(settings.data, site.keys)
     identity = str(outcome.facts.id)
     with site.ledger.admit("tiny", purpose="audit", run=identity, fingerprint=cohort.fingerprint) as grant:
-        material, _ = prepare(settings, cohort, grant, plan, AuditConfig())
+        material, _ = gather(settings, cohort, grant, plan, AuditConfig())
     before = len(slow)
     shown = dataclasses.replace(material, plan=dataclasses.replace(plan, steps=1))
     train_with_engine(shown, np.ones(material.patients, dtype=bool))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dptrain.data import Cohort
 
 
-def prepare(
+def gather(
     settings: Settings, cohort: Cohort, grant: Leave, plan: Plan, config: AuditConfig
 ) -> tuple[Material, People]:
     """The training records and patients of a cohort, as the run trained on them.
@@ -42,8 +42,8 @@ def prepare(
     if inputs.in_memory(settings, network):
         prepared = inputs.prepare(settings, cohort, grant, splits=(Split.TRAIN,), network=network, device=device)
     else:
-        whole = dataclasses.replace(network, frozen=None)
-        prepared = inputs.prepare(settings, cohort, grant, splits=(Split.TRAIN,), network=whole, device=device)
+        unsplit = dataclasses.replace(network, frozen=None)
+        prepared = inputs.prepare(settings, cohort, grant, splits=(Split.TRAIN,), network=unsplit, device=device)
         if network.frozen is not None:
             module = nn.Sequential(network.frozen, network.trainable)
     excluded = frozenset(grant.excluded)
@@ -78,8 +78,8 @@ def keep_back(owner: np.ndarray, count: int, share: float) -> np.ndarray:
     draw = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     trained = np.ones(len(owner), dtype=bool)
     several = np.flatnonzero(np.bincount(owner, minlength=count) > 1)
-    for who in several[draw.random(several.size) < share]:
-        trained[draw.choice(np.flatnonzero(owner == who))] = False
+    for person in several[draw.random(several.size) < share]:
+        trained[draw.choice(np.flatnonzero(owner == person))] = False
     return trained
 
 
@@ -174,17 +174,17 @@ def train_references(
     with progress(len(member) * material.plan.steps, label) as bar:
         for number, start in enumerate(range(0, len(member), size)):
             rows = np.arange(start, min(start + size, len(member)))
-            held = work.load(f"{name}-{number:03d}") if work is not None else None
-            if held is not None and np.array_equal(held["member"], member[rows]):
-                scores[rows] = held["scores"]
+            kept = work.load(f"{name}-{number:03d}") if work is not None else None
+            if kept is not None and np.array_equal(kept["member"], member[rows]):
+                scores[rows] = kept["scores"]
                 bar.advance(len(rows) * material.plan.steps)
             else:
                 left.append(rows)
 
-        def keep(rows: np.ndarray, found: Array) -> None:
-            scores[rows] = found
+        def keep(rows: np.ndarray, trained: Array) -> None:
+            scores[rows] = trained
             if work is not None:
-                work.save(f"{name}-{rows[0] // size:03d}", scores=found, member=member[rows])
+                work.save(f"{name}-{rows[0] // size:03d}", scores=trained, member=member[rows])
 
         if together:
             for rows in left:
@@ -196,6 +196,6 @@ def train_references(
                 processes=min(len(left), processes_of(config, device)),
                 device=device,
                 tick=bar.advance,
-                keep=lambda number, found: keep(left[number], found[None]),
+                keep=lambda number, trained: keep(left[number], trained[None]),
             )
     return scores

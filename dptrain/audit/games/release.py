@@ -26,7 +26,7 @@ def confirm(
     work: Work | None,
     device: torch.device,
 ) -> Confirmed | None:
-    """Release game: the whole cohort with and without one patient, on fresh models, for the most exposed.
+    """Release game: the whole cohort with and without one patient, on fresh models, for the clearest traces.
 
     The attack is fitted on the population's models, so it owes nothing to the fresh ones: no winner's curse.
     The models with everybody are shared by all candidates; Benjamini–Yekutieli allows for that.
@@ -34,7 +34,7 @@ def confirm(
     `withheld`, where there are too few fresh models to confirm anybody.
     """
     order = np.argsort(-np.nan_to_num(summary.area.auc, nan=0.0), kind="stable")
-    top = [int(i) for i in order if summary.exposed[i]][: config.confirm]
+    top = [int(i) for i in order if summary.traced[i]][: config.confirm]
     if not top:
         return Confirmed(game="release", tested=0, confirmed=0)
     half = config.confirm_models // 2
@@ -44,11 +44,11 @@ def confirm(
         summary.audit = replace(summary.audit, withheld=withheld)
         return None
     games = np.ones((half * (1 + len(top)), material.patients), dtype=bool)
-    for number, who in enumerate(top):
-        games[half * (1 + number) : half * (2 + number), who] = False
+    for number, person in enumerate(top):
+        games[half * (1 + number) : half * (2 + number), person] = False
     fresh = train_references(material, games, config, work, device, "confirming on fresh models", "confirm")
-    good, told = patients.measurable(scores)
-    own = material.trained & told
+    good, finite = patients.measurable(scores)
+    own = material.trained & finite
     evidence = patients.pooled_evidence(
         scores[good][:, own],
         member[good],
@@ -59,18 +59,18 @@ def confirm(
     )
     p = np.empty(len(top))
     fresh_auc = []
-    for number, who in enumerate(top):
+    for number, person in enumerate(top):
         rows = np.r_[0:half, half * (1 + number) : half * (2 + number)]
-        rows = rows[np.isfinite(evidence[rows, who])]  # a fresh model may diverge, too
+        rows = rows[np.isfinite(evidence[rows, person])]  # a fresh model may diverge, too
         area = statistics.stratified_auc(
-            evidence[rows][:, [who]], games[rows][:, [who]], np.zeros(len(rows), dtype=int)
+            evidence[rows][:, [person]], games[rows][:, [person]], np.zeros(len(rows), dtype=int)
         )
         low, high = statistics.auc_interval(area)
         p[number] = statistics.auc_p_values(area)[0]
         fresh_auc.append(FreshAuc(auc=number_of(area.auc[0]), low=number_of(low[0]), high=number_of(high[0])))
     adjusted = statistics.benjamini_hochberg(p, arbitrary_dependence=True)
     confirmed = adjusted <= config.false_discovery_rate
-    for number, who in enumerate(top):
-        summary.rows[who].update(confirmed=bool(confirmed[number]), fresh_auc=fresh_auc[number].auc)
+    for number, person in enumerate(top):
+        summary.rows[person].update(confirmed=bool(confirmed[number]), fresh_auc=fresh_auc[number].auc)
     hits = int(np.sum(confirmed))
     return Confirmed(game="release", tested=len(top), confirmed=hits, auc=tuple(fresh_auc))

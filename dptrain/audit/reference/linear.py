@@ -15,11 +15,11 @@ ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.
 
 def chain(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
     """The layers in order, where the module is nothing but Linear layers, activations and a Flatten first."""
-    found: list[tuple[str, nn.Module]] = []
+    layers: list[tuple[str, nn.Module]] = []
 
     def walk(part: nn.Module, name: str) -> bool:
         if isinstance(part, (nn.Linear, nn.Flatten, *ELEMENTWISE)):
-            found.append((name, part))
+            layers.append((name, part))
             return True
         if type(part) is nn.Sequential or type(part) is BodyAndHead:
             # not named_children(): it skips a module that is used twice
@@ -28,12 +28,12 @@ def chain(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
 
     if not walk(module, "") or any(not p.requires_grad for p in module.parameters()):
         return None
-    linear = [i for i, (_, part) in enumerate(found) if isinstance(part, nn.Linear)]
-    if not linear or any(isinstance(part, nn.Flatten) for _, part in found[linear[0] :]):
+    linear = [i for i, (_, part) in enumerate(layers) if isinstance(part, nn.Linear)]
+    if not linear or any(isinstance(part, nn.Flatten) for _, part in layers[linear[0] :]):
         return None
-    if len({id(part) for _, part in found if list(part.parameters())}) != len(linear):
+    if len({id(part) for _, part in layers if list(part.parameters())}) != len(linear):
         return None
-    return found
+    return layers
 
 
 def single(layers: list[tuple[str, nn.Module]]) -> tuple[str, nn.Module] | None:

@@ -41,9 +41,9 @@ class Draws:
         self.counts = counts.clamp(max=cap)
         starts = torch.cumsum(counts, 0) - counts
         self.capped = [
-            (starts[who][:, None] + torch.arange(int(n), device=device), cap)
+            (starts[crowded][:, None] + torch.arange(int(n), device=device), cap)
             for n in torch.unique(counts[counts > cap])
-            for who in [torch.nonzero(counts == n).squeeze(1)]
+            for crowded in [torch.nonzero(counts == n).squeeze(1)]
         ]
 
     def weights(self) -> Tensor:

@@ -100,6 +100,27 @@ def tell(audit: Audit) -> None:
         print(line)
 
 
+def exposure(audit: Audit, unit: str) -> Iterator[str]:
+    """Who is exposed, who leaves a trace, and what so many models can say at all."""
+    if (exposed := audit.exposed) is not None and (verdicts := audit.verdicts) is not None:
+        above = "" if exposed.above is None else f" (AUC shown to be above {exposed.above:g})"
+        yield (
+            f"exposed{above}: {exposed.count} of {audit.patients} {unit}s ({number(exposed.share, '.1%')}, 95 % "
+            f"interval {number(exposed.low, '.1%')} to {number(exposed.high, '.1%')}); not shown: "
+            f"{verdicts.not_shown}; inconclusive: {verdicts.inconclusive}"
+        )
+    if audit.traced is not None:
+        yield f"trace shown: {audit.traced.count} of {audit.patients} {unit}s, exposed or not (more with more models)"
+    if audit.true_auc:
+        shares = "; ".join(
+            f"{number(row.auc, 'g')}: {number(row.low, '.0%')} to {number(row.high, '.0%')}" for row in audit.true_auc
+        )
+        yield f"{unit}s whose true AUC is at least (95 % limits, whatever the number of models) {shares}"
+    if (smallest := audit.smallest_seen) is not None:
+        trace, effect = ("none" if auc is None else f"{auc:.2f}" for auc in (smallest.trace, smallest.exposed))
+        yield f"smallest AUC of one {unit} that 8 of 10 such audits see: trace {trace}, exposed {effect}"
+
+
 def lines(audit: Audit) -> Iterator[str]:
     """The findings, a line each."""
     unit = audit.unit or "patient"
@@ -110,12 +131,7 @@ def lines(audit: Audit) -> Iterator[str]:
     lost = audit.not_finite
     if lost is not None and (lost.models or lost.records):
         yield f"left out, since scores were not finite: {lost.models} models, {lost.records} records"
-    if (exposed := audit.exposed) is not None and (verdicts := audit.verdicts) is not None:
-        yield (
-            f"exposed: {exposed.count} of {audit.patients} {unit}s ({number(exposed.share, '.1%')}, 95 % interval "
-            f"{number(exposed.low, '.1%')} to {number(exposed.high, '.1%')}); not shown: {verdicts.not_shown}; "
-            f"inconclusive: {verdicts.inconclusive}"
-        )
+    yield from exposure(audit, unit)
     if (auc := audit.auc) is not None:
         yield (
             f"AUC of an attack on one {unit}: mean {number(auc.mean)} ({number(auc.low)} to {number(auc.high)}), "

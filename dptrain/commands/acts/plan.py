@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 
 from rich.console import Console
 from rich.table import Table
 
 from dptrain.commands.command import Call
-from dptrain.errors import EXIT_DONE
+from dptrain.errors import EXIT_DONE, ConfigError
 from dptrain.plain import Json
 from dptrain.settings import load
-from dptrain.terminal.output import decimals
-from dptrain.training.planning import forecast
+from dptrain.settings.overrides import trials
+from dptrain.terminal.output import Output, decimals
+from dptrain.training.planning import outlook, sweep_outlook
 
 
 def plan(call: Call) -> int:
     """Plan; touches no data."""
+    if "-m" in call.flags:
+        return _plan_sweep(call)
     settings = load(call.settings)
-    result = forecast(
+    result = outlook(
         settings.privacy,
         public_size=call.words["public_size"],
         unit=settings.data.unit,
@@ -29,6 +34,39 @@ def plan(call: Call) -> int:
     else:
         _print_plan(result)
     return EXIT_DONE
+
+
+def _plan_sweep(call: Call) -> int:
+    """Each trial of a sweep, and what all of them need together."""
+    words = trials(call.settings)
+    loaded = [load(list(one)) for one in words]
+    if len({(settings.data.unit, settings.name) for settings in loaded}) > 1:
+        raise ConfigError("a sweep over cohorts has no one budget.", remedy="Plan each cohort by itself.")
+    common = set.intersection(*(set(one) for one in words))
+    names = [" ".join(word for word in one if word not in common) or "the run" for one in words]
+    cost = sweep_outlook(
+        [(name, settings.privacy) for name, settings in zip(names, loaded, strict=True)],
+        public_size=call.words["public_size"],
+        unit=loaded[0].data.unit,
+    )
+    if call.as_json:
+        print(json.dumps(dataclasses.asdict(cost), indent=1, allow_nan=False))
+        return EXIT_DONE
+    out = Output(as_json=False)
+    rows = [
+        (trial.words, f"{trial.epsilon:.3f}", f"{trial.plan.noise_multiplier:.4f}", str(trial.plan.steps))
+        for trial in cost.trials
+    ]
+    out.table("The trials of this sweep", ("differs in", "epsilon", "noise", "steps"), rows, right=(1, 2, 3))
+    out.say(f"Every trial is charged. Together, at delta {cost.delta:.3g}, {len(rows)} trials need")
+    out.say(f"  a planned budget (just these runs, kind=planned) of epsilon {_up(cost.planned)}, by joint PLD")
+    out.say(f"  an open budget (any runs) of epsilon {_up(cost.opened)}, by RDP, order {cost.order:g}")
+    return EXIT_DONE
+
+
+def _up(epsilon: float) -> str:
+    """Three decimals, rounded up: what is asked for shall suffice."""
+    return f"{math.ceil(1000 * epsilon) / 1000:.3f}"
 
 
 def _print_plan(result: Json) -> None:

@@ -22,7 +22,7 @@ from dptrain.files import write_json
 from dptrain.plain import Json
 from dptrain.records.shape import Record
 from dptrain.settings import Settings, load, settings_of
-from dptrain.settings.compose import prepare
+from dptrain.settings.compose import for_hydra
 from dptrain.settings.explain import explain
 from dptrain.settings.overrides import refuse_flags
 from dptrain.shipped import shipped
@@ -80,7 +80,7 @@ def compose_and_run(
 
     refuse_flags(words, FLAGS)
     overrides = override_words(words)
-    asked = prepare(overrides, sweep=is_sweep(words))
+    asked = for_hydra(overrides, sweep=is_sweep(words))
     if any(word in ("-c", "--cfg") for word in words) and not is_sweep(words):
         load(overrides)  # what is printed has been checked too
     extra = asked.extra

@@ -133,8 +133,10 @@ def end_sweep(trials: Sequence[Trial]) -> int:
 def _print_trials(trials: Sequence[Trial], charged: Mapping[str, Run]) -> None:
     """One line a trial: by which of its words it differs, what it promises, and how it ended."""
     table = Table(title="The trials of this sweep", title_justify="left")
-    for name in ("trial", "epsilon (PLD)", "spent after (gate)", "ended"):
-        table.add_column(name, justify="left" if name in ("trial", "ended") else "right")
+    table.add_column("differs in", overflow="fold", ratio=3)  # what sets trials apart is never cut
+    for name in ("epsilon (PLD)", "spent after (gate)"):
+        table.add_column(name, justify="right")
+    table.add_column("ended", overflow="fold", ratio=2)
     common = set.intersection(*(set(trial.words.split()) for trial in trials))
     for trial in trials:
         words = " ".join(word for word in trial.words.split() if word not in common) or trial.words

@@ -42,7 +42,7 @@ WEIGHTS = Command(
     run="dptrain.commands.acts.ledger.controller:weights",
     words={
         "source": Word(str, "where the weights come from (default: what a recipe's weights say)", None),
-        "licence": Word(str, "their licence (default: Apache-2.0, for the weights of a recipe)", None),
+        "licence": Word(str, "their licence (known only for weights that an installed package brings)", None),
         "file": Word(str, "the file", None),
         "sha256": Word(str, "or its SHA-256; or recipe=… for the weights that its network brings", None),
         **PLACES,

@@ -104,6 +104,8 @@ def _recorded(facts: Facts, t: Language) -> list[Block]:
     return [p(t("signature.recorded" if compared else "signature.uncompared")), rows(pairs)]
 
 
-def glossary(_: Facts, t: Language) -> Section:
+def glossary(facts: Facts, t: Language) -> Section:
     """Words of the report, for readers who are not from the field."""
-    return section("glossary", t, [rows([(t(f"term.{term}"), t(f"term.{term}.text")) for term in TERMS])])
+    by_effect = facts.audit is not None and facts.audit.exposed.above is not None
+    terms = ["exposed_effect" if by_effect and term == "exposed" else term for term in TERMS]
+    return section("glossary", t, [rows([(t(f"term.{term}"), t(f"term.{term}.text")) for term in terms])])

@@ -41,21 +41,43 @@ def _counts(audit: AuditFacts, t: Language) -> list[Block]:
     count = t("risk.exposed.none")
     if exposed.count is not None:
         count = t(
-            "risk.exposed.sentence",
+            "risk.exposed.sentence" if exposed.above is None else "risk.exposed.effect",
+            above=t.number(exposed.above, 2),
             count=t.integer(exposed.count),
             patients=t.integer(audit.patients),
             share=t.percent(exposed.share),
             interval=share_interval(exposed, t),
         )
-    blocks = [p(sentence), p(count)]
+    blocks = [p(sentence), p(count), *_effects(audit, t)]
     if None not in verdicts.values():
         body = [[t(f"audit_verdict.{name}"), t.integer(number)] for name, number in verdicts.items()]
         head = [t("risk.verdict"), t("risk.patients")]
-        blocks.append(table(t("risk.verdicts"), head, body, t("risk.verdicts.note")))
+        note = t("risk.verdicts.note" if audit.exposed.above is None else "risk.verdicts.note.effect")
+        blocks.append(table(t("risk.verdicts"), head, body, note))
     if audit.confirmed is not None:
         tested, confirmed = t.integer(audit.confirmed.tested), t.integer(audit.confirmed.confirmed)
         blocks.append(p(t("risk.confirmed", tested=tested, confirmed=confirmed)))
     return blocks
+
+
+def _effects(audit: AuditFacts, t: Language) -> list[Block]:
+    """Who leaves a trace, how many truly are at risk, and what so many models could have seen (newer audits)."""
+    said = []
+    if audit.traced is not None and audit.traced.count is not None:
+        count, patients = t.integer(audit.traced.count), t.integer(audit.patients)
+        said.append(t("risk.traced", count=count, patients=patients, share=t.percent(audit.traced.share)))
+    if audit.true_auc:
+        shares = [
+            t("risk.true_auc.item", auc=t.number(row.auc, 2), low=t.percent(row.low), high=t.percent(row.high))
+            for row in audit.true_auc
+        ]
+        said.append(t("risk.true_auc", list="; ".join(shares)))
+    smallest = audit.smallest_seen
+    if smallest is not None:
+        none = t("risk.smallest.none")
+        trace, exposed = (none if auc is None else t.number(auc, 2) for auc in (smallest.trace, smallest.exposed))
+        said.append(t("risk.smallest", trace=trace, exposed=exposed))
+    return [p(text) for text in said]
 
 
 def _particulars(facts: Facts, audit: AuditFacts, t: Language) -> Block:

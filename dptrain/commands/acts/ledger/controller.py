@@ -56,7 +56,7 @@ def _use(words: Words, settings: Sequence[str], status: CohortStatus) -> tuple[M
     batch, steps, noise = words["expected_batch_size"], words["steps"], words["noise_multiplier"]
     if batch is None and steps is None and noise is None:
         if settings:
-            one = forecast(settings, status.public_size, words["epsilon"], words["delta"])
+            one = one_run(settings, status.public_size, words["epsilon"], words["delta"])
             chosen = any(word.lstrip("+").startswith("privacy.noise_multiplier=") for word in settings)
             if (words["kind"] == BudgetKind.OPEN or runs > 1) and not chosen:
                 training, *rest = one  # so much noise that all of them together fit the budget
@@ -89,7 +89,7 @@ def _with_noise(one: Mechanism, words: Words, status: CohortStatus, also: tuple[
     return fitting_noise(words["epsilon"], delta, one, words["runs"], also=also, planned=planned, order=order)
 
 
-def forecast(words: Sequence[str], public_size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
+def one_run(words: Sequence[str], public_size: int, epsilon: float, delta: float | None) -> tuple[Mechanism, ...]:
     """The mechanisms of one run as these settings would train it, when it may cost epsilon."""
     from dptrain.settings import load
     from dptrain.training.planning import make_plan
@@ -100,6 +100,9 @@ def forecast(words: Sequence[str], public_size: int, epsilon: float, delta: floa
     return make_plan(settings.privacy, public_size=public_size, unit=settings.data.unit).mechanisms
 
 
+PACKAGE_LICENCE = "Apache-2.0"  # of the weights that dptrain.models.pretrained reads from packages
+
+
 def weights(call: Call) -> int:
     """Declare weights public: those of a file, of a hash, or those that a recipe's network brings."""
     out, words = Output(as_json=call.as_json), call.words
@@ -107,11 +110,14 @@ def weights(call: Call) -> int:
     if [sha, words["file"], call.settings or None].count(None) != 2:
         raise ConfigError("give either file=… or sha256=…, or recipe=… for the weights that its network brings.")
     if call.settings:
-        sha, its_source = weights_of(call.settings)
-        source, licence = source or its_source, licence or "Apache-2.0"
+        sha, its_source, its_licence = weights_of(call.settings)
+        source, licence = source or its_source, licence or its_licence
     for name, value in (("source", source), ("licence", licence)):
         if value is None:
-            raise ConfigError(f"'{name}' is missing.", remedy=f"Give {name}=… of the weights.")
+            raise ConfigError(
+                f"'{name}' is missing: it is signed into the ledger, so it is never guessed.",
+                remedy=f"Give {name}=… of the weights.",
+            )
     if words["file"] is not None:
         try:
             sha = file_sha256(words["file"])
@@ -124,8 +130,8 @@ def weights(call: Call) -> int:
     return EXIT_DONE
 
 
-def weights_of(settings: Sequence[str]) -> tuple[str, str]:
-    """SHA-256 and source of the weights that a recipe's network brings.
+def weights_of(settings: Sequence[str]) -> tuple[str, str | None, str | None]:
+    """SHA-256 of the weights that a recipe starts from; source and licence where an installed package brings them.
 
     Raises ConfigError for a recipe that starts at random.
     """
@@ -135,7 +141,9 @@ def weights_of(settings: Sequence[str]) -> tuple[str, str]:
     network = build_network(load(settings))
     if network.weights is None:
         raise ConfigError("this recipe starts from random weights: there is nothing to declare.")
-    return network.weights.sha256, str(network.weights_note)
+    if network.weights_kind != "package":
+        return network.weights.sha256, None, None
+    return network.weights.sha256, str(network.weights_note), PACKAGE_LICENCE
 
 
 def permit(call: Call) -> int:

@@ -8,7 +8,7 @@ from dptrain.errors import LedgerRefused
 from dptrain.ledger.face import Ledger
 from dptrain.ledger.keys import Controller, Keys
 from dptrain.ledger.places import open_ledger
-from dptrain.ledger.status import BudgetStatus, CohortStatus, promise, steps
+from dptrain.ledger.status import BudgetStatus, CohortStatus, epsilon_in_words, steps
 from dptrain.terminal import secrets
 from dptrain.terminal.output import Output, number
 from dptrain.terminal.words import Words, suggest
@@ -75,10 +75,14 @@ def show_one(status: CohortStatus, out: Output) -> None:
 
 def _show_budget(status: CohortStatus, budget: BudgetStatus, out: Output) -> None:
     """What was granted, spent and left of one budget, and the use that was declared or forecast."""
-    out.say(f"  granted    {promise(status, budget.epsilon, budget=budget)}, {budget.kind}, {budget.date[:10]}")
+    granted = epsilon_in_words(status, budget.epsilon, budget=budget)
+    out.say(f"  granted    {granted}, {budget.kind}, {budget.date[:10]}")
     out.say(f"             reason: {budget.reason}" + (f"; advice: {budget.advice}" if budget.advice else ""))
-    part = budget.spent_epsilon / budget.epsilon
-    out.say(f"  spent      epsilon = {number(budget.spent_epsilon)}  {_bar(part)} {part:.1%} of epsilon")
+    what = "its RDP" if budget.kind == BudgetKind.OPEN else "its declared mechanisms"
+    out.say(
+        f"  used       {_bar(budget.share)} {budget.share:.1%} of {what}, which adds up run by run{_room(budget)}"
+    )
+    out.say(f"  spent      epsilon = {number(budget.spent_epsilon)} of {number(budget.epsilon)} (does not add up)")
     out.say(
         f"  left       epsilon = {number(budget.remaining_epsilon)}"
         + (
@@ -94,6 +98,13 @@ def _show_budget(status: CohortStatus, budget: BudgetStatus, out: Output) -> Non
             f"             {count} × {mechanism.what}: rate {mechanism.sample_rate:.6g}, {mechanism.steps} steps,"
             f" noise_multiplier={mechanism.noise_multiplier!r}{left}"
         )
+
+
+def _room(budget: BudgetStatus) -> str:
+    """How many more runs fit, in the currency that adds up."""
+    if budget.room is None:
+        return ""
+    return f"\n             room for {budget.room} more run{'' if budget.room == 1 else 's'} like the newest one"
 
 
 def _show_runs(status: CohortStatus, out: Output) -> None:

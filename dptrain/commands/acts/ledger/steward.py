@@ -15,6 +15,7 @@ from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError, LedgerRefused
 from dptrain.ledger.facts import PublicDeclaration
 from dptrain.ledger.keys import Keys, normal_issuer
+from dptrain.plain import Json
 from dptrain.terminal import secrets
 from dptrain.terminal.output import Output
 
@@ -32,6 +33,7 @@ class ScanResult:
     licence: str | None = None
     unread: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    binding: Json | None = None
 
 
 def scan(words: Sequence[str], keys: Keys) -> ScanResult:
@@ -51,6 +53,7 @@ def scan(words: Sequence[str], keys: Keys) -> ScanResult:
         licence=settings.data.licence,
         unread=cohort.unread,
         notes=tuple(cohort.notes),
+        binding=data.binding_of(cohort),
     )
 
 
@@ -80,6 +83,7 @@ def register(call: Call) -> int:
         public=public,
         overlaps=values["overlaps"],
         cautions=cautions,
+        binding=records.binding,
         controller=controller,
     )
     out.say(
