@@ -36,7 +36,8 @@ test-again: $(STAMP) ## the suite N times (N=20), and how often each test failed
 test-ledger: $(STAMP) ## crash, race and fault counts of the ledger (under 60 minutes)
 	$(BIN)/python -m benchmarks.ledger_faults
 
-test-hostile: $(STAMP) ## mutated manifests, headers and files (a million rows, 20,000 files)
+test-hostile: $(STAMP) ## hostile patients (20,000 a kind of layer), manifests, headers and files (a million rows)
+	$(BIN)/python -m benchmarks.hostile
 	$(BIN)/python -m benchmarks.hostile_files
 
 lint: $(STAMP) ## ruff and mypy

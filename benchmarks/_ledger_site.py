@@ -15,10 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dptrain import accounting
 from dptrain.ledger import Controller, Keys, Ledger, fingerprint
+from dptrain.ledger.approvals import Approval, Decision
 from dptrain.ledger.charges import charge_of
+from dptrain.ledger.signing import Signer
+from dptrain.ledger.state import State
 from dptrain.plan import Plan
 
 PASSPHRASE = "correct horse battery"
@@ -57,6 +61,12 @@ def epsilon_for(plan: Plan, runs: float) -> float:
         cost = float(accounting.rdp(plan.mechanisms, [order])[0])
         epsilon = accounting.rdp_epsilon(runs * cost, order, plan.delta)
     return epsilon
+
+
+def approve(state: State, kind: str, body: dict[str, Any], *signers: Signer) -> Approval:
+    """A decision drawn up on this ledger now and signed, whatever it says."""
+    decision = Decision.draw_up(state, kind, body, days=1)
+    return Approval(decision, tuple(decision.signed(signer) for signer in signers))
 
 
 @dataclass

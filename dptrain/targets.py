@@ -63,8 +63,8 @@ def locate(target: str) -> Callable[..., Any]:
             f"_target_ '{target}' is neither a class of networks or layers nor a listed factory of them.",
             remedy="Name a subclass of torch.nn.Module, or one of: " + ", ".join(sorted(FACTORIES)),
         )
-    found: Callable[..., Any] = named
-    return found
+    called: Callable[..., Any] = named
+    return called
 
 
 def _is_network(named: object) -> bool:

@@ -71,15 +71,21 @@ def test_a_planted_import_from_above_is_seen(tmp_path: Path) -> None:
 
 # A count may fall and never rise: who lowers one lowers its ceiling too. `python -m tests.house_counts` prints them.
 CEILINGS = {
-    "functions above 60 lines": 8,
+    "functions above 60 lines": 5,
     "functions with more than 7 parameters": 18,
-    "accesses by a string key": 534,
-    "Any": 410,
-    "Any outside engine/views": 259,
+    "accesses by a string key": 460,
+    "Any": 300,
+    "Any outside engine/views": 149,
     "imports inside functions": 100,
     "imports of own modules inside functions": 26,
-    "private names across modules": 34,
-    "placeholder names assigned": 126,
+    "private names across modules": 33,
+    "placeholder names assigned": 60,
+}
+# Functions that may be long, and why.
+LONG = {
+    "audit.run._audit": "the stages of an audit under one leave, and how each of them can end",
+    "engine.views._attention": "torch's own function of 25 arguments, branch for branch",
+    "ledger.verify._check": "faults in the order in which a reader meets them: each check rests on those before it",
 }
 # Circles that are still to go: none may be added, and one that is gone goes off the list.
 KNOWN_CIRCLES: list[set[str]] = []
@@ -98,6 +104,13 @@ def counted(modules: list[Module]) -> dict[str, float]:
 @pytest.mark.parametrize("what", CEILINGS)
 def test_no_count_rises(counted: dict[str, float], what: str) -> None:
     assert counted[what] <= CEILINGS[what], f"{what}: python -m tests.house_counts says which"
+
+
+def test_long_functions_have_a_reason(modules: list[Module]) -> None:
+    functions = [(f"{module.name}.{function.name}", function) for module in modules for function in module.functions]
+    long = {name for name, function in functions if house_counts.length(function) > house_counts.LONG_FUNCTION}
+    assert long <= {*LONG}, "make it shorter, or say in LONG why it may be so"
+    assert {*LONG} <= long, "it is short now: take it off LONG"
 
 
 def test_no_circle_but_the_known_ones(modules: list[Module]) -> None:

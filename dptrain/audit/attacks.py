@@ -80,8 +80,8 @@ def _variance(values: Array, counts: Array, how: str) -> Array:
     if how == "record" or (how == "auto" and not few):
         chosen = values
     else:
-        known = values[~np.isnan(values)]
-        chosen = np.full_like(values, known.mean() if known.size else np.nan)
+        measured = values[~np.isnan(values)]
+        chosen = np.full_like(values, measured.mean() if measured.size else np.nan)
     return np.maximum(chosen, 1e-24)
 
 
@@ -199,19 +199,19 @@ class Prior:
 
 def fit_prior(c: Classes) -> Prior:
     """Moments of the log variances (Smyth 2004, section 6.2; limma) and of the standardised shifts."""
-    within, known = c.within, c.enough
-    freedom = float(np.median((c.count_in + c.count_out - 2)[known])) if known.any() else 1.0
-    positive = known & (np.nan_to_num(within) > 0)
+    within, enough = c.within, c.enough
+    freedom = float(np.median((c.count_in + c.count_out - 2)[enough])) if enough.any() else 1.0
+    positive = enough & (np.nan_to_num(within) > 0)
     if positive.sum() < 3:
-        return Prior(float(np.nanmean(within)) if known.any() else 1.0, 1e-6, 0.0, 0.0)
+        return Prior(float(np.nanmean(within)) if enough.any() else 1.0, 1e-6, 0.0, 0.0)
     log_var = np.log(within[positive])
     excess = log_var - psi(freedom / 2) + np.log(freedom / 2)
     spread = float(excess.var(ddof=1) - polygamma(1, freedom / 2))
     prior_freedom = 2 * _trigamma_inverse(spread) if spread > 1e-6 else 1e6
     variance = float(np.exp(excess.mean() + psi(prior_freedom / 2) - np.log(prior_freedom / 2)))
     prior = Prior(variance, prior_freedom, 0.0, 0.0)
-    raw = ((c.mean_in - c.mean_out) / prior.scale(c))[known]
-    noise = 1 / c.count_in[known] + 1 / c.count_out[known]
+    raw = ((c.mean_in - c.mean_out) / prior.scale(c))[enough]
+    noise = 1 / c.count_in[enough] + 1 / c.count_out[enough]
     between = max(float(np.var(raw) - np.mean(noise)), 0.0)
     return Prior(variance, prior_freedom, float(raw.mean()), between)
 

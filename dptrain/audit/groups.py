@@ -59,32 +59,32 @@ def by_group(
     shown: dict[tuple[str, str], np.ndarray] = {}
     for column, raw in columns.items():
         values = np.asarray(raw).astype(str)
-        known = values != ""
-        names = np.unique(values[known])
+        stated = values != ""
+        names = np.unique(values[stated])
         if names.size < 2:
             continue
         members = {str(name): np.flatnonzero(values == name).tolist() for name in names}
-        hidden = to_hide(members, np.flatnonzero(~known).tolist(), small_cell)
+        hidden = to_hide(members, np.flatnonzero(~stated).tolist(), small_cell)
         suppressed += [Suppressed(group=column, value=value, why=why) for value, why in hidden.items()]
-        weights[column] = np.bincount(stratum[known], minlength=numbers.size) / max(int(known.sum()), 1)
-        shown.update({(column, name): np.array(who) for name, who in members.items() if name not in hidden})
-    betraying = nested({name: who.tolist() for name, who in shown.items()}, range(len(exposed)), small_cell)
+        weights[column] = np.bincount(stratum[stated], minlength=numbers.size) / max(int(stated.sum()), 1)
+        shown.update({(column, name): np.array(persons) for name, persons in members.items() if name not in hidden})
+    betraying = nested({name: persons.tolist() for name, persons in shown.items()}, range(len(exposed)), small_cell)
     suppressed += [Suppressed(group=column, value=value, why=why) for (column, value), why in betraying.items()]
-    for (column, name), who in shown.items():
+    for (column, name), persons in shown.items():
         if (column, name) in betraying:
             continue
-        spread = _bootstrap(exposed[who], stratum[who], weights[column], generator, replicates)
+        spread = _bootstrap(exposed[persons], stratum[persons], weights[column], generator, replicates)
         low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        share = _standardised(exposed[who][None], stratum[who][None], weights[column])[0]
+        share = _standardised(exposed[persons][None], stratum[persons][None], weights[column])[0]
         if low == high:  # nobody or everybody exposed: resampling cannot see what one more patient could
-            exact = clopper_pearson(round(float(exposed[who].sum())), who.size)
+            exact = clopper_pearson(round(float(exposed[persons].sum())), persons.size)
             low, high = exact[0], exact[1]
         table.setdefault(column, {})[name] = GroupShare(
-            patients=int(who.size),
+            patients=int(persons.size),
             share=float(share),
             low=float(min(low, share)),
             high=float(max(high, share)),
-            raw_share=float(np.mean(exposed[who])),
+            raw_share=float(np.mean(exposed[persons])),
         )
     return Groups(table, suppressed)
 

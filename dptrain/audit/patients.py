@@ -63,8 +63,8 @@ def by_size(patient: np.ndarray, patients: int) -> Iterator[tuple[np.ndarray, np
     counts = np.bincount(patient, minlength=patients)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     for k in np.unique(counts[counts > 0]):
-        who = np.flatnonzero(counts == k)
-        yield who, order[starts[who][:, None] + np.arange(k)]
+        persons = np.flatnonzero(counts == k)
+        yield persons, order[starts[persons][:, None] + np.arange(k)]
 
 
 def pooled_evidence(
@@ -101,9 +101,9 @@ def pooled_evidence(
         asked["population"] = None if outside is None else outside[:, patient]
     per_record = ATTACKS[attack](reference, member[:, patient], target, **asked)
     pooled = np.full((target.shape[0], patients), np.nan)
-    for who, records in by_size(patient, patients):
+    for persons, records in by_size(patient, patients):
         values = per_record[:, records]
-        pooled[:, who] = values.mean(axis=2) if attack in ("rmia", "loss") else values.sum(axis=2)
+        pooled[:, persons] = values.mean(axis=2) if attack in ("rmia", "loss") else values.sum(axis=2)
     return pooled
 
 
@@ -133,13 +133,13 @@ def _joint(reference: Array, member: np.ndarray, patient: np.ndarray, prior: Pri
     unit = residual / np.where(size > 0, size, 1.0)
     common = np.zeros(member.shape[1])
     spread, weight = 0.0, 0
-    for who, records in by_size(patient, member.shape[1]):
+    for persons, records in by_size(patient, member.shape[1]):
         k = records.shape[1]
         if k == 1:
             continue
         together = np.stack([np.sum(unit[:, rows].sum(axis=1) ** 2) for rows in records])
-        common[who] = np.clip((together - k) / (k * (k - 1)), 0.0, 0.95)
-        excess = np.var(m.raw[records], axis=1, ddof=1) - m.noise[records].mean(axis=1) * (1 - common[who])
+        common[persons] = np.clip((together - k) / (k * (k - 1)), 0.0, 0.95)
+        excess = np.var(m.raw[records], axis=1, ddof=1) - m.noise[records].mean(axis=1) * (1 - common[persons])
         spread += (k - 1) * float(np.nansum(excess))
         weight += (k - 1) * int(np.sum(~np.isnan(excess)))
     if given is None:
@@ -148,13 +148,13 @@ def _joint(reference: Array, member: np.ndarray, patient: np.ndarray, prior: Pri
     return _Joint(m, prior, unit, common)
 
 
-def _joint_shift(joint: _Joint, who: np.ndarray, records: np.ndarray) -> Array:
+def _joint_shift(joint: _Joint, persons: np.ndarray, records: np.ndarray) -> Array:
     """Shifts [p, k], shrunken towards their patient's, and those towards the cohort's."""
     m, prior, k = joint.moderated, joint.prior, records.shape[1]
     within = prior.shift_variance if prior.shift_within is None else prior.shift_within
     between = prior.shift_variance - within
     noise = m.noise[records].mean(axis=1)
-    common = joint.common[who]
+    common = joint.common[persons]
     mean = m.raw[records].mean(axis=1)
     mean_noise = noise * (1 + (k - 1) * common) / k + within / k
     of_patient = (between * mean + mean_noise * prior.shift_mean) / (between + mean_noise)
@@ -174,16 +174,16 @@ def _joint_t(reference: Array, member: np.ndarray, target: Array, patient: np.nd
     z = (target - m.centre) / m.scale
     freedom_own = max(reference.shape[0] - 2, 2)
     pooled = np.full((target.shape[0], member.shape[1]), np.nan)
-    for who, records in by_size(patient, member.shape[1]):
+    for persons, records in by_size(patient, member.shape[1]):
         k = records.shape[1]
         if k == 1:
             first = records[:, 0]
             half = m.shift[first] / 2
-            pooled[:, who] = t_log_ratio((z[:, first] + half) ** 2, (z[:, first] - half) ** 2, m.freedom, 1)
+            pooled[:, persons] = t_log_ratio((z[:, first] + half) ** 2, (z[:, first] - half) ** 2, m.freedom, 1)
             continue
         step = max(1, int(4e6 / (k * max(k, reference.shape[0]))))
-        for part in range(0, who.size, step):
-            some, rows = who[part : part + step], records[part : part + step]
+        for part in range(0, persons.size, step):
+            some, rows = persons[part : part + step], records[part : part + step]
             inverse = _shrunken_inverse(np.moveaxis(joint.unit[:, rows], 0, 1), freedom_own)
             shift = _joint_shift(joint, some, rows)[:, None, :]  # [p, 1, k]
             points = np.moveaxis(z[:, rows], 0, 1)  # [p, T, k]
@@ -238,13 +238,13 @@ def crossfit(
     fold = folds_of(scores.shape[0], folds)
     evidence = np.full(member.shape, np.nan)
     for number in np.unique(fold):
-        held = fold == number
-        fitted = scores[~held], member[~held], scores[held], patient
+        judged = fold == number
+        fitted = scores[~judged], member[~judged], scores[judged], patient
         if prior_member is not None and attack == "student_t":
-            prior = _joint(scores[~held], prior_member[~held], patient, None).prior
-            evidence[held] = _joint_t(*fitted, prior)
+            prior = _joint(scores[~judged], prior_member[~judged], patient, None).prior
+            evidence[judged] = _joint_t(*fitted, prior)
         else:
-            evidence[held] = pooled_evidence(*fitted, attack=attack, task=task, outside=~member[held])
+            evidence[judged] = pooled_evidence(*fitted, attack=attack, task=task, outside=~member[judged])
     return evidence, fold
 
 
@@ -288,19 +288,19 @@ def inflation(
     shuffled = np.empty_like(member)
     fold = folds_of(scores.shape[0], folds)
     for number in np.unique(fold):
-        held = np.flatnonzero(fold == number)
-        shuffled[held] = generator.permuted(member[held], axis=0)
+        rows = np.flatnonzero(fold == number)
+        shuffled[rows] = generator.permuted(member[rows], axis=0)
     evidence, _ = crossfit(scores, shuffled, patient, attack=attack, folds=folds, task=task, prior_member=member)
     area = stratified_auc(evidence, shuffled, fold)
     nominal = null_spread(area) ** 2
     counts = np.bincount(patient, minlength=member.shape[1])
     factor = np.ones(member.shape[1])
     for lowest, highest in ((2, 2), (3, 4), (5, 8), (9, 16), (17, np.inf)):
-        who = (counts >= lowest) & (counts <= highest) & ~np.isnan(area.auc) & (nominal > 0)
-        if who.any():
+        counted = (counts >= lowest) & (counts <= highest) & ~np.isnan(area.auc) & (nominal > 0)
+        if counted.any():
             # the floor of a small group: 20 further patients with a factor of 1.5
-            ratio = np.sum((area.auc[who] - 0.5) ** 2 / nominal[who])
-            factor[(counts >= lowest) & (counts <= highest)] = max(1.0, (ratio + 20 * 1.5) / (who.sum() + 20))
+            ratio = np.sum((area.auc[counted] - 0.5) ** 2 / nominal[counted])
+            factor[(counts >= lowest) & (counts <= highest)] = max(1.0, (ratio + 20 * 1.5) / (counted.sum() + 20))
     return factor
 
 
@@ -336,16 +336,16 @@ def _blind(scores: Array, patient: np.ndarray, patients: int) -> Array:
     size = np.sqrt(np.sum(centred**2, axis=0))
     unit = centred / np.where(size > 0, size, 1.0)
     total = np.full((scores.shape[0], patients), np.nan)
-    for who, records in by_size(patient, patients):
+    for persons, records in by_size(patient, patients):
         k = records.shape[1]
         if k == 1:
-            total[:, who] = unit[:, records[:, 0]]
+            total[:, persons] = unit[:, records[:, 0]]
             continue
         step = max(1, int(4e6 / (k * max(k, scores.shape[0]))))
-        for part in range(0, who.size, step):
+        for part in range(0, persons.size, step):
             values = np.moveaxis(unit[:, records[part : part + step]], 0, 1)
             weights = _shrunken_inverse(values, scores.shape[0] - 1).sum(axis=2)
-            total[:, who[part : part + step]] = np.einsum("pmk,pk->mp", values, np.maximum(weights, 0.0))
+            total[:, persons[part : part + step]] = np.einsum("pmk,pk->mp", values, np.maximum(weights, 0.0))
     return total
 
 
@@ -356,6 +356,6 @@ def best_record_auc(scores: Array, member: np.ndarray, patient: np.ndarray, fold
     """
     record = stratified_auc(scores, member[:, patient], fold).auc
     best = np.full(member.shape[1], np.nan)
-    for who, records in by_size(patient, member.shape[1]):
-        best[who] = record[records].max(axis=1)
+    for persons, records in by_size(patient, member.shape[1]):
+        best[persons] = record[records].max(axis=1)
     return best

@@ -49,11 +49,11 @@ class Faults:
 
     def add(self, cause: str, row: str = "", *, remedy: str = "") -> None:
         """One more fault of this cause, of this row (`row 5`; with what is particular to it in brackets)."""
-        known = self._causes.setdefault(cause, Cause(cause, remedy))
-        known.count += 1
-        known.remedy = known.remedy or remedy
-        if row and len(known.rows) < SHOWN:
-            known.rows.append(row)
+        fault = self._causes.setdefault(cause, Cause(cause, remedy))
+        fault.count += 1
+        fault.remedy = fault.remedy or remedy
+        if row and len(fault.rows) < SHOWN:
+            fault.rows.append(row)
 
     def extend(self, row: str, causes: Iterable[Fault]) -> None:
         """The faults of one row."""
@@ -86,4 +86,3 @@ class Faults:
             remedies=[cause.remedy for cause in self._causes.values()],
             remedy=REMEDY,
         )
-

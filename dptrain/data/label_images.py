@@ -31,12 +31,12 @@ PLACED_APART = 0.1  # voxels
 def whole_label(label: Tensor, classes: int) -> Tensor:
     """A label image as int64 [1, …]. Raises TransformFailed where it holds anything but whole numbers 0…C."""
     tensor = pipeline.plain(label)
-    whole = tensor.long()
-    if not bool((whole == tensor).all()):  # NaN is equal to nothing
+    numbers = tensor.long()
+    if not bool((numbers == tensor).all()):  # NaN is equal to nothing
         raise TransformFailed("made labels that are no whole numbers")
-    if tensor.numel() and not (int(whole.min()) >= 0 and int(whole.max()) <= classes):
+    if tensor.numel() and not (int(numbers.min()) >= 0 and int(numbers.max()) <= classes):
         raise TransformFailed("made labels that no class has")
-    return whole
+    return numbers
 
 
 def labels_changed(transforms: Sequence[MapTransform], item: Item) -> Fault | None:

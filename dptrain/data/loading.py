@@ -494,15 +494,15 @@ class LogicalBatch:
         """Physical chunks, patients whole; none at all for an empty draw."""
         room = self._loader.chunk // self._loader.rows_per_record
         waiting: list[np.ndarray] = []
-        held = 0
+        waiting_rows = 0
         for part in self._rows:
             if len(part) == 0:
                 continue
-            if held + len(part) > room:
+            if waiting_rows + len(part) > room:
                 yield self._loader._batch(waiting)
-                waiting, held = [], 0
+                waiting, waiting_rows = [], 0
             waiting.append(part)
-            held += len(part)
+            waiting_rows += len(part)
         if waiting:
             yield self._loader._batch(waiting)
 

@@ -138,11 +138,11 @@ class ImageSource:
             return pixels, faults
         if self.label_images is not None:
             return pixels, self._checked_pair(i, pixels, affine)
-        known = (pixels.shape, pixels.dtype.str)
-        if not (self.by_shape and known in self.seen):
+        kind = (pixels.shape, pixels.dtype.str)
+        if not (self.by_shape and kind in self.seen):
             faults = self._checked_shape(pixels, affine)
             if not faults:
-                self.seen.add(known)
+                self.seen.add(kind)
         return pixels, faults
 
     def _checked_shape(self, pixels: np.ndarray, affine: np.ndarray | None) -> list[Fault]:

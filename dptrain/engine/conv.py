@@ -201,10 +201,10 @@ def squared_norms(values: Tensor) -> Tensor:
     out 4.7e-3 too small, more than the margin that clipping keeps. So runs of 1,024 values are summed in float32
     (exact to about 1e-7) and the runs in float64.
     """
-    whole = values.shape[-1] - values.shape[-1] % RUN
-    total: Tensor = torch.linalg.vector_norm(values[..., whole:], dim=-1).double().square()
-    if whole:
-        runs = values[..., :whole].unflatten(-1, (-1, RUN))
+    full = values.shape[-1] - values.shape[-1] % RUN
+    total: Tensor = torch.linalg.vector_norm(values[..., full:], dim=-1).double().square()
+    if full:
+        runs = values[..., :full].unflatten(-1, (-1, RUN))
         total = total + torch.linalg.vector_norm(runs, dim=-1).double().square().sum(-1)
     return total
 
@@ -256,8 +256,8 @@ def shifted_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Formed:
         x = big.new_zeros(m, c, r * area + extra)
         inner = x[:, :, : r * area].view(m, c, r, *room)
         source = big
-        for axis, (p, size, whole) in enumerate(zip(geo.padding, big.shape[3:], room, strict=True)):
-            length = min(size, whole - p)
+        for axis, (p, size, padded) in enumerate(zip(geo.padding, big.shape[3:], room, strict=True)):
+            length = min(size, padded - p)
             inner = inner.narrow(3 + axis, p, length)
             source = source.narrow(3 + axis, 0, length)
         inner.copy_(source.transpose(1, 2))
@@ -298,14 +298,14 @@ def correlated_gradients(big: Tensor, small: Tensor, geo: Geometry) -> Formed:
     o, groups, n = small.shape[2], geo.groups, len(geo.kernel)
     maps = big.reshape(m, r, groups, c // groups, *big.shape[3:]).permute(3, 0, 2, 1, *range(4, 4 + n))
     kernels = small.reshape(m, r, groups, o // groups, *small.shape[3:]).permute(0, 2, 3, 1, *range(4, 4 + n))
-    found = torch.ops.aten.convolution(
+    correlated = torch.ops.aten.convolution(
         maps.reshape(c // groups, m * groups * r, *big.shape[3:]),
         kernels.reshape(m * o, r, *small.shape[3:]),
         None, geo.dilation, geo.padding, geo.stride, False, (0,) * n, m * groups,
     )  # fmt: skip
     for axis, k in enumerate(geo.kernel):
-        found = found.narrow(2 + axis, 0, k)  # more fit where the last places were left out by the stride
-    return Formed(found.transpose(0, 1).reshape(1, m, -1), lambda flat: flat.reshape(geo.weight))
+        correlated = correlated.narrow(2 + axis, 0, k)  # more fit where the last places were left out by the stride
+    return Formed(correlated.transpose(0, 1).reshape(1, m, -1), lambda flat: flat.reshape(geo.weight))
 
 
 def gram_norms(big: Tensor, small: Tensor, geo: Geometry) -> tuple[Tensor, Tensor]:
@@ -502,14 +502,14 @@ def patient_gradients(geo: Geometry, layout: Layout, x: Tensor, g: Tensor, way: 
 
 def norms(geo: Geometry, layout: Layout, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Squared norms and their bounds [P] through Gram matrices."""
-    whole: tuple[Tensor, Tensor] | None = None
+    out: tuple[Tensor, Tensor] | None = None
     for members, (xs, gs) in layout.groups(x, g):
-        found = gram_norms(*_pair(geo, xs, gs), geo)
+        part = gram_norms(*_pair(geo, xs, gs), geo)
         if isinstance(members, slice):
-            return found
-        if whole is None:
-            whole = x.new_zeros(layout.patients), x.new_zeros(layout.patients)
-        for all_of, some in zip(whole, found, strict=True):
+            return part
+        if out is None:
+            out = x.new_zeros(layout.patients), x.new_zeros(layout.patients)
+        for all_of, some in zip(out, part, strict=True):
             all_of[members] = some
-    assert whole is not None
-    return whole
+    assert out is not None
+    return out

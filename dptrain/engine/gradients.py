@@ -113,13 +113,13 @@ class PatientGradients:
         for name, rule in (rules or {}).items():
             if rule != "one-by-one":
                 raise CheckRefused(f"rules: {name}={rule} is not accepted.", remedy="The one rule is 'one-by-one'.")
-            found = self._called(name)
-            if not found:
+            named = self._called(name)
+            if not named:
                 raise CheckRefused(
                     f"rules: '{name}' is neither a trainable parameter nor a module that holds one.",
                     remedy=suggest(name, [source.name for source in self._sources.values()]),
                 )
-            self._slow.update({source.name: source for source in found})
+            self._slow.update({source.name: source for source in named})
         self._handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(self._leave, always_call=True),
@@ -129,7 +129,7 @@ class PatientGradients:
 
     def _collect(self) -> None:
         """Find the trainable parameters and where modules hold them."""
-        known = self._sources
+        before = self._sources
         self._sources, self._places = {}, []
         for prefix, module in self.model.named_modules():
             for name, parameter in module._parameters.items():
@@ -139,7 +139,7 @@ class PatientGradients:
                     full = f"{prefix}.{name}" if prefix else name
                     full = self._names.get(full, full)
                     refuse_hooks(full, parameter)
-                    self._sources[id(parameter)] = known.get(id(parameter)) or Source(full, parameter)
+                    self._sources[id(parameter)] = before.get(id(parameter)) or Source(full, parameter)
                 self._places.append((module, name, parameter))
         self._modules = [module for module in self.model.modules() if _mixes(module)]
 
@@ -180,7 +180,7 @@ class PatientGradients:
             if self._sources[id(parameter)].name in self._slow:
                 continue
             stand_in = self._stand_ins.get(id(parameter))
-            if stand_in is None or stand_in._held != (parameter.data_ptr(), parameter.dtype):
+            if stand_in is None or stand_in.stands_for != (parameter.data_ptr(), parameter.dtype):
                 stand_in = Seen.make(self._sources[id(parameter)], self._recorder)
                 self._stand_ins[id(parameter)] = stand_in
             module.__dict__[name] = stand_in
@@ -274,9 +274,9 @@ class PatientGradients:
             allow_unused=True,
             retain_graph=True if verify or explore or self._slow else None,
         )[1:]
-        found = [pair for pair, gradient in zip(ends, reached, strict=True) if gradient is not None]
-        unexpected = list({root: None for source, _ in found for root in source.roots})
-        strays = [pair for pair in found if isinstance(pair[1], GradientEdge)]
+        used = [pair for pair, gradient in zip(ends, reached, strict=True) if gradient is not None]
+        unexpected = list({root: None for source, _ in used for root in source.roots})
+        strays = [pair for pair in used if isinstance(pair[1], GradientEdge)]
         if unexpected and not explore:
             raise CheckRefused(
                 f"{unexpected[0].name} reached the loss by a way without a rule that it did not take before.",
@@ -387,16 +387,16 @@ class PatientGradients:
         for i in range(layout.real):
             seed = weights * (layout.patient == i)
             parts = torch.autograd.grad(losses, [end for _, end in slow], seed, retain_graph=True, allow_unused=True)
-            for whole, part in zip(formed, parts, strict=True):
+            for gradients, part in zip(formed, parts, strict=True):
                 if part is not None:
-                    whole[i] = part.to_dense() if part.is_sparse else part
-        if layout.real > 1 and not all(bool(torch.isfinite(whole).all()) for whole in formed):
+                    gradients[i] = part.to_dense() if part.is_sparse else part
+        if layout.real > 1 and not all(bool(torch.isfinite(gradients).all()) for gradients in formed):
             raise Entangled(
                 "a patient's gradient is not finite, and a module without a fast rule carries that to the others.",
                 remedy="Give clipped_sum one patient at a time here (dptrain.training.fit does).",
             )
-        for (source, _), whole in zip(slow, formed, strict=True):
-            tape.add(source, whole)
+        for (source, _), gradients in zip(slow, formed, strict=True):
+            tape.add(source, gradients)
 
     def _verify(self, tape: Tape, layout: Layout, losses: Tensor, weights: Tensor) -> bool:
         """Raise CheckRefused for gradients that are not the patients' own; False where this chunk cannot tell."""
@@ -423,15 +423,15 @@ class PatientGradients:
     def _modules_of(self, sources: Sequence[Source]) -> list[str]:
         """The fewest names of modules and parameters that hold these sources and no other."""
         names, every = {source.name for source in sources}, [source.name for source in self._sources.values()]
-        found: dict[str, None] = {}
+        fewest: dict[str, None] = {}
         for name in sorted(names):
             parts = name.split(".")
             for end in range(1, len(parts) + 1):
                 outer = ".".join(parts[:end])
                 if all(other in names for other in every if f"{other}.".startswith(f"{outer}.")):
-                    found[outer] = None
+                    fewest[outer] = None
                     break
-        return list(found)
+        return list(fewest)
 
     def _empty(self, patients: int, device: torch.device) -> ClippedSum:
         self._collect()

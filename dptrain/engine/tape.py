@@ -246,8 +246,8 @@ class Tape:
         with self.exact:
             for slot, source in use.sources.items():
                 if self.mode == "verify":
-                    whole = use.weighted(slot, kept, None)
-                    self.truth[source] = self.truth[source] + whole if source in self.truth else whole
+                    weighted = use.weighted(slot, kept, None)
+                    self.truth[source] = self.truth[source] + weighted if source in self.truth else weighted
                 elif self.uses.get(source) == 1 and source.is_root:
                     self._keep(use, slot, source, kept)
                 else:
@@ -260,9 +260,9 @@ class Tape:
         if rows is not None and rows.shape[1] <= SMALL:
             self.rows[source] = rows
             return
-        known = use.norms(slot, self.layout, kept)
-        if known is not None:
-            self.deferred[source] = Deferred(use, slot, kept, *known)
+        norms = use.norms(slot, self.layout, kept)
+        if norms is not None:
+            self.deferred[source] = Deferred(use, slot, kept, *norms)
         else:
             self.formed[source] = use.formed(slot, self.layout, kept)
 
@@ -275,8 +275,8 @@ class Tape:
 
     def close(self) -> None:
         """Let go of everything: tape and uses hold each other, and tensors must not wait for a collector."""
-        for held in (self.uses, self.gradients, self.rows, self.formed, self.deferred, self.truth):
-            held.clear()
+        for table in (self.uses, self.gradients, self.rows, self.formed, self.deferred, self.truth):
+            table.clear()
         self.stand_ins.clear()
         self.derived.clear()
         self._blocks = None
@@ -308,13 +308,13 @@ class Tape:
 
     def sums(self, layout: Layout, factors: Tensor) -> dict[Source, Tensor]:
         """Σ_i factors[i] · gradient_i of the parameters whose gradients were formed."""
-        found: dict[Source, Tensor] = {}
+        sums: dict[Source, Tensor] = {}
         for block in self.blocks(layout):
             flat = factors.to(block.matrix.dtype) @ block.matrix
             sizes = [source.shape.numel() // len(flat) for source, _ in block.parts]
             for (source, arrange), piece in zip(block.parts, flat.split(sizes, 1), strict=True):
-                found[source] = arrange(piece)
-        return found
+                sums[source] = arrange(piece)
+        return sums
 
 
 def _shaper(source: Source) -> Callable[[Tensor], Tensor]:

@@ -35,13 +35,13 @@ def not_own_rows(
     torch.autograd.grad(losses, [token], seed, allow_unused=True, retain_graph=True)
     tape.mode = "off"
     truth: dict[Source, Tensor] = {}
-    for source, whole in tape.truth.items():
+    for source, weighted in tape.truth.items():
         if source.is_root:
-            truth[source] = truth[source] + whole if source in truth else whole
+            truth[source] = truth[source] + weighted if source in truth else weighted
             continue
         plain = [root.plain for root in source.roots]
         parts = torch.autograd.grad(
-            source.plain, plain, whole.to(source.plain.dtype), retain_graph=True, allow_unused=True
+            source.plain, plain, weighted.to(source.plain.dtype), retain_graph=True, allow_unused=True
         )
         for root, part in zip(source.roots, parts, strict=True):
             if part is not None:
@@ -51,9 +51,9 @@ def not_own_rows(
     wrong = []
     for source in sources:
         if source in truth:
-            ours, whole = sums[source.name], truth[source]
-            gap = float((ours - whole).norm())
-            if not gap <= 1e-3 * max(float(whole.norm()), float(ours.norm())) + 1e-5 * scale:
+            ours, expected = sums[source.name], truth[source]
+            gap = float((ours - expected).norm())
+            if not gap <= 1e-3 * max(float(expected.norm()), float(ours.norm())) + 1e-5 * scale:
                 wrong.append(source)
     return wrong
 

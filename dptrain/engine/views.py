@@ -72,14 +72,14 @@ class Seen(Tensor):
 
     _source: Source
     _recorder: Recorder
-    _held: tuple[int, torch.dtype]
+    stands_for: tuple[int, torch.dtype]
 
     @staticmethod
     def make(source: Source, recorder: Recorder) -> Seen:
         stand_in = torch.Tensor._make_subclass(Seen, source.plain.detach(), source.plain.requires_grad)
         stand_in._source = source
         stand_in._recorder = recorder
-        stand_in._held = (source.plain.data_ptr(), source.plain.dtype)
+        stand_in.stands_for = (source.plain.data_ptr(), source.plain.dtype)
         return stand_in
 
     @classmethod
@@ -537,7 +537,7 @@ def _row_by_row(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
             return _Hole(len(spread) - 1, True)
         return tensor
 
-    held = _map(args, gather), _map(kwargs, gather)
+    templates = _map(args, gather), _map(kwargs, gather)
 
     def one_row(*values: Tensor) -> Tensor:
         def fill(value: Any) -> Any:
@@ -547,7 +547,7 @@ def _row_by_row(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
                 return type(value)(fill(item) for item in value)
             return {k: fill(v) for k, v in value.items()} if isinstance(value, dict) else value
 
-        row: Tensor = func(*fill(held[0]), **fill(held[1]))[0]
+        row: Tensor = func(*fill(templates[0]), **fill(templates[1]))[0]
         return row
 
     try:

@@ -18,11 +18,34 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dptrain.errors import LedgerRefused
+from dptrain.files import utc_now
 from dptrain.ledger import members, store
+from dptrain.ledger.approvals import (
+    Ancestor,
+    Approval,
+    Decision,
+    day_of,
+    fault_of_approval,
+    fault_of_decision,
+    missing,
+    rules_for,
+    signers,
+)
 from dptrain.ledger.bodies import Body
-from dptrain.ledger.chain import Entry, SignedHead, fault_of, make_entry, read_witness, signature_fault
-from dptrain.ledger.keys import Controller, Keys, signed_by
+from dptrain.ledger.chain import (
+    Entry,
+    SignedHead,
+    controller_fault,
+    fault_of,
+    make_entry,
+    read_witness,
+    site_fault,
+    write_json,
+)
+from dptrain.ledger.judge import judge, overdrawn
+from dptrain.ledger.keys import Keys, signed_by
 from dptrain.ledger.kinds import apply, keys_for, needs_controller
+from dptrain.ledger.signing import Signer
 from dptrain.ledger.state import State
 from dptrain.ledger.store import Store, chunks
 from dptrain.plain import Json
@@ -38,6 +61,7 @@ class Book:
         self.keys = keys
         self.witness = witness
         self._state: State | None = None
+        self._thorough = False  # whether the state was made from the first entry on, every rule checked
         self._snapshot_seq = 0
         self._seen = (0, "")
         self._lock = threading.RLock()
@@ -54,7 +78,9 @@ class Book:
     def write(self, *, any_site_key: bool = False) -> Iterator[tuple[Connection, State]]:
         """The write lock and the state at the head; committed durably at the end of the block, or not at all."""
         with self._whole(), self.store.write() as connection:
-            yield connection, self._catch_up(connection, any_site_key=any_site_key)
+            if not self._thorough:  # a snapshot is signed by the site alone: nothing is granted on its word
+                self._state = None
+            yield connection, self._catch_up(connection, any_site_key=any_site_key, thorough=True)
 
     @contextmanager
     def view(self) -> Iterator[tuple[Connection, State]]:
@@ -80,17 +106,22 @@ class Book:
             if self._state is not None:
                 self._seen = (self._state.seq, self._state.hash)
 
-    def _catch_up(self, connection: Connection, *, any_site_key: bool = False) -> State:
-        """The state at the ledger's head, every new entry checked. Raises LedgerRefused for any fault."""
+    def _catch_up(self, connection: Connection, *, any_site_key: bool = False, thorough: bool = False) -> State:
+        """The state at the ledger's head, every new entry checked. Raises LedgerRefused for any fault.
+
+        Args:
+            thorough: begin with the first entry, and compute again what budgets and charges rest on.
+        """
         if self._state is None:
             self._check_seen(connection)
-            self._state = self._from_snapshot(connection)
+            self._state = State() if thorough else self._from_snapshot(connection)
+            self._thorough = thorough
         state = self._state
         rows = connection.execute(
             sa.select(store.entries).where(store.entries.c.seq > state.seq).order_by(store.entries.c.seq)
         )
         for row in rows:
-            follow(state, read_entry(row))
+            follow(state, read_entry(row), self.ancestor(connection), thorough=self._thorough)
         top = connection.execute(sa.select(store.head)).all()
         if len(top) != 1 or top[0].seq != state.seq or blob(top[0].hash).hex() != state.hash:
             raise untrusted("its head and its entries disagree: entries were removed, or an older copy was restored")
@@ -133,7 +164,7 @@ class Book:
         if not state.seq:
             return state
         here = connection.execute(sa.select(store.entries.c.hash).where(store.entries.c.seq == state.seq)).scalar()
-        if here is None or blob(here).hex() != state.hash or state.seq != row.seq:
+        if here is None or blob(here).hex() != state.hash or state.seq != row.seq or overdrawn(state):
             return State()
         self._snapshot_seq = state.seq
         return state
@@ -152,17 +183,65 @@ class Book:
 
     def begin(self, connection: Connection, founding: Body) -> None:
         """Write the first entry into empty tables."""
-        self._state = State()
+        self._state, self._thorough = State(), True
         self.add(connection, founding)
 
-    def add(self, connection: Connection, body: Body, controller: Controller | None = None) -> Entry:
-        """Write an entry that says this; committed by the caller's block."""
-        if body.COUNTERSIGNED and controller is None:
+    def add(self, connection: Connection, body: Body, approval: Signer | Approval | None = None) -> Entry:
+        """Write an entry that says this; committed by the caller's block.
+
+        Args:
+            approval: of a kind that needs it: the approvers' signatures, or the one key that signs now.
+
+        Raises LedgerRefused where the approval is missing or does not do, or the entry breaks a rule.
+        """
+        if self._state is None:
+            raise LedgerRefused("the ledger is not open for writing.")
+        if approval is not None:
+            if not isinstance(approval, Approval):
+                approval = self._sign(self._state, body, approval)
+            self._check_approval(connection, self._state, body, approval)
+        elif body.COUNTERSIGNED:
             raise LedgerRefused(
                 f"A {body.KIND} entry needs the controller's signature.",
                 remedy="Unlock the controller's key and run again.",
             )
-        return self.append(connection, body.KIND, body.shown(), body.hidden(), controller)
+        entry = self.append(connection, body.KIND, body.shown(), body.hidden(), approval)
+        judge(self._state, entry, thorough=True)
+        return entry
+
+    def _sign(self, state: State, body: Body, signer: Signer) -> Approval:
+        """A decision by one signer, drawn up and signed now. Raises LedgerRefused where one is not enough."""
+        decision = Decision.draw_up(state, body.KIND, body.shown(), days=1)
+        approval = Approval(decision, (decision.signed(signer),))
+        try:
+            roles = [approver.role for approver in signers(state, body.KIND, approval)]
+        except ValueError:
+            raise LedgerRefused(
+                "This key is not the controller's key of this ledger: its signature would count for nothing.",
+                remedy="Use the controller.json that belongs to this site; after a rotation, the newest one.",
+            ) from None
+        for rule in rules_for(state, body.KIND):
+            if (short := missing(rule, roles)) is not None:
+                raise LedgerRefused(
+                    f"This {body.KIND} {short}.",
+                    remedy="Let the others sign too: `dptrain ledger request … to=FILE`, `sign FILE`, `apply FILE`.",
+                )
+        return approval
+
+    def _check_approval(self, connection: Connection, state: State, body: Body, approval: Approval) -> None:
+        fault = fault_of_decision(
+            state,
+            approval,
+            self.ancestor(connection),
+            kind=body.KIND,
+            text=write_json(body.shown()),
+            day=day_of(state, utc_now()),
+        )
+        if fault is not None:
+            raise LedgerRefused(
+                f"This {body.KIND} {fault}. Nothing was recorded.",
+                remedy="Draw up a new request on this ledger and have it signed: `dptrain ledger request …`.",
+            )
 
     def append(
         self,
@@ -170,13 +249,14 @@ class Book:
         kind: str,
         body: Json,
         sealed: Json | None = None,
-        controller: Controller | None = None,
+        approval: Approval | None = None,
     ) -> Entry:
-        """Sign an entry, fold it into the state, write it and move the head. Committed by the caller's block."""
+        """Sign an entry, fold it into the state, write it and move the head: what :meth:`add` does in the end."""
         if self._state is None:
             raise LedgerRefused("the ledger is not open for writing.")
         state = self._state
-        entry = make_entry(self.keys, state.seq + 1, bytes.fromhex(state.hash), kind, body, sealed or {}, controller)
+        approved = None if approval is None else approval.to_bytes()
+        entry = make_entry(self.keys, state.seq + 1, bytes.fromhex(state.hash), kind, body, sealed or {}, approved)
         apply(state, entry)
         connection.execute(sa.insert(store.entries), vars(entry))
         connection.execute(
@@ -185,6 +265,15 @@ class Book:
         if kind != "commit" and state.seq - self._snapshot_seq >= SNAPSHOT_EVERY:
             self.write_snapshot(connection, state)
         return entry
+
+    def ancestor(self, connection: Connection) -> Ancestor:
+        """The hash of an entry of this ledger, by its number."""
+
+        def look(seq: int) -> bytes | None:
+            digest = connection.execute(sa.select(store.entries.c.hash).where(store.entries.c.seq == seq)).scalar()
+            return None if digest is None else blob(digest)
+
+        return look
 
     def check_members(self, connection: Connection, state: State, *, records: bool = False) -> None:
         """Raises LedgerRefused where the tables of members are not what the entries say."""
@@ -229,18 +318,42 @@ class Book:
                 )
 
 
-def follow(state: State, entry: Entry) -> None:
-    """Check an entry's place, hash and signatures, and fold it in. Raises LedgerRefused naming the entry."""
+def follow(state: State, entry: Entry, ancestor: Ancestor, *, thorough: bool = True) -> None:
+    """Check an entry's place, hash, signatures and rules, and fold it in. Raises LedgerRefused naming the entry.
+
+    Args:
+        ancestor: number -> hash of that entry of the ledger.
+        thorough: also compute again what budgets and charges rest on (:func:`judge`).
+    """
     fault = fault_of(entry, state.seq + 1, bytes.fromhex(state.hash))
     if fault is None:
-        if entry.kind != "genesis" and not state.site_keys:
-            fault = "the founding entry is missing"
-        else:
-            site, controllers = keys_for(state, entry)
-            fault = signature_fault(entry, site, controllers, countersigned=needs_controller(entry.kind))
+        fault = signature_fault(state, entry, ancestor)
     if fault is not None:
         raise untrusted(fault)
     apply(state, entry)
+    try:
+        judge(state, entry, thorough=thorough)
+    except LedgerRefused as error:
+        raise untrusted(error.message) from None
+
+
+def signature_fault(state: State, entry: Entry, ancestor: Ancestor) -> str | None:
+    """What is wrong with an entry's signatures, given the keys in force at its place; None where nothing is."""
+    if entry.kind != "genesis" and not state.site_keys:
+        return "the founding entry is missing"
+    if entry.version < state.version:
+        return f"entry {entry.seq} has the version {entry.version} of an earlier program"
+    site, controllers = keys_for(state, entry)
+    fault = site_fault(entry, site)
+    if fault is not None:
+        return fault
+    if entry.countersignature is None:
+        lacks = needs_controller(entry.kind)
+        return f"entry {entry.seq} ({entry.kind}) lacks the controller's signature" if lacks else None
+    if entry.version == 1:
+        return controller_fault(entry, controllers)
+    fault = fault_of_approval(state, entry, ancestor)
+    return None if fault is None else f"entry {entry.seq} ({entry.kind}) {fault}"
 
 
 def untrusted(fault: str) -> LedgerRefused:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from dptrain.errors import LedgerRefused
 from dptrain.files import utc_now
-from dptrain.ledger.keys import Controller, Keys, signed_by
+from dptrain.ledger.keys import Keys, signed_by
 from dptrain.plain import Json
 
-ENTRY_VERSION = 1
+ENTRY_VERSION = 2
+ENTRY_VERSIONS = (1, 2)  # 1: the controller signs the entry's hash; 2: approvers sign a decision
 
 
 @dataclass(frozen=True)
@@ -112,77 +113,57 @@ def _no_constant(name: str) -> float:
     raise ValueError(name)
 
 
-def entry_hash(seq: int, version: int, kind: str, time: str, body: str, sealed: str, prev: bytes) -> bytes:
-    """SHA-256 over every column of an entry, length-prefixed."""
-    return hashlib.sha256(
-        b"dptrain.entry\0"
-        + _prefixed(
-            str(seq).encode(),
-            str(version).encode(),
-            kind.encode(),
-            time.encode(),
-            body.encode(),
-            sealed.encode(),
-            prev,
-        )
-    ).digest()
+def entry_hash(entry: Entry) -> bytes:
+    """SHA-256 over every column of an entry but its own hash and the site's signature, length-prefixed."""
+    columns = [
+        str(entry.seq).encode(),
+        str(entry.version).encode(),
+        entry.kind.encode(),
+        entry.time.encode(),
+        entry.body.encode(),
+        entry.sealed.encode(),
+        entry.prev,
+    ]
+    if entry.version > 1:  # in version 1 the countersignature is over this hash
+        columns.append(entry.countersignature or b"")
+    return hashlib.sha256(b"dptrain.entry\0" + _prefixed(*columns)).digest()
 
 
 def make_entry(
-    keys: Keys,
-    seq: int,
-    prev: bytes,
-    kind: str,
-    body: Json,
-    sealed: Json,
-    controller: Controller | None,
+    keys: Keys, seq: int, prev: bytes, kind: str, body: Json, sealed: Json, approval: bytes | None
 ) -> Entry:
-    """A signed entry that follows the one with hash `prev`."""
-    time, text, secret = utc_now(), write_json(body), write_json(sealed)
-    digest = entry_hash(seq, ENTRY_VERSION, kind, time, text, secret, prev)
-    return Entry(
-        seq,
-        ENTRY_VERSION,
-        kind,
-        time,
-        text,
-        secret,
-        prev,
-        digest,
-        keys.sign(b"dptrain.site\0" + digest),
-        None if controller is None else controller.sign(b"dptrain.controller\0" + digest),
-    )
+    """An entry that follows the one with hash `prev`, signed by the site. `approval`: what its approvers signed."""
+    columns = (seq, ENTRY_VERSION, kind, utc_now(), write_json(body), write_json(sealed), prev)
+    digest = entry_hash(Entry(*columns, b"", b"", approval))
+    return Entry(*columns, digest, keys.sign(b"dptrain.site\0" + digest), approval)
 
 
 def fault_of(entry: Entry, seq: int, prev: bytes) -> str | None:
     """What is wrong with an entry's place, version or hash; None where nothing is."""
     if entry.seq != seq:
         return f"entry {seq} is missing" if entry.seq > seq else f"entry {entry.seq} appears again"
-    if entry.version != ENTRY_VERSION:
+    if entry.version not in ENTRY_VERSIONS:
         return f"entry {seq} has the unknown version {entry.version}"
     if entry.prev != prev:
         return f"entry {seq} does not follow the entry before it"
-    found = entry_hash(entry.seq, entry.version, entry.kind, entry.time, entry.body, entry.sealed, entry.prev)
-    if found != entry.hash:
+    if entry_hash(entry) != entry.hash:
         return f"entry {seq} ({entry.kind}) was altered: its hash does not match its content"
     return None
 
 
-def signature_fault(entry: Entry, site: str, controllers: Sequence[str], *, countersigned: bool) -> str | None:
-    """What is wrong with an entry's signatures, given the keys in force at its place; None where nothing is.
-
-    `countersigned`: whether entries of its kind need the controller's signature.
-    """
+def site_fault(entry: Entry, site: str) -> str | None:
+    """What is wrong with the site's signature, given the key in force at its place; None where nothing is."""
     if not signed_by(site, entry.signature, b"dptrain.site\0" + entry.hash):
         return f"entry {entry.seq} ({entry.kind}) does not carry this site's signature"
-    if entry.countersignature is None:
-        if countersigned:
-            return f"entry {entry.seq} ({entry.kind}) lacks the controller's signature"
-        return None
-    message = b"dptrain.controller\0" + entry.hash
-    if not any(signed_by(public, entry.countersignature, message) for public in controllers):
-        return f"entry {entry.seq} ({entry.kind}) carries a signature that is not the controller's: it is forged"
     return None
+
+
+def controller_fault(entry: Entry, controllers: Sequence[str]) -> str | None:
+    """What is wrong with the controller's signature of an entry of version 1; None where nothing is."""
+    message = b"dptrain.controller\0" + entry.hash
+    if any(signed_by(public, entry.countersignature or b"", message) for public in controllers):
+        return None
+    return f"entry {entry.seq} ({entry.kind}) carries a signature that is not the controller's: it is forged"
 
 
 def sign_head(keys: Keys, entries: int, digest: bytes) -> SignedHead:

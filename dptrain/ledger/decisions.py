@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dptrain import accounting
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate, rules
+from dptrain.ledger.approvals import Role
 from dptrain.ledger.book import Book
 from dptrain.ledger.chain import Entry
-from dptrain.ledger.checks import check_hashes, check_name, check_sha, check_texts
+from dptrain.ledger.checks import check_hashes, check_name, check_sha, check_texts, whole
 from dptrain.ledger.facts import ReleaseTerms
-from dptrain.ledger.keys import Controller
-from dptrain.ledger.kinds import DeclareWeights, Lock, Permission, Release, SignedBudget, Unlock
-from dptrain.ledger.state import ADJACENCY, Budget, State
+from dptrain.ledger.kinds import (
+    RULED,
+    DeclareWeights,
+    Lock,
+    NameApprover,
+    Permission,
+    Release,
+    SetRule,
+    SignedBudget,
+    Unlock,
+)
+from dptrain.ledger.signing import Signer, check_public
+from dptrain.ledger.state import ADJACENCY, Budget
 from dptrain.plan import Mechanism, default_delta
 from dptrain.vocabulary import BudgetKind, Purpose
 
@@ -34,7 +45,7 @@ def budget(
     forecast: Sequence[Mechanism],
     minimum_charge: float | None = None,
     reason: str,
-    controller: Controller,
+    controller: Signer,
     advice: str | None = None,
 ) -> Budget:
     """Grant (epsilon, delta) for a cohort and its lineage, signed by the controller.
@@ -90,7 +101,7 @@ def budget(
         changes=None if before is None else before.id,
     )
     with book.write() as (connection, state):
-        book.add(connection, body, own_controller(state, controller))
+        book.add(connection, body, controller)
         return replace(state.budgets[state.seq if body.changes is None else body.changes])
 
 
@@ -131,18 +142,16 @@ def _open_terms(
     return terms
 
 
-def declare_weights(book: Book, sha256: str, *, source: str, licence: str, controller: Controller) -> None:
+def declare_weights(book: Book, sha256: str, *, source: str, licence: str, controller: Signer) -> None:
     """Declare starting weights public, by the SHA-256 of their file (64 hex digits)."""
     check_sha(sha256)
     check_texts("public weights", source=source, licence=licence)
     body = DeclareWeights(sha256=sha256, source=source, licence=licence)
-    with book.write() as (connection, state):
-        book.add(connection, body, own_controller(state, controller))
+    with book.write() as (connection, _):
+        book.add(connection, body, controller)
 
 
-def permit(
-    book: Book, purpose: str, cohort: str, controller: Controller, *, reason: str, run: str | None = None
-) -> int:
+def permit(book: Book, purpose: str, cohort: str, controller: Signer, *, reason: str, run: str | None = None) -> int:
     """The controller's leave for one evaluation or audit of a locked cohort; returns its number."""
     if purpose not in (Purpose.EVALUATE, Purpose.AUDIT):
         raise ConfigError(f"'{purpose}' cannot be permitted: evaluate or audit can.")
@@ -152,10 +161,10 @@ def permit(
     body = Permission(purpose=purpose, cohort=cohort, run=run, reason=reason)
     with book.write() as (connection, state):
         rules.cohort(state, cohort)
-        return book.add(connection, body, own_controller(state, controller)).seq
+        return book.add(connection, body, controller).seq
 
 
-def record_release(book: Book, run: str, terms: ReleaseTerms, controller: Controller) -> Entry:
+def record_release(book: Book, run: str, terms: ReleaseTerms, controller: Signer) -> Entry:
     """Record the controller's decision that results of a run leave the house; returns the entry.
 
     Raises ConfigError for terms that say nothing or no hash, LedgerRefused for an unknown run or another key.
@@ -163,7 +172,7 @@ def record_release(book: Book, run: str, terms: ReleaseTerms, controller: Contro
     body = release_body(run, terms)
     with book.write() as (connection, state):
         rules.run(state, run)
-        return book.add(connection, body, own_controller(state, controller))
+        return book.add(connection, body, controller)
 
 
 def release_body(run: str, terms: ReleaseTerms) -> Release:
@@ -197,19 +206,57 @@ def lock(book: Book, cohort: str, *, reason: str) -> None:
         book.add(connection, Lock(cohort=cohort, reason=reason))
 
 
-def unlock(book: Book, cohort: str, *, reason: str, controller: Controller) -> None:
+def unlock(book: Book, cohort: str, *, reason: str, controller: Signer) -> None:
     """Take back a lock by hand. An exhausted budget stays exhausted."""
     check_texts("an unlock", reason=reason)
     with book.write() as (connection, state):
         rules.cohort(state, cohort)
-        book.add(connection, Unlock(cohort=cohort, reason=reason), own_controller(state, controller))
+        book.add(connection, Unlock(cohort=cohort, reason=reason), controller)
 
 
-def own_controller(state: State, controller: Controller) -> Controller:
-    """The key, if it is the one in force. Raises LedgerRefused for another."""
-    if controller.public != state.controller:
-        raise LedgerRefused(
-            "This key is not the controller's key of this ledger: its signature would count for nothing.",
-            remedy="Use the controller.json that belongs to this site; after a rotation, the newest one.",
-        )
-    return controller
+def name_approver(
+    book: Book, name: str, *, role: str, public: str | None, algorithm: str, reason: str, controller: Signer
+) -> None:
+    """Name somebody whose signature counts, a new key of theirs, or (`public` None) that it counts no more.
+
+    Raises ConfigError for an unknown role or a key that is none, LedgerRefused where one signature is not enough.
+    """
+    body = approver_body(name, role=role, public=public, algorithm=algorithm, reason=reason)
+    with book.write() as (connection, _):
+        book.add(connection, body, controller)
+
+
+def approver_body(name: str, *, role: str, public: str | None, algorithm: str, reason: str) -> NameApprover:
+    """What is signed of an approver."""
+    check_name("approver", name)
+    check_texts("an approver", reason=reason)
+    if role not in list(Role):
+        raise ConfigError(f"'{role}' is no role of an approver: {', '.join(Role)}.")
+    if public is not None:
+        check_public(algorithm, public)
+    return NameApprover(name=name, role=role, public=public, algorithm=algorithm, reason=reason)
+
+
+def set_rule(
+    book: Book, kind: str, *, signatures: int, roles: Mapping[str, int], reason: str, controller: Signer
+) -> None:
+    """Say how many must sign entries of a kind, and how many of which role.
+
+    Raises ConfigError for an unknown kind or role, LedgerRefused where the rules in force ask for more signatures.
+    """
+    body = rule_body(kind, signatures=signatures, roles=roles, reason=reason)
+    with book.write() as (connection, _):
+        book.add(connection, body, controller)
+
+
+def rule_body(kind: str, *, signatures: int, roles: Mapping[str, int], reason: str) -> SetRule:
+    """What is signed of a rule."""
+    check_texts("a rule", reason=reason)
+    if kind not in RULED:
+        raise ConfigError(f"there is no rule for '{kind}': for {', '.join(RULED)} there is.")
+    for role, number in roles.items():
+        if role not in list(Role):
+            raise ConfigError(f"'{role}' is no role of an approver: {', '.join(Role)}.")
+        whole(f"roles.{role}", number, least=1, most=100)
+    whole("signatures", signatures, least=max(1, sum(roles.values())), most=100)
+    return SetRule(kind=kind, signatures=signatures, roles=dict(roles), reason=reason)

@@ -70,6 +70,8 @@ class Ledger(Book):
     declare_weights = decisions.declare_weights
     permit = decisions.permit
     record_release = decisions.record_release
+    name_approver = decisions.name_approver
+    set_rule = decisions.set_rule
     lock = decisions.lock
     unlock = decisions.unlock
 
@@ -87,6 +89,8 @@ class Ledger(Book):
     binding = looking.binding
     weights = looking.weights
     entries = looking.entries
+    signed_by = looking.signed_by
+    approvers = looking.approvers
 
     rotate_site_key = rotation.rotate_site_key
     rotate_controller_key = rotation.rotate_controller_key

@@ -151,13 +151,13 @@ def reserved(state: State, cohort: str) -> list[RunState]:
     carrying = carrier(state, cohort)
     if carrying is None or state.cohorts[cohort].lock is not None or not locked(state, cohort):
         return []
-    held = holders(state, cohort)
-    if not held:
+    waiting = holders(state, cohort)
+    if not waiting:
         return []
     index = carrying.order_index
-    unpaid = sum(run.units(index) - run.charge.at(index, run.committed) for run in held)
+    unpaid = sum(run.units(index) - run.charge.at(index, run.committed) for run in waiting)
     left = carrying.units - spent(state, carrying) + unpaid
-    return held if left >= max(1, carrying.minimum_units) else []
+    return waiting if left >= max(1, carrying.minimum_units) else []
 
 
 def choose(state: State, version: Version, plan: Plan, charge: Charge) -> Budget | None:
@@ -177,11 +177,11 @@ def choose(state: State, version: Version, plan: Plan, charge: Charge) -> Budget
 def overlap_in_the_way(state: State, version: Version, budget: Budget, plan: Plan, charge: Charge) -> Budget | None:
     """The budget of a declared overlapping cohort that this plan would carry past its end, if any."""
     for other in state.cohorts[version.cohort].overlaps:
-        there = carrier(state, other)
-        if there is None or state.is_public(other):
+        shared = carrier(state, other)
+        if shared is None or state.is_public(other):
             continue
-        if spent(state, there) + charge.at(there.order_index, plan.steps) > there.units:
-            return there
+        if spent(state, shared) + charge.at(shared.order_index, plan.steps) > shared.units:
+            return shared
     return None
 
 

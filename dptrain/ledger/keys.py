@@ -68,6 +68,7 @@ class Controller:
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
         self.public = public_hex(key)
+        self.algorithm = "ed25519"
 
     def sign(self, message: bytes) -> bytes:
         """Ed25519 signature, 64 bytes."""

@@ -13,17 +13,21 @@ from dataclasses import dataclass, field
 from typing import TypeVar, dataclass_transform
 
 from dptrain.errors import ConfigError, LedgerRefused
+from dptrain.ledger.approvals import DEFAULT, FOUNDING, Approval, Role, within_reach
 from dptrain.ledger.bodies import Body, fields_of, sealed
 from dptrain.ledger.chain import Entry
 from dptrain.ledger.charges import ORDERS_VERSIONS, Charge
+from dptrain.ledger.signing import Algorithm, check_public
 from dptrain.ledger.state import (
     ADJACENCY,
     Admission,
+    Approver,
     Budget,
     CohortState,
     Declared,
     PatientClass,
     Permit,
+    Rule,
     RunState,
     State,
     Version,
@@ -34,6 +38,7 @@ from dptrain.plan import Plan
 from dptrain.vocabulary import CLOSED, Basis, BudgetKind, RunStatus
 
 B = TypeVar("B", bound=Body)
+CONTROLLER = "controller"  # the name of the approver whose key is made with the site's
 KINDS: dict[str, type[Body]] = {}
 
 
@@ -82,8 +87,10 @@ def apply(state: State, entry: Entry) -> None:
         body.apply(state, entry)
     except (ConfigError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise _unreadable(entry, error) from None
-    state.seq = entry.seq
-    state.hash = entry.hash.hex()
+    if entry.version > 1 and entry.countersignature is not None:
+        state.nonces[Approval.from_bytes(entry.countersignature).decision.nonce] = entry.seq
+    state.seq, state.hash, state.version = entry.seq, entry.hash.hex(), entry.version
+    state.time = max(state.time, entry.time)
     state.sums.clear()
 
 
@@ -137,7 +144,7 @@ class Genesis(Body):
         _need(entry.seq == 1, entry, "a ledger is founded once")
         state.site = self.site
         state.site_keys = [self.site_public]
-        state.controller = self.controller_public
+        _name_controller(state, entry, self.controller_public)
         state.recovery = self.recovery_public
         state.secret_check = self.secret_check
 
@@ -170,7 +177,7 @@ class Rotate(Body):
         if self.what == "site":
             state.site_keys.append(public)
         elif self.what == "controller":
-            state.controller = public
+            _name_controller(state, entry, public)
         elif self.what == "recovery":
             state.recovery = public
         else:
@@ -179,6 +186,74 @@ class Rotate(Body):
     def tell(self, plan: Plan | None) -> str:
         """Which key."""
         return f"new {self.what} key"
+
+
+def _name_controller(state: State, entry: Entry, public: str) -> None:
+    if state.controller:
+        state.retired[state.controller] = CONTROLLER
+    state.controller = public
+    state.approvers[CONTROLLER] = Approver(CONTROLLER, Role.CONTROLLER, public, Algorithm.ED25519, entry.seq)
+
+
+@kind("approver", countersigned=True)
+class NameApprover(Body):
+    """Somebody whose signature counts from now on, a new key of theirs, or (`public` None) no more."""
+
+    name: str
+    role: str
+    public: str | None
+    algorithm: str
+    reason: str
+
+    def apply(self, state: State, entry: Entry) -> None:
+        """In force, or retired; every rule must stay within reach."""
+        _need(self.name != CONTROLLER, entry, "the controller's own key is replaced by a rotation")
+        _need(self.role in list(Role), entry, f"the role '{self.role}' is unknown")
+        before = state.approvers.pop(self.name, None)
+        _need(before is not None or self.public is not None, entry, "nobody of this name is an approver")
+        if before is not None:
+            state.retired[before.public] = before.name
+        if self.public is not None:
+            check_public(self.algorithm, self.public)
+            used = {approver.public for approver in state.approvers.values()} | {state.recovery, *state.site_keys}
+            _need(self.public not in used | {*state.retired}, entry, "its key is, or was, another one's")
+            state.approvers[self.name] = Approver(self.name, self.role, self.public, self.algorithm, entry.seq)
+        _need_reach(state, entry)
+
+    def tell(self, plan: Plan | None) -> str:
+        """Who, as what, and why."""
+        if self.public is None:
+            return f"{self.name} ({self.role}) signs no more: {self.reason}"
+        return f"{self.name} signs as {self.role}, {self.algorithm} {self.public[-16:]}: {self.reason}"
+
+
+@kind("rule", countersigned=True)
+class SetRule(Body):
+    """How many must sign entries of a kind, and how many of which role."""
+
+    kind: str
+    signatures: int
+    roles: dict[str, int]
+    reason: str
+
+    def apply(self, state: State, entry: Entry) -> None:
+        """In force from the next entry on."""
+        _need(self.kind in RULED, entry, f"there is no rule for the kind '{self.kind}'")
+        _need(set(self.roles) <= {*Role} and all(n > 0 for n in self.roles.values()), entry, "its roles are unknown")
+        _need(self.signatures >= max(1, sum(self.roles.values())), entry, "it asks for fewer than it names")
+        state.rules[self.kind] = Rule(self.signatures, dict(self.roles))
+        _need_reach(state, entry)
+
+    def tell(self, plan: Plan | None) -> str:
+        """What it asks for."""
+        roles = "".join(f", {number} by a {role}" for role, number in sorted(self.roles.items()))
+        plural = "" if self.signatures == 1 else "s"
+        return f"a {self.kind} needs {self.signatures} signature{plural}{roles}: {self.reason}"
+
+
+def _need_reach(state: State, entry: Entry) -> None:
+    for rule in (DEFAULT, *state.rules.values()):
+        _need(within_reach(rule, [*state.approvers.values()]), entry, "a rule could never be met again")
 
 
 def _present(value: str | None) -> str:
@@ -707,3 +782,6 @@ class Finish(Body):
     def tell(self, plan: Plan | None) -> str:
         """Which, and how."""
         return f"grant {self.admission} {self.status}"
+
+
+RULED = tuple(name for name, body in KINDS.items() if body.COUNTERSIGNED and name not in FOUNDING)

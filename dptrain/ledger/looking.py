@@ -8,11 +8,12 @@ import sqlalchemy as sa
 
 from dptrain.errors import LedgerRefused
 from dptrain.ledger import rules, store
+from dptrain.ledger.approvals import Approval
 from dptrain.ledger.book import Book, read_entry
 from dptrain.ledger.chain import Entry, SignedHead, sign_head
 from dptrain.ledger.charges import charge_of
 from dptrain.ledger.facts import Bound, Released, ReleaseTerms, Result, WeightsSource
-from dptrain.ledger.state import RunState
+from dptrain.ledger.state import Approver, RunState
 from dptrain.ledger.status import CohortStatus, status_of
 from dptrain.plain import Json
 from dptrain.plan import Plan
@@ -114,6 +115,25 @@ def entries(book: Book) -> list[Entry]:
     with book.view() as (connection, _):
         rows = connection.execute(sa.select(store.entries).order_by(store.entries.c.seq))
         return [read_entry(row) for row in rows]
+
+
+def approvers(book: Book) -> list[Approver]:
+    """Whose signatures count now, in the order in which their keys were named."""
+    with book.view() as (_, state):
+        return sorted(state.approvers.values(), key=lambda approver: approver.seq)
+
+
+def signed_by(book: Book, entry: Entry) -> list[str]:
+    """Who signed an entry beside the site, by name and role as the ledger knows them now, or knew them last."""
+    if entry.countersignature is None:
+        return []
+    if entry.version == 1:
+        return ["controller"]
+    with book.view() as (_, state):
+        names = {approver.public: f"{approver.name} ({approver.role})" for approver in state.approvers.values()}
+        names = {state.recovery: "recovery code", **state.retired, **names}
+        signatures = Approval.from_bytes(entry.countersignature).signatures
+        return [names.get(signature.public, f"key {signature.public[:16]}…") for signature in signatures]
 
 
 def binding(book: Book, cohort: str, fingerprint: str) -> Json | None:

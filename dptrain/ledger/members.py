@@ -88,27 +88,18 @@ def register(
     """
     key_of_digest = keys.digest_key
     names = sorted(patients)
-    known: dict[bytes, tuple[int, int | None]] = {}
+    before = _classes_of(connection, names) if state.classes else {}
+    old_records = _owners_of(connection, patients) if state.classes else {}
     pairs: list[tuple[bytes, bytes]] = []
     new_records: dict[bytes, bytes] = {}
-    if state.classes:
-        columns = (patient_table.c.key, patient_table.c.klass, patient_table.c.unit)
-        for chunk in chunks(names, LOOK_UP):
-            for row in connection.execute(sa.select(*columns).where(patient_table.c.key.in_(chunk))):
-                known[bytes(row.key)] = (row.klass, row.unit)
-        hashes = (record for key in names for record in patients[key])
-        for chunk in chunks(hashes, LOOK_UP):
-            for row in connection.execute(sa.select(record_table).where(record_table.c.hash.in_(chunk))):
-                new_records[bytes(row.hash)] = bytes(row.patient)
-    old_records, new_records = new_records, {}
     for key in names:
         for record in patients[key]:
-            there = old_records.get(record)
-            if there is None:
+            other = old_records.get(record)
+            if other is None:
                 new_records[record] = key
-            elif there != key:
-                pairs.append((key, there))
-    olds = sorted({known[key][0] if key in known else 0 for key in names})
+            elif other != key:
+                pairs.append((key, other))
+    olds = sorted({before[key][0] if key in before else 0 for key in names})
     first = max(state.classes, default=0) + 1
     moved = {old: first + offset for offset, old in enumerate(olds)}
     digest = state.patients_digest
@@ -118,12 +109,12 @@ def register(
     def new_patients() -> Iterator[tuple[bytes, int, None]]:
         nonlocal digest
         for key in names:
-            if key not in known:
+            if key not in before:
                 digest += patient_row(key_of_digest, key, fresh, None)
                 yield key, fresh, None
 
     insert_rows(connection, patient_table, new_patients())
-    for key, (klass, unit) in known.items():
+    for key, (klass, unit) in before.items():
         digest -= patient_row(key_of_digest, key, klass, unit)
         digest += patient_row(key_of_digest, key, moved[klass], unit)
         changed.append({"b_key": key, "b_class": moved[klass]})
@@ -146,6 +137,26 @@ def register(
         "patients_digest": f"{digest % MODULUS:064x}",
         "records_digest": f"{records_digest % MODULUS:064x}",
     }
+
+
+def _classes_of(connection: Connection, names: Sequence[bytes]) -> dict[bytes, tuple[int, int | None]]:
+    """Key -> (class, unit) of the patients that an earlier version brought."""
+    columns = (patient_table.c.key, patient_table.c.klass, patient_table.c.unit)
+    classes: dict[bytes, tuple[int, int | None]] = {}
+    for chunk in chunks(names, LOOK_UP):
+        for row in connection.execute(sa.select(*columns).where(patient_table.c.key.in_(chunk))):
+            classes[bytes(row.key)] = (row.klass, row.unit)
+    return classes
+
+
+def _owners_of(connection: Connection, patients: Mapping[bytes, Sequence[bytes]]) -> dict[bytes, bytes]:
+    """Record -> key of the patient who brought it, of these records that an earlier version held."""
+    hashes = (record for key in sorted(patients) for record in patients[key])
+    owners: dict[bytes, bytes] = {}
+    for chunk in chunks(hashes, LOOK_UP):
+        for row in connection.execute(sa.select(record_table).where(record_table.c.hash.in_(chunk))):
+            owners[bytes(row.hash)] = bytes(row.patient)
+    return owners
 
 
 def _link(
@@ -177,26 +188,26 @@ def withdraw(connection: Connection, state: State, keys: Keys, key: bytes) -> di
     """Move a patient, with every key of the same unit, to a withdrawn class; None where that was so already."""
     row = connection.execute(sa.select(patient_table).where(patient_table.c.key == key)).first()
     digest = state.patients_digest
-    found: list[tuple[bytes, int, int | None]]
+    rows: list[tuple[bytes, int, int | None]]
     if row is None:
-        found = [(key, 0, None)]
+        rows = [(key, 0, None)]
     elif row.unit is None:
-        found = [(key, int(row.klass), None)]
+        rows = [(key, int(row.klass), None)]
     else:
         together = connection.execute(sa.select(patient_table).where(patient_table.c.unit == row.unit))
-        found = [(bytes(each.key), int(each.klass), each.unit) for each in together]
+        rows = [(bytes(each.key), int(each.klass), each.unit) for each in together]
     moves: dict[int, int] = {}
     fresh = max(state.classes, default=0) + 1
-    for each, klass, unit in found:
+    for each, klass, unit in rows:
         before: PatientClass | None = state.classes.get(klass)
         if before is not None and before.withdrawn:
             continue
         if klass not in moves:
-            there = next(
+            withdrawn = next(
                 (c.id for c in state.classes.values() if c.withdrawn and c.parent == klass and _same(c, before)), 0
             )
-            moves[klass] = there or fresh
-            fresh += not there
+            moves[klass] = withdrawn or fresh
+            fresh += not withdrawn
         if row is None:
             connection.execute(sa.insert(patient_table), {"key": each, "klass": moves[klass], "unit": None})
         else:
@@ -219,11 +230,11 @@ def _same(klass: PatientClass, before: PatientClass | None) -> bool:
 
 def keys_in(connection: Connection, classes: Sequence[int]) -> set[bytes]:
     """Every patient key in these classes."""
-    found: set[bytes] = set()
+    keys: set[bytes] = set()
     for chunk in chunks(classes, LOOK_UP):
         rows = connection.execute(sa.select(patient_table.c.key).where(patient_table.c.klass.in_(chunk)))
-        found.update(bytes(row.key) for row in rows)
-    return found
+        keys.update(bytes(row.key) for row in rows)
+    return keys
 
 
 def class_of(connection: Connection, key: bytes) -> int | None:
@@ -233,13 +244,13 @@ def class_of(connection: Connection, key: bytes) -> int | None:
 
 def units(connection: Connection) -> dict[int, list[tuple[bytes, int]]]:
     """unit -> its (key, class) pairs, for persons who turned up under several keys."""
-    found: dict[int, list[tuple[bytes, int]]] = defaultdict(list)
+    pairs: dict[int, list[tuple[bytes, int]]] = defaultdict(list)
     rows = connection.execute(
         sa.select(patient_table).where(patient_table.c.unit.is_not(None)).order_by(patient_table.c.key)
     )
     for row in rows:
-        found[int(row.unit)].append((bytes(row.key), int(row.klass)))
-    return found
+        pairs[int(row.unit)].append((bytes(row.key), int(row.klass)))
+    return pairs
 
 
 def digests(connection: Connection, digest_key: bytes) -> tuple[int, int]:

@@ -188,6 +188,25 @@ class Weights:
     seq: int
 
 
+@dataclass(frozen=True)
+class Approver:
+    """Somebody whose signature counts. `seq`: the entry that named the key."""
+
+    name: str
+    role: str
+    public: str
+    algorithm: str
+    seq: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """So many signatures, and of them so many by a role at least."""
+
+    signatures: int
+    roles: dict[str, int]
+
+
 @dataclass
 class State:
     """Everything that the entries up to `seq` say."""
@@ -211,6 +230,12 @@ class State:
     patients_digest: int = 0
     records_digest: int = 0
     links: int = 0
+    version: int = 1  # of the newest entry: no older program may write after a newer one
+    time: str = ""  # the newest that an entry states
+    approvers: dict[str, Approver] = field(default_factory=dict)
+    rules: dict[str, Rule] = field(default_factory=dict)
+    retired: dict[str, str] = field(default_factory=dict)  # public key -> whose it was
+    nonces: dict[str, int] = field(default_factory=dict)  # of decisions, and the entries that applied them
     sums: dict[int, int] = field(default_factory=dict)  # what budgets have spent; forgotten at each entry
 
     def version_of(self, run: RunState | Admission) -> Version:
@@ -259,6 +284,8 @@ class State:
         values["classes"] = _numbered(PatientClass, values["classes"])
         values["runs"] = _by_entry(RunState, values["runs"])
         values["weights"] = _by_entry(Weights, values["weights"])
+        values["approvers"] = _by_entry(Approver, values["approvers"])
+        values["rules"] = {name: Rule(**value) for name, value in values["rules"].items()}
         values["patients_digest"] = int(values["patients_digest"], 16)
         values["records_digest"] = int(values["records_digest"], 16)
         return cls(**values)

@@ -129,8 +129,8 @@ def status_of(
     reason = None
     if locked:
         reason = cohort.lock if cohort.lock is not None else "less is left than the smallest charge allowed"
-        if held := gate.reserved(state, name):
-            reason = f"the rest is reserved by {', '.join(run.id for run in held)}, still open"
+        if waiting := gate.reserved(state, name):
+            reason = f"the rest is reserved by {', '.join(run.id for run in waiting)}, still open"
     return CohortStatus(
         name=name,
         version=version.number,
@@ -218,7 +218,7 @@ def charges(state: State, name: str) -> list[RunCharge]:
     if opened is not None and opened.kind != BudgetKind.OPEN:
         opened = None
     total = 0
-    found = []
+    rows = []
     for run in state.runs.values():
         if run.cohort not in members:
             continue
@@ -226,13 +226,13 @@ def charges(state: State, name: str) -> list[RunCharge]:
         if opened is not None and gate.counts(state, run.budget, opened):
             units = run.units(opened.order_index)
             total += units
-        found.append(_charge(run, opened, units, total))
-    return found
+        rows.append(_charge(run, opened, units, total))
+    return rows
 
 
 def _charge(run: RunState, opened: Budget | None, units: int | None, total: int) -> RunCharge:
     plan = Plan.from_dict(run.plan)
-    known = opened is not None and units is not None and units < INFINITE_UNITS
+    finite = opened is not None and units is not None and units < INFINITE_UNITS
     return RunCharge(
         run=run.id,
         cohort=run.cohort,
@@ -242,9 +242,9 @@ def _charge(run: RunState, opened: Budget | None, units: int | None, total: int)
         steps_run=run.steps_run,
         epsilon_pld=run.epsilon_pld,
         delta=plan.delta,
-        epsilon_gate=from_units(units) if known and units is not None else None,
-        epsilon_gate_after=gate.epsilon_at(opened, total) if known and opened is not None and total else None,
-        share=units / opened.units if known and opened is not None and units is not None and opened.units else None,
+        epsilon_gate=from_units(units) if finite and units is not None else None,
+        epsilon_gate_after=gate.epsilon_at(opened, total) if finite and opened is not None and total else None,
+        share=units / opened.units if finite and opened is not None and units is not None and opened.units else None,
         mechanisms=plan.mechanisms,
         rest_charged=run.rest is not None and run.steps_charged > 0,
         private=run.step is not None,
@@ -260,7 +260,7 @@ def steps(run: RunCharge) -> str:
     return f"{run.steps}/{run.steps_planned} paid"
 
 
-def promise(status: CohortStatus, epsilon: float, *, budget: BudgetStatus | None = None) -> str:
+def epsilon_in_words(status: CohortStatus, epsilon: float, *, budget: BudgetStatus | None = None) -> str:
     """An epsilon with its unit, adjacency, delta and accountant."""
     delta = budget.delta if budget else status.budget_delta
     accountant = budget.accountant if budget else status.accountant
@@ -276,7 +276,7 @@ def story(status: CohortStatus, *, runs: int = 8) -> str:
     lines = [
         f"'{status.name}' (version {status.version}, {status.public_size} {status.unit}s declared) belongs to "
         f"{status.owner}.",
-        f"Granted:   {promise(status, status.budget_epsilon)}.",
+        f"Granted:   {epsilon_in_words(status, status.budget_epsilon)}.",
         f"Spent:     epsilon = {number(status.spent_epsilon)} (same terms) by {len(status.runs)} "
         f"run{_s(len(status.runs))}{':' if status.runs else '.'}",
     ]

@@ -303,16 +303,16 @@ def check_schema(store: Store) -> None:
             remedy="Remove the other name; for a copy use `dptrain ledger backup`.",
         )
     with store.read() as connection:
-        found = schema_of(connection)
-    if found == SCHEMA:
+        schema = schema_of(connection)
+    if schema == SCHEMA:
         return
-    if found in SCHEMAS:
+    if schema in SCHEMAS:
         raise LedgerRefused(
-            f"The ledger {store.name} has the older schema {found}; this program writes {SCHEMA}.",
+            f"The ledger {store.name} has the older schema {schema}; this program writes {SCHEMA}.",
             remedy="Back it up, then run `dptrain ledger migrate`.",
         )
     raise LedgerRefused(
-        f"The ledger {store.name} has schema {found}, which this program (schema {SCHEMA}) does not know: it was "
+        f"The ledger {store.name} has schema {schema}, which this program (schema {SCHEMA}) does not know: it was "
         "made by a newer program, or it is damaged.",
         remedy="Use the newer program; an older one must not write to it.",
     )

@@ -8,16 +8,12 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dptrain.accounting.units import budget_units
-from dptrain.errors import ConfigError, LedgerRefused
-from dptrain.ledger import gate, members, store
+from dptrain.errors import LedgerRefused
+from dptrain.ledger import members, store
 from dptrain.ledger.book import Book, blob, follow, read_entry, snapshot_message
-from dptrain.ledger.chain import Entry, read_witness
-from dptrain.ledger.charges import Charge, charge_of
+from dptrain.ledger.chain import read_witness
 from dptrain.ledger.keys import signed_by
-from dptrain.ledger.state import RunState, State
-from dptrain.plan import Mechanism, Plan
-from dptrain.vocabulary import BudgetKind
+from dptrain.ledger.state import State
 
 UNREAD = "witness, not checked"
 
@@ -66,16 +62,14 @@ def _check(book: Book, connection: Connection, witness: str | None, faults: list
     rows = connection.execution_options(yield_per=1000).execute(
         sa.select(store.entries).order_by(store.entries.c.seq)
     )
+    hashes: dict[int, bytes] = {}
     snapshot_seen, snapshot_differs = snap is None, False
     for row in rows:
         number = state.seq + 1
         try:
             entry = read_entry(row)
-            follow(state, entry)
-            if entry.kind == "budget":
-                check_budget(entry)
-            elif entry.kind == "reserve":
-                check_grant(state, state.runs[entry.facts["run"]])
+            follow(state, entry, hashes.get)
+            hashes[entry.seq] = entry.hash
         except LedgerRefused as error:
             faults.append(Fault("entries", number, error.message))
             return
@@ -132,66 +126,6 @@ def _check(book: Book, connection: Connection, witness: str | None, faults: list
             book.descends(connection, state, heads)
         except LedgerRefused as error:
             faults.append(Fault("witness", None, error.message))
-
-
-def check_budget(entry: Entry) -> None:
-    """Raises LedgerRefused where an open budget's units are more than its epsilon, delta and order allow.
-
-    A planned budget has no units of its own to spend: what it sets aside for other cohorts is not computed again.
-    """
-    from dptrain.accounting import ORDERS
-
-    facts = entry.facts
-    order, index = float(facts["order"]), int(facts["order_index"])
-    if not 0 <= index < len(ORDERS) or ORDERS[index] != order:
-        raise LedgerRefused(f"entry {entry.seq} grants at order {order:g}, but counts charges at another order")
-    if facts["kind"] != BudgetKind.OPEN:
-        return
-    try:
-        true = budget_units(float(facts["epsilon"]), float(facts["delta"]), order)
-    except ConfigError:
-        raise LedgerRefused(f"entry {entry.seq} has an epsilon or delta that no open budget can have") from None
-    if int(facts["units"]) > true * (1 + 1e-6):
-        raise LedgerRefused(f"entry {entry.seq} lets more than its epsilon and delta allow be spent")
-
-
-def check_grant(state: State, run: RunState) -> None:
-    """Raises LedgerRefused where a run (the newest) was granted beyond its budget or with wrong exclusions."""
-    version, plan = state.version_of(run), Plan.from_dict(run.plan)
-    if _understates(run.charge, plan):
-        raise LedgerRefused(f"entry {run.seq} states less than its plan costs")
-    budget = None if run.budget is None else state.budgets[run.budget]
-    fits = True
-    if budget is not None:
-        fits = plan.private and plan.public_size == version.public_size
-        if budget.kind == BudgetKind.OPEN:
-            fits = fits and gate.spent(state, budget) <= budget.units
-        else:
-            fits = fits and not gate.overdrawn(state, budget)
-        for other in state.cohorts[version.cohort].overlaps:
-            there = gate.carrier(state, other)
-            if there is not None and not state.is_public(other):
-                fits = fits and gate.spent(state, there) <= there.units
-    if not fits:
-        raise LedgerRefused(f"entry {run.seq} grants more than the budget of '{version.cohort}' held")
-    del state.runs[run.id]
-    barred = gate.excluded_classes(state, version, budget, run.charge, plan.steps)
-    state.runs[run.id] = run
-    if sorted(barred) != sorted(run.excluded):  # a program that began from a snapshot wrote them in another order
-        raise LedgerRefused(f"entry {run.seq} does not leave out the patients that it must")
-
-
-def _understates(charge: Charge, plan: Plan) -> bool:
-    """Whether a charge is below what the plan costs (beyond what another release of a library may change)."""
-    from dptrain.accounting import ORDERS
-
-    true = _true_charge(plan.mechanisms)
-    return any(charge.at(order, plan.steps) * (1 + 1e-6) < true.at(order, plan.steps) for order in range(len(ORDERS)))
-
-
-@functools.lru_cache(maxsize=4096)
-def _true_charge(mechanisms: tuple[Mechanism, ...]) -> Charge:
-    return charge_of(mechanisms)
 
 
 def _definitions(connection: Connection) -> list[tuple[str, ...]]:

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dptrain.models.losses import Loss
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -42,7 +44,7 @@ class _NotProved(Exception):
 class _Whole(nn.Module):
     """Network and loss: (image, label) -> [N]."""
 
-    def __init__(self, model: nn.Module, loss: Any) -> None:
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
@@ -56,7 +58,7 @@ MOST = 1 << 20
 """Records up to which a graph must hold."""
 
 
-def trace(model: nn.Module, loss: Any, image: Tensor, label: Tensor) -> Trace:
+def trace(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> Trace:
     """Follow the batch dimension through network and loss in the mode that the network is in.
 
     Args:

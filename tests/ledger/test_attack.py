@@ -133,15 +133,52 @@ def test_data_that_were_public_once_are_so_no_more(file_site: Site) -> None:
         site.ledger.admit("open", purpose="evaluate", run="x", fingerprint=first.fingerprint)
 
 
+def _forged_reserve(site: Site, run: str, **changes: Any) -> Ledger:
+    """What the training account can write with the site's key: a well-signed reserve that nobody granted."""
+    like = next(entry for entry in site.ledger.entries() if entry.kind == "reserve")
+    account = site.again()
+    with account.write() as (connection, state):
+        account.append(connection, "reserve", {**like.facts, "run": run, **changes}, like.secrets)
+        account.write_snapshot(connection, state)
+    return account
+
+
+def test_rules_are_checked_when_entries_are_read(file_site: Site) -> None:
+    """A well-signed reserve beyond the budget: nobody opens, runs or commits on such a ledger."""
+    site = file_site
+    grant = site.ledger.reserve(site.plan, COHORT, run="one", fingerprint=site.fingerprint)
+    grant.commit(2)
+    for number in range(site.capacity):
+        _forged_reserve(site, f"forged {number}")
+    acts: list[Callable[[], object]] = [
+        lambda: grant.commit(4),
+        lambda: grant.close("interrupted", 2),
+        lambda: site.ledger.status(COHORT),
+        lambda: site.again().resume("one"),
+    ]
+    for act in acts:
+        with pytest.raises(LedgerRefused, match="grants more than the budget"):
+            act()
+    with pytest.raises(LedgerRefused, match="grants more than the budget"):
+        site.again()
+    assert "grants more" in site.again_blind().verify()[0].what
+
+
 def test_an_understated_charge_is_found(file_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program with wrong mathematics, or somebody with the site's key, wrote a grant that costs too little."""
-    true = charges.charge_of(file_site.plan.mechanisms)
+    site = file_site
+    true = charges.charge_of(site.plan.mechanisms)
     small = Charge(charges.pack([number // 1000 for number in charges.unpack(true.step or "")]), None)
-    monkeypatch.setattr(charging, "charge_of", lambda _: small)
-    file_site.ledger.reserve(file_site.plan, COHORT, run="cheap", fingerprint=file_site.fingerprint)
-    monkeypatch.undo()
-    faults = file_site.again().verify()
-    assert [fault.entry for fault in faults] == [4]
+    with monkeypatch.context() as wrong:
+        wrong.setattr(charging, "charge_of", lambda _: small)
+        with pytest.raises(LedgerRefused, match="less than its plan costs"):
+            site.ledger.reserve(site.plan, COHORT, run="cheap", fingerprint=site.fingerprint)
+    site.ledger.reserve(site.plan, COHORT, run="one", fingerprint=site.fingerprint)
+    _forged_reserve(site, "cheap", charge=small.to_dict())
+    with pytest.raises(LedgerRefused, match="less than its plan costs"):
+        site.again().reserve(site.plan, COHORT, run="two", fingerprint=site.fingerprint)
+    faults = site.again().verify()
+    assert [fault.entry for fault in faults] == [5]
     assert "costs" in faults[0].what
 
 

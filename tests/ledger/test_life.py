@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from benchmarks._ledger_site import COHORT, Site, epsilon_for, make_site, people, small_plan
+from benchmarks._ledger_site import COHORT, Site, approve, epsilon_for, make_site, people, small_plan
 from dptrain import accounting
 from dptrain.errors import EXIT_REFUSED_BY_LEDGER, ConfigError, DataUnreadable, LedgerRefused
 from dptrain.ledger import Ledger, PublicDeclaration, WeightsSource, charged, default_lease, fingerprint
@@ -544,8 +544,8 @@ def test_a_release_is_recorded(site: Site) -> None:
     entry = site.ledger.record_release("one", terms, site.controller)
     assert entry.facts["purpose"] == "triage"
     before = {"run": "one", "items": ["model"], "recipient": "as it was; purpose: x", "advice": None}
-    with site.ledger.write() as (connection, _):  # an entry from before purposes had a field
-        site.ledger.append(connection, "release", before, None, site.controller)
+    with site.ledger.write() as (connection, state):  # an entry from before purposes had a field
+        site.ledger.append(connection, "release", before, None, approve(state, "release", before, site.controller))
     assert site.again().verify() == []
     with pytest.raises(LedgerRefused, match="no run"):
         site.ledger.record_release("two", public, site.controller)

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks._ledger_site import COHORT, small_plan
-from dptrain.ledger import Keys, Ledger, kinds, store
+from dptrain.ledger import Keys, Ledger, chain, kinds, store
 from dptrain.plan import Plan
 
 OLD = Path(__file__).parent / "ledger_42972b7.json"
@@ -57,7 +57,9 @@ def test_it_is_read_and_verified_bit_for_bit(old: dict[str, Any], ledger: Ledger
     assert ledger.verify() == []
     with ledger.view() as (_, state):
         now, then = json.loads(state.dump()), json.loads(old["state"])
-    now["state_version"] = then["state_version"]
+    assert list(now["approvers"]) == ["controller"]
+    assert now["approvers"]["controller"]["public"] == now["controller"]
+    now = {**{name: now[name] for name in then}, "state_version": then["state_version"]}
     for version in now["versions"]:  # what entries say since
         assert version.pop("binding") is None
     for run in now["runs"].values():
@@ -65,6 +67,15 @@ def test_it_is_read_and_verified_bit_for_bit(old: dict[str, Any], ledger: Ledger
         assert bool(run.pop("closing")) == (run["status"] != "open")
         assert [release["purpose"] for release in run.pop("releases")] in ([], ["study", None])
     assert now == then
+
+
+def test_no_earlier_program_may_go_on_with_it(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would need one signature where a rule asks for two."""
+    ledger.lock(COHORT, reason="a newer entry")
+    monkeypatch.setattr(chain, "ENTRY_VERSION", 1)
+    with ledger.write() as (connection, _):
+        ledger.append(connection, "lock", {"cohort": COHORT, "reason": "an older one"})
+    assert "earlier program" in ledger.verify()[0].what
 
 
 def test_every_kind_is_in_it_and_told_as_before(old: dict[str, Any], ledger: Ledger) -> None:

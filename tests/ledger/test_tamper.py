@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from benchmarks._ledger_site import COHORT, PASSPHRASE, Site, make_site, people
+from benchmarks._ledger_site import COHORT, PASSPHRASE, Site, approve, make_site, people
 from dptrain.errors import LedgerRefused
 from dptrain.ledger import Controller, Keys, Ledger, book, chain
+from dptrain.ledger.approvals import Approval
 from tests.ledger.conftest import Home
 
 
@@ -129,7 +130,7 @@ def test_any_flipped_bit_in_the_file_is_found_or_means_nothing(copied: Site, rng
         ("UPDATE entries SET countersignature = signature WHERE kind = 'budget'", 3),
         ("UPDATE entries SET kind = 'gift' WHERE seq = 6", 6),
         ("UPDATE entries SET body = CAST(body AS BLOB) WHERE seq = 6", 6),
-        ("UPDATE entries SET version = 2 WHERE seq = 6", 6),
+        ("UPDATE entries SET version = 3 WHERE seq = 6", 6),
         ("DELETE FROM patients WHERE key = (SELECT min(key) FROM patients)", None),
         ("DELETE FROM records", None),
         ("DELETE FROM head", 11),
@@ -155,7 +156,7 @@ def test_removed_reordered_or_altered(copied: Site, damage: str, entry: int | No
         "UPDATE entries SET body = CAST(body AS BLOB) WHERE seq = 10",
         "UPDATE entries SET signature = hash WHERE seq = 10",
         "UPDATE entries SET kind = 'gift' WHERE seq = 10",
-        "UPDATE entries SET version = 2 WHERE seq = 10",
+        "UPDATE entries SET version = 1 WHERE seq = 10",
         "DELETE FROM head",
         "UPDATE head SET seq = seq + 1",
         "UPDATE head SET hash = randomblob(32)",
@@ -210,8 +211,8 @@ def test_a_forged_budget_is_found_by_name(copied: Site) -> None:
     real = copied.ledger.entries()[2]
     assert real.kind == "budget"
     forged = {**real.facts, "epsilon": 50.0, "units": real.facts["units"] * 10, "changes": 3}
-    with copied.ledger.write() as (connection, _):
-        copied.ledger.append(connection, "budget", forged, None, forger)
+    with copied.ledger.write() as (connection, state):
+        copied.ledger.append(connection, "budget", forged, None, approve(state, "budget", forged, forger))
     faults = copied.ledger.verify()
     assert faults[0].entry == 11
     assert "forged" in faults[0].what
@@ -236,12 +237,13 @@ def test_a_signed_budget_whose_units_its_terms_do_not_allow(
 ) -> None:
     """A program with wrong mathematics, or somebody with all the keys, signed more than (epsilon, delta) holds."""
     real = copied.ledger.entries()[2]
-    with copied.ledger.write() as (connection, _):
-        copied.ledger.append(connection, "budget", {**real.facts, "changes": 3}, None, copied.controller)
+    with copied.ledger.write() as (connection, state):
+        same = {**real.facts, "changes": 3}
+        copied.ledger.append(connection, "budget", same, None, approve(state, "budget", same, copied.controller))
     assert copied.ledger.verify() == []
     forged = {**real.facts, **change(real.facts), "changes": 3}
-    with copied.ledger.write() as (connection, _):
-        copied.ledger.append(connection, "budget", forged, None, copied.controller)
+    with copied.ledger.write() as (connection, state):
+        copied.ledger.append(connection, "budget", forged, None, approve(state, "budget", forged, copied.controller))
     copied.ledger.lock(COHORT, reason="a later entry")
     faults = copied.again().verify()
     assert [fault.entry for fault in faults] == [12]
@@ -249,21 +251,26 @@ def test_a_signed_budget_whose_units_its_terms_do_not_allow(
     assert what in faults[0].what
 
 
-def test_a_signature_cannot_be_moved_to_another_place(copied: Site) -> None:
-    """The controller signs a place in the chain: an old grant cannot be played again."""
+def test_a_decision_is_applied_once(copied: Site) -> None:
+    """It carries a nonce: what was signed once cannot be played again."""
+    body = {"cohort": COHORT, "reason": "settled"}
+    copied.ledger.unlock(COHORT, reason="settled", controller=copied.controller)
+    approval = Approval.from_bytes(copied.ledger.entries()[-1].countersignature or b"")
+    with copied.ledger.write() as (connection, _):
+        copied.ledger.append(connection, "unlock", body, None, approval)
+    faults = copied.ledger.verify()
+    assert (faults[0].entry, "applied before, by entry 11" in faults[0].what) == (12, True)
+    with pytest.raises(LedgerRefused, match="applied before"):
+        Ledger.open(copied.place, copied.keys)
+
+
+def test_a_signature_cannot_be_moved_to_another_budget(copied: Site) -> None:
+    """The controller signs the body: more cannot be made of it."""
     real = copied.ledger.entries()[2]
-    with copied.ledger.write() as (connection, state):
-        entry = chain.make_entry(
-            copied.keys, state.seq + 1, bytes.fromhex(state.hash), "budget", real.facts, {}, copied.controller
-        )
-        import sqlalchemy as sa
-
-        from dptrain.ledger import store
-
-        replayed = {**vars(entry), "countersignature": real.countersignature}
-        connection.execute(sa.insert(store.entries), replayed)
-        connection.execute(sa.update(store.head).values(seq=entry.seq, hash=entry.hash))
-    assert copied.ledger.verify()[0].entry == 11
+    approval = Approval.from_bytes(real.countersignature or b"")
+    with copied.ledger.write() as (connection, _):
+        copied.ledger.append(connection, "budget", {**real.facts, "changes": 3}, None, approval)
+    assert "altered" in copied.ledger.verify()[0].what
 
 
 # -- rollback and forks --------------------------------------------------------------------------------------------
@@ -409,11 +416,11 @@ def test_what_the_program_does_not_know_it_does_not_grant(
     like = last.get(kind)
     body = {**(like.facts if like and kind != "commit" else {}), **change}
     sealed = like.secrets if like else {}
-    monkeypatch.setattr(book, "apply", lambda state, entry: setattr(state, "seq", entry.seq))
-    controller = copied.controller if kind == "budget" else None
-    with copied.ledger.write() as (connection, _):
-        copied.ledger.append(connection, kind, body, sealed, controller)
-    monkeypatch.undo()
+    with copied.ledger.write() as (connection, state):
+        approval = approve(state, kind, body, copied.controller) if kind == "budget" else None
+        monkeypatch.setattr(book, "apply", lambda state, entry: setattr(state, "seq", entry.seq))
+        copied.ledger.append(connection, kind, body, sealed, approval)
+        monkeypatch.undo()
     with pytest.raises(LedgerRefused, match=what):
         Ledger.open(copied.place, copied.keys)
     assert copied.ledger.verify()[0].entry == 11
@@ -422,7 +429,7 @@ def test_what_the_program_does_not_know_it_does_not_grant(
 def test_infinity_is_no_entry(copied: Site) -> None:
     body = {**copied.ledger.entries()[2].facts, "epsilon": float("inf")}
     with pytest.raises(ValueError, match="JSON"), copied.ledger.write() as (connection, _):
-        copied.ledger.append(connection, "budget", body, None, copied.controller)
+        copied.ledger.append(connection, "budget", body)
     with pytest.raises(LedgerRefused, match="damaged"):
         chain.read_json('{"epsilon": Infinity}')
     assert copied.ledger.verify() == []

@@ -8,7 +8,7 @@ from dptrain.errors import LedgerRefused
 from dptrain.ledger.face import Ledger
 from dptrain.ledger.keys import Controller, Keys
 from dptrain.ledger.places import open_ledger
-from dptrain.ledger.status import BudgetStatus, CohortStatus, promise, steps
+from dptrain.ledger.status import BudgetStatus, CohortStatus, epsilon_in_words, steps
 from dptrain.terminal import secrets
 from dptrain.terminal.output import Output, number
 from dptrain.terminal.words import Words, suggest
@@ -75,7 +75,8 @@ def show_one(status: CohortStatus, out: Output) -> None:
 
 def _show_budget(status: CohortStatus, budget: BudgetStatus, out: Output) -> None:
     """What was granted, spent and left of one budget, and the use that was declared or forecast."""
-    out.say(f"  granted    {promise(status, budget.epsilon, budget=budget)}, {budget.kind}, {budget.date[:10]}")
+    granted = epsilon_in_words(status, budget.epsilon, budget=budget)
+    out.say(f"  granted    {granted}, {budget.kind}, {budget.date[:10]}")
     out.say(f"             reason: {budget.reason}" + (f"; advice: {budget.advice}" if budget.advice else ""))
     what = "its RDP" if budget.kind == BudgetKind.OPEN else "its declared mechanisms"
     out.say(
