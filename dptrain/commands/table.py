@@ -17,6 +17,7 @@ from dptrain.commands.ledger.keys import BACKUP, INIT, KEYGEN, MIGRATE, ROTATE
 from dptrain.commands.ledger.look import HEADS, HISTORY, SHOW, VERIFY
 from dptrain.commands.ledger.steward import CLOSE, LOCK, REGISTER, WITHDRAW
 from dptrain.commands.plan import PLAN
+from dptrain.commands.predict import PREDICT
 from dptrain.commands.rehearse import REHEARSE
 from dptrain.commands.release import RELEASE
 from dptrain.commands.report import REPORT, REPORT_LEDGER, REPORT_VERIFY
@@ -28,7 +29,7 @@ from dptrain.terminal.words import suggest
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        PLAN, REHEARSE, CHECK, TRAIN, EVALUATE, AUDIT,
+        PLAN, REHEARSE, CHECK, TRAIN, EVALUATE, PREDICT, AUDIT,
         REPORT, REPORT_LEDGER, REPORT_VERIFY, RELEASE,
         LEDGER, INIT, KEYGEN, REGISTER, BUDGET, WEIGHTS, SHOW, HISTORY, VERIFY, HEADS,
         LOCK, UNLOCK, PERMIT, WITHDRAW, CLOSE, ROTATE, BACKUP, MIGRATE,

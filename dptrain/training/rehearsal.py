@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from dptrain.training.evaluate import auroc
 from dptrain.training.scoring import dice_scores
 from dptrain.training.step import PrivateStep
 from dptrain.vocabulary import Activation, Labels, task_spec
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 RECORDS = 384  # made-up records at most; a third of them validate
 CURVE = 12  # points of the validation curve
@@ -224,11 +228,9 @@ def metric_of(settings: Settings, logits: Tensor, label: Tensor) -> float:
     return float(np.mean(defined)) if defined else math.nan
 
 
-def _describe(board: object, settings: Settings, plan: Plan, image: Tensor) -> None:
+def _describe(board: SummaryWriter, settings: Settings, plan: Plan, image: Tensor) -> None:
     """Hyperparameters as a table, and made-up records as pictures (the middle slice of a volume)."""
-    from torch.utils.tensorboard import SummaryWriter
 
-    assert isinstance(board, SummaryWriter)
     values = {
         "name": settings.name,
         "model": settings.model.network.get("_target_"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
 import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dptrain import models
@@ -28,26 +28,28 @@ MEASURED = "measured.json"
 
 def rehearse(call: Call) -> int:
     """Rehearse; touches no data and charges nothing."""
-    until = time.monotonic() + call.words["seconds"]
+    size, seconds, out_folder = (call.words[name] for name in ("public_size", "seconds", "out"))
+    until = time.monotonic() + seconds
     settings = load(call.settings)
     check_chunk(settings)
-    plan = make_plan(settings.privacy, public_size=_size(call, settings), unit=settings.data.unit)
+    plan = make_plan(settings.privacy, public_size=_size(size, settings), unit=settings.data.unit)
     network = build_network(settings)
     models.refuse(check_run(settings, network))
     name = re.sub(r"[^\w.-]", "_", settings.name)
-    folder = Path(call.words["out"] or f"runs/rehearsal-{name}")
+    folder = Path(out_folder or f"runs/rehearsal-{name}")
     result = rehearse_run(settings, plan, network, folder, until=until)
     out = Output(as_json=call.as_json)
     expected = measured(call.settings, settings.privacy.target_epsilon)
-    out.give({**dataclasses.asdict(result), "plan": plan.to_dict(), "tensorboard": str(folder), "measured": expected})
+    told = [replace(row, epsilon=min(row.epsilon, 1e308)) for row in expected]  # JSON has no infinity
+    out.give({**asdict(result), "plan": plan.to_dict(), "tensorboard": str(folder), "measured": told})
     _say(out, result, plan, folder, expected)
     return EXIT_DONE
 
 
-def _size(call: Call, settings: Settings) -> int:
+def _size(given: int | None, settings: Settings) -> int:
     """N as it was given, or as the ledger declares it."""
-    if call.words["public_size"] is not None:
-        return int(call.words["public_size"])
+    if given is not None:
+        return given
     try:
         return open_status(settings)[2].public_size
     except LedgerRefused:
@@ -57,21 +59,29 @@ def _size(call: Call, settings: Settings) -> int:
         ) from None
 
 
-def measured(words: tuple[str, ...], epsilon: float) -> list[dict[str, float | str]]:
-    """What was measured with a recipe on its public data at the two nearest epsilons, from its committed table."""
+@dataclass(frozen=True)
+class Measured:
+    """A row of a recipe's committed table: the mean of a metric over seeds; epsilon is inf without privacy."""
+
+    epsilon: float
+    metric: str
+    value: float
+    seeds: int
+
+
+def measured(words: tuple[str, ...], epsilon: float) -> list[Measured]:
+    """What was measured with a recipe on its public data at the two nearest epsilons, and without privacy."""
     recipe = next((str(one.value()) for one in read_overrides(words) if one.key_or_group == "recipe"), None)
-    if recipe is None or recipe not in recipe_folders():
+    table = None if recipe is None or recipe not in recipe_folders() else recipe_folders()[recipe] / MEASURED
+    if table is None or not table.is_file():
         return []
-    table = recipe_folders()[recipe] / MEASURED
-    if not table.is_file():
-        return []
-    rows: list[dict[str, float | str]] = json.loads(table.read_text(encoding="utf-8"))["rows"]
-    finite = [row for row in rows if row["epsilon"] != "inf"]
-    nearest = sorted(finite, key=lambda row: abs(math.log(float(row["epsilon"]) / min(epsilon, 1e6))))[:2]
-    return sorted(nearest, key=lambda row: float(row["epsilon"])) + [row for row in rows if row["epsilon"] == "inf"]
+    rows = [Measured(**{**row, "epsilon": float(row["epsilon"])}) for row in json.loads(table.read_text())["rows"]]
+    private = [row for row in rows if math.isfinite(row.epsilon)]
+    nearest = sorted(private, key=lambda row: abs(math.log(row.epsilon / min(epsilon, 1e6))))[:2]
+    return [row for row in rows if row in nearest or not math.isfinite(row.epsilon)]
 
 
-def _say(out: Output, result: Rehearsal, plan: Plan, folder: Path, expected: list[dict[str, float | str]]) -> None:
+def _say(out: Output, result: Rehearsal, plan: Plan, folder: Path, expected: list[Measured]) -> None:
     rows = [(str(step), f"{value:.3f}") for step, value in result.curve]
     out.table("On held-out made-up records", ("after step", result.metric), rows, right=(0, 1))
     cut = "" if result.steps == plan.steps else f" ({result.steps} taken here; seconds=… gives more)"
@@ -83,7 +93,7 @@ def _say(out: Output, result: Rehearsal, plan: Plan, folder: Path, expected: lis
     if expected:
         out.say("\nMeasured with this recipe on its public test patients (mean of seeds):")
         for row in expected:
-            out.say(f"  epsilon {row['epsilon']!s:>4}: {row['metric']} {float(row['value']):.3f}")
+            out.say(f"  epsilon {row.epsilon!s:>4}: {row.metric} {row.value:.3f}")
     out.say(f"\nCurves, pictures and settings: tensorboard --logdir {folder}")
     out.say("Nothing was read and nothing charged: the curve tells of code, noise and settings, not of patients.")
 
