@@ -65,6 +65,7 @@ class Ledger(Book):
     withdraw = registry.withdraw
     in_a_cohort = registry.in_a_cohort
     steward = registry.steward
+    forecast_of = registry.forecast_of
 
     budget = decisions.budget
     declare_weights = decisions.declare_weights
