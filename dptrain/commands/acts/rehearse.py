@@ -12,10 +12,11 @@ from pathlib import Path
 from dptrain import models
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError, LedgerRefused
-from dptrain.models.check import check as check_run
 from dptrain.models.network import build_network
+from dptrain.models.preflight import check_outputs
 from dptrain.plan import Plan
 from dptrain.settings import Settings, load
+from dptrain.settings.data import shape_of
 from dptrain.settings.overrides import read_overrides
 from dptrain.settings.places import recipe_folders
 from dptrain.terminal.output import Output
@@ -34,7 +35,9 @@ def rehearse(call: Call) -> int:
     check_chunk(settings)
     plan = make_plan(settings.privacy, public_size=_size(size, settings), unit=settings.data.unit)
     network = build_network(settings)
-    models.refuse(check_run(settings, network))
+    models.refuse(
+        check_outputs(network.whole, shape_of(settings.data), settings.data.task, classes=len(settings.data.classes))
+    )
     name = re.sub(r"[^\w.-]", "_", settings.name)
     folder = Path(out_folder or f"runs/rehearsal-{name}")
     result = rehearse_run(settings, plan, network, folder, until=until)
