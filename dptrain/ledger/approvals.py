@@ -218,3 +218,8 @@ def fault_of_decision(
 def day_of(state: State, time: str) -> str:
     """The day by the newest time that anybody wrote: a clock that is set back makes nothing valid again."""
     return max(state.time, time)[:10]
+
+
+def over(last_day: str | None, day: str) -> bool:
+    """Whether a last day has passed on this day."""
+    return last_day is not None and day > last_day

@@ -70,7 +70,9 @@ class Ledger(Book):
     budget = decisions.budget
     declare_weights = decisions.declare_weights
     permit = decisions.permit
+    revoke = decisions.revoke
     record_release = decisions.record_release
+    name_controller = decisions.name_controller
     name_approver = decisions.name_approver
     set_rule = decisions.set_rule
     lock = decisions.lock
@@ -92,6 +94,7 @@ class Ledger(Book):
     entries = looking.entries
     signed_by = looking.signed_by
     approvers = looking.approvers
+    controller = looking.controller
 
     rotate_site_key = rotation.rotate_site_key
     rotate_controller_key = rotation.rotate_controller_key

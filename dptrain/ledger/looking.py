@@ -123,6 +123,12 @@ def approvers(book: Book) -> list[Approver]:
         return sorted(state.approvers.values(), key=lambda approver: approver.seq)
 
 
+def controller(book: Book) -> dict[str, str | None] | None:
+    """The controller of the processing: name, represented_by, contact; None where nobody named it."""
+    with book.view() as (_, state):
+        return None if state.person is None else dict(state.person)
+
+
 def signed_by(book: Book, entry: Entry) -> list[str]:
     """Who signed an entry beside the site, by name and role as the ledger knows them now, or knew them last."""
     if entry.countersignature is None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from dptrain.accounting.units import INFINITE_UNITS
 from dptrain.errors import LedgerRefused
+from dptrain.files import utc_now
 from dptrain.ledger import gate, status
+from dptrain.ledger.approvals import day_of, over
 from dptrain.ledger.charges import Charge
 from dptrain.ledger.facts import GateFacts, WeightsSource
 from dptrain.ledger.state import Budget, RunState, State, Version
@@ -139,8 +141,13 @@ def afford(state: State, version: Version, plan: Plan, charge: Charge) -> Budget
     require_open(state, version)
     if ungated(state, version):
         return None
-    budget = gate.choose(state, version, plan, charge)
+    day = day_of(state, utc_now())
+    budget = gate.choose(state, version, plan, charge, day)
     if budget is None:
+        budgets = [state.budgets[number] for number in state.cohorts[name].budgets]
+        if all(over(one.last_day, day) for one in budgets):
+            ended = max(str(one.last_day) for one in budgets)
+            raise refusal(state, name, f"The budget of '{name}' was granted until {ended}, which is over.")
         raise refusal(state, name, too_much(state, name, plan, charge))
     others = [state.budgets[number].delta for number in state.cohorts[name].budgets if number != budget.id]
     gate.check_delta(budget.delta, version.public_size, name, others)
@@ -223,7 +230,10 @@ def basis(state: State, version: Version, purpose: str, held: RunState | None, r
         )
     if not gate.locked(state, name):
         return Basis.OPEN, None
+    day = day_of(state, utc_now())
     for permit in state.permits.values():
+        if permit.withdrawn or over(permit.last_day, day):
+            continue
         if permit.cohort == name and permit.purpose == purpose and permit.run in (None, run):
             if not permit.used:
                 return Basis.PERMIT, permit.id

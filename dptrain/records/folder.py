@@ -33,6 +33,8 @@ class RunFolder:
         self.restricted_tensorboard = self.restricted / "tensorboard"
         self.audit = self.restricted / "audit"
         self.audit_json = self.audit / "audit.json"
+        self.attack = self.restricted / "attack"
+        self.attack_json = self.attack / "attack.json"
         self.restricted_report = self.restricted / "report"
         self.access_log = self.restricted / "access.log"
         self.notes = self.restricted / "notes.txt"
