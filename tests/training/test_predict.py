@@ -54,7 +54,7 @@ def test_a_folder_and_a_manifest_get_their_answers(
     listed = tmp_path / "list.csv"
     listed.write_text(f"path,ward\n{site.folder / 'images' / rows[0]['file']},north\nnone.png,south\n")
     capsys.readouterr()
-    words = [f"run={run / 'model'}", f"input={listed}", "column=path", f"out={out}"]
+    words = [f"run={RunFolder(run).model}", f"input={listed}", "column=path", f"out={out}"]
     assert cli.main(["predict", *words]) == 0
     assert [(row["ward"], row["status"]) for row in rows_of(out)] == [("north", OK), ("south", REFUSED)]
     assert "does not exist" in capsys.readouterr().out
