@@ -141,7 +141,7 @@ def _warning(name: str, facts: Facts, t: Language) -> Block:
         status=t.known("status", facts.run.status),
         files=t.listing([t.known("file", key) for key in facts.mismatches]),
         checks=" · ".join(failed),
-        withheld=t.integer(len(audit.withheld) - len(audit.extrapolated) if audit else 0),
+        withheld=t.integer(len(audit.missing) if audit else 0),
     )
     return {"tone": "bad" if name in BAD else "warn", "title": t(f"warning.{name}"), "text": text}
 
