@@ -40,7 +40,7 @@ def material(epsilon: float) -> Any:
 
 
 def leak(epsilon: float) -> float:
-    """μ of the Gaussian mechanism that is (epsilon, DELTA)-private and no better (Dong, Roth, Su 2022, corollary 1)."""
+    """μ of the Gaussian mechanism that is just (epsilon, DELTA)-private (Dong, Roth, Su 2022, corollary 1)."""
 
     def excess(mu: float) -> float:
         return float(norm.cdf(-epsilon / mu + mu / 2) - np.exp(epsilon) * norm.cdf(-epsilon / mu - mu / 2)) - DELTA

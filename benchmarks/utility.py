@@ -177,8 +177,6 @@ def trials(*, quick: bool, wanted: Sequence[str]) -> list[Trial]:
     )
     small = (
         "model=small_cnn",
-        "~model.network.root_features",  # the recipe's words for the other network
-        "~model.network.projection",
         "data.image_shape=[1,32,32]",
         "data.transforms.0.spatial_size=[32,32]",
         "model.train=all",

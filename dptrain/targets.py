@@ -83,6 +83,22 @@ def arguments_of(node: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **given}
 
 
+INIT = "__init__"
+
+
+def _not_taken(target: Callable[..., Any], values: Mapping[str, Any]) -> list[str]:
+    """Names of arguments that a target, or the classes that it hands the rest to, have no place for."""
+    mro = target.__mro__ if isinstance(target, type) else ()
+    takers = [vars(kind)[INIT] for kind in mro if INIT in vars(kind)] or [target]
+    taken: set[str] = set()
+    for taker in takers:
+        parameters = inspect.signature(taker).parameters
+        taken |= set(parameters)
+        if all(one.kind is not inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+            return [name for name in values if name not in taken]
+    return []
+
+
 def instantiate(node: object, remedy: str | None = None) -> Any:
     """Build what `_target_` names, arguments first; lists and plain values come back as they are.
 
@@ -96,10 +112,17 @@ def instantiate(node: object, remedy: str | None = None) -> Any:
     values = {key: instantiate(value, remedy) for key, value in node.items() if key not in ("_target_", "_partial_")}
     if "_target_" not in node:
         return values
-    called = locate(str(node["_target_"]))
+    target = str(node["_target_"])
+    called = locate(target)
+    unknown = _not_taken(called, values)
+    if unknown:
+        raise ConfigError(
+            f"{target} does not take {', '.join(unknown)} (set here, or by the network that was chosen before).",
+            remedy=f"Leave out: {' '.join(f'~model.network.{name}' for name in unknown)}",
+        )
     if node.get("_partial_"):
         return partial(called, **values)
     try:
         return called(**values)
     except TypeError as error:
-        raise ConfigError(f"{node['_target_']} does not take these arguments: {error}.", remedy=remedy) from None
+        raise ConfigError(f"{target} does not take these arguments: {error}.", remedy=remedy) from None

@@ -85,7 +85,6 @@ CEILINGS = {
 LONG = {
     "audit.run._audit": "the stages of an audit under one leave, and how each of them can end",
     "engine.views._attention": "torch's own function of 25 arguments, branch for branch",
-    "ledger.verify._check": "faults in the order in which a reader meets them: each check rests on those before it",
 }
 # Circles that are still to go: none may be added, and one that is gone goes off the list.
 KNOWN_CIRCLES: list[set[str]] = []

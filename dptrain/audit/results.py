@@ -124,16 +124,16 @@ def summarise(
     trained = np.ones(len(patient), dtype=bool) if trained is None else trained
     count = member.shape[1]
     records = np.bincount(patient[trained], minlength=count)
-    good, told = patients.measurable(scores)
+    good, finite = patients.measurable(scores)
     audit = Audit(
         models=len(scores),
         references=int(good.sum()),
         patients=count,
-        not_finite=NotFinite(models=int(np.sum(~good)), records=int(np.sum(~told))),
+        not_finite=NotFinite(models=int(np.sum(~good)), records=int(np.sum(~finite))),
         tpr_at={},
         groups={},
     )
-    scores, member, patient, trained = scores[good][:, told], member[good], patient[told], trained[told]
+    scores, member, patient, trained = scores[good][:, finite], member[good], patient[finite], trained[finite]
     models = len(scores)
     if models < FEWEST:
         return _nothing(audit, count, config)
@@ -211,8 +211,7 @@ def _exposure(attacked: Attacked, config: AuditConfig) -> Json:
     )
     said: Json = {
         "true_auc": tuple(
-            TrueShare(auc=value, low=low, high=high)
-            for value, (low, high) in zip(TRUE_AT_LEAST, shares, strict=True)
+            TrueShare(auc=value, low=low, high=high) for value, (low, high) in zip(TRUE_AT_LEAST, shares, strict=True)
         ),
         "smallest_seen": SmallestSeen(trace=trace, exposed=exposed),
     }
@@ -365,15 +364,17 @@ def _new_scan(
     """Is a patient recognised by a record that no model was trained on?"""
     auc = np.full(member.shape[1], np.nan)
     fresh = ~trained
-    who = np.unique(patient[fresh])
-    if who.size < config.small_cell:
+    persons = np.unique(patient[fresh])
+    if persons.size < config.small_cell:
         return None, auc
-    position = np.searchsorted(who, patient[fresh])
-    evidence, fold = patients.crossfit(scores[:, fresh], member[:, who], position, attack=config.attack, task=task)
-    auc[who] = statistics.fold_auc(evidence, member[:, who], fold)
-    low, high = statistics.mean_interval(statistics.fold_auc, evidence, member[:, who], fold)
+    position = np.searchsorted(persons, patient[fresh])
+    evidence, fold = patients.crossfit(
+        scores[:, fresh], member[:, persons], position, attack=config.attack, task=task
+    )
+    auc[persons] = statistics.fold_auc(evidence, member[:, persons], fold)
+    low, high = statistics.mean_interval(statistics.fold_auc, evidence, member[:, persons], fold)
     mean = number_of(np.nanmean(auc))
-    return NewScan(auc=mean, low=number_of(low), high=number_of(high), patients=int(who.size)), auc
+    return NewScan(auc=mean, low=number_of(low), high=number_of(high), patients=int(persons.size)), auc
 
 
 def number_of(value: float | np.floating) -> float | None:

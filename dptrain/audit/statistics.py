@@ -143,18 +143,18 @@ def auc_p_values(area: Area) -> Array:
     rounded down.
     """
     result = np.full(area.auc.shape, np.nan)
-    known = ~np.isnan(area.auc)
+    defined = ~np.isnan(area.auc)
     pairs = area.inside * area.outside
-    exact = known & (pairs.max(axis=0, initial=0) <= EXACT_UP_TO)
+    exact = defined & (pairs.max(axis=0, initial=0) <= EXACT_UP_TO)
     small = np.minimum(area.inside, area.outside)
     large = np.maximum(area.inside, area.outside)
     keys: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for p in np.flatnonzero(exact):
         sizes = tuple(sorted((int(a), int(b)) for a, b in zip(small[:, p], large[:, p], strict=True) if a > 0))
         keys.setdefault(sizes, []).append(int(p))
-    for sizes, who in keys.items():
-        result[who] = _tail(sizes)[np.floor(area.wins[who] + 1e-9).astype(int)]
-    rest = known & ~exact
+    for sizes, persons in keys.items():
+        result[persons] = _tail(sizes)[np.floor(area.wins[persons] + 1e-9).astype(int)]
+    rest = defined & ~exact
     if rest.any():
         m, n = area.inside[:, rest], area.outside[:, rest]
         spread = np.sqrt(np.sum(m * n * (m + n + 1) / 12, axis=0))
@@ -219,10 +219,10 @@ def benjamini_hochberg(p_values: Array, *, arbitrary_dependence: bool = False) -
     NaN stays NaN and does not count.
     """
     result = np.full(np.shape(p_values), np.nan)
-    known = np.flatnonzero(~np.isnan(p_values))
-    if known.size == 0:
+    tested = np.flatnonzero(~np.isnan(p_values))
+    if tested.size == 0:
         return result
-    order = known[np.argsort(p_values[known], kind="stable")]
+    order = tested[np.argsort(p_values[tested], kind="stable")]
     total = order.size
     factor = float(np.sum(1 / np.arange(1, total + 1))) if arbitrary_dependence else 1.0
     raw = p_values[order] * total * factor / np.arange(1, total + 1)
@@ -352,8 +352,8 @@ def _counted_tpr(evidence: Array, member: np.ndarray, fold: np.ndarray, fpr: flo
     for compared in _folds(fold, member):
         above, outside = _inside_above(evidence, compared & member, compared & ~member)
         rank = fpr * (outside + 1)
-        whole = np.floor(rank + 1e-9).astype(int)
-        hits += (1 - (rank - whole)) * above(whole) + (rank - whole) * above(whole + 1)
+        floor = np.floor(rank + 1e-9).astype(int)
+        hits += (1 - (rank - floor)) * above(floor) + (rank - floor) * above(floor + 1)
         few |= compared.any(axis=0) & (outside < 1 / fpr - 1e-9)
     return hits / np.maximum(member.sum(axis=0), 1), few
 
@@ -380,9 +380,9 @@ def verdicts(exposed: np.ndarray, traced: np.ndarray, auc_high: Array, *, tolera
 
 def pooled_roc(evidence: Array, member: np.ndarray, points: int = 200) -> tuple[Array, Array]:
     """(fpr, tpr) of one threshold for all patients and models, at `points` false-positive rates."""
-    known = ~np.isnan(evidence)
-    inside = np.sort(evidence[known & member])
-    outside = np.sort(evidence[known & ~member])
+    defined = ~np.isnan(evidence)
+    inside = np.sort(evidence[defined & member])
+    outside = np.sort(evidence[defined & ~member])
     grid = np.unique(np.concatenate([[0.0, 1.0], np.geomspace(1e-3, 1, points // 2), np.linspace(0, 1, points // 2)]))
     if inside.size == 0 or outside.size == 0:
         return grid, np.full(grid.shape, np.nan)
@@ -411,11 +411,11 @@ def mean_interval(
         evidence, member: [M, P]; fold: [M] or [M, P].
     """
     values = statistic(evidence, member, fold)
-    known = np.flatnonzero(~np.isnan(values))
-    if known.size < 2:
+    defined = np.flatnonzero(~np.isnan(values))
+    if defined.size < 2:
         return math.nan, math.nan
-    mean = float(values[known].mean())
-    some = known[:: max(1, known.size // JACKKNIFE_PATIENTS)]
+    mean = float(values[defined].mean())
+    some = defined[:: max(1, defined.size // JACKKNIFE_PATIENTS)]
     number = min(JACKKNIFE_GROUPS, len(fold))
     group = np.arange(len(fold)) % number
     left = [group != g for g in range(number)]
@@ -427,14 +427,14 @@ def mean_interval(
         both = (number - 1) ** 2 / number * np.var(without.mean(axis=1), ddof=1)
         alone = (number - 1) ** 2 / number * np.var(without, axis=0, ddof=1).mean() / without.shape[1]
         shared = max(0.0, float(both - alone))
-    spread = math.sqrt(float(values[known].var(ddof=1)) / known.size + shared)
+    spread = math.sqrt(float(values[defined].var(ddof=1)) / defined.size + shared)
     half = float(student.isf((1 - level) / 2, number - 1)) * spread
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def survival(auc: Array, grid: Sequence[float]) -> list[float]:
     """Share of patients whose AUC is at least each value of the grid."""
-    known = np.sort(auc[~np.isnan(auc)])
-    if known.size == 0:
+    defined = np.sort(auc[~np.isnan(auc)])
+    if defined.size == 0:
         return [math.nan for _ in grid]
-    return [float(1 - np.searchsorted(known, value - 1e-12) / known.size) for value in grid]
+    return [float(1 - np.searchsorted(defined, value - 1e-12) / defined.size) for value in grid]

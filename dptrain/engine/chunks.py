@@ -53,6 +53,6 @@ def filled(values: Tensor, rows: int, with_: float = 0) -> Tensor:
     missing = rows - len(values)
     if missing <= 0:
         return values
-    whole = values.new_full((rows, *values.shape[1:]), with_)
-    whole[: len(values)] = values
-    return whole
+    padded = values.new_full((rows, *values.shape[1:]), with_)
+    padded[: len(values)] = values
+    return padded

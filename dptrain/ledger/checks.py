@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import unicodedata
 from collections.abc import Mapping
+from datetime import date
 
 from dptrain.errors import ConfigError
 
@@ -57,6 +58,16 @@ def check_hashes(what: str, hashes: Mapping[str, str]) -> None:
     for name, sha256 in hashes.items():
         check_name(what, name)
         check_sha(sha256)
+
+
+def check_day(day: str | None) -> None:
+    """Raises ConfigError for what is no date."""
+    try:
+        good = day is None or str(date.fromisoformat(day)) == day
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ConfigError(f"'{day}' is no day: write it as 2027-12-31.")
 
 
 def check_patient_key(key: bytes) -> None:

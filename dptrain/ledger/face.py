@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from dptrain.ledger import charging, decisions, founding, looking, registry, rotation, store, verify
+from dptrain.ledger import charging, decisions, evidence, founding, looking, registry, rotation, store, verify
 from dptrain.ledger.book import Book
 from dptrain.ledger.keys import Keys
 
@@ -65,11 +65,14 @@ class Ledger(Book):
     withdraw = registry.withdraw
     in_a_cohort = registry.in_a_cohort
     steward = registry.steward
+    forecast_of = registry.forecast_of
 
     budget = decisions.budget
     declare_weights = decisions.declare_weights
     permit = decisions.permit
+    revoke = decisions.revoke
     record_release = decisions.record_release
+    name_controller = decisions.name_controller
     name_approver = decisions.name_approver
     set_rule = decisions.set_rule
     lock = decisions.lock
@@ -86,11 +89,13 @@ class Ledger(Book):
     head = looking.head
     run = looking.run
     bound = looking.bound
+    evidence = evidence.evidence
     binding = looking.binding
     weights = looking.weights
     entries = looking.entries
     signed_by = looking.signed_by
     approvers = looking.approvers
+    controller = looking.controller
 
     rotate_site_key = rotation.rotate_site_key
     rotate_controller_key = rotation.rotate_controller_key

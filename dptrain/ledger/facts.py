@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dptrain.ledger.chain import SignedHead
 from dptrain.plan import Mechanism
+from dptrain.vocabulary import BudgetKind
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,20 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetTerms:
+    """What the controller decides about a budget; :meth:`Ledger.budget` says what each value means."""
+
+    epsilon: float
+    reason: str
+    forecast: tuple[Mechanism, ...] = ()
+    delta: float | None = None
+    kind: str = BudgetKind.OPEN
+    minimum_charge: float | None = None
+    advice: str | None = None
+    last_day: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReleaseTerms:
     """What the controller decides when results leave the house.
 
@@ -91,6 +106,7 @@ class ReleaseTerms:
         accept_exposed: the share of patients exposed by the audit that the controller signs for, 0 to 1.
         without_audit, without_advice: why there is no audit, no advice of the data protection officer.
         accepted: open checks that the controller accepts, by name.
+        last_day: YYYY-MM-DD until which the recipient may use it; binds honest recipients only.
     """
 
     items: tuple[str, ...]
@@ -103,6 +119,7 @@ class ReleaseTerms:
     without_audit: str | None = None
     without_advice: str | None = None
     accepted: tuple[str, ...] = ()
+    last_day: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

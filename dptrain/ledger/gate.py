@@ -27,6 +27,7 @@ from collections.abc import Iterable, Sequence
 
 from dptrain.accounting.units import from_units
 from dptrain.errors import ConfigError, LedgerRefused
+from dptrain.ledger.approvals import over
 from dptrain.ledger.charges import Charge
 from dptrain.ledger.state import Budget, PatientClass, RunState, State, Version
 from dptrain.plan import Mechanism, Plan
@@ -160,14 +161,16 @@ def reserved(state: State, cohort: str) -> list[RunState]:
     return waiting if left >= max(1, carrying.minimum_units) else []
 
 
-def choose(state: State, version: Version, plan: Plan, charge: Charge) -> Budget | None:
+def choose(state: State, version: Version, plan: Plan, charge: Charge, day: str) -> Budget | None:
     """The budget that pays for a plan: a planned one that declares it, else the open one; None if none fits."""
     for number in state.cohorts[version.cohort].budgets:
         budget = state.budgets[number]
+        if over(budget.last_day, day):
+            continue
         if budget.kind == BudgetKind.PLANNED and not Counter(map(_key, plan.mechanisms)) - unused(state, budget):
             return budget
     shared = carrier(state, version.cohort)
-    if shared is None or shared.kind != BudgetKind.OPEN or exhausted(state, shared):
+    if shared is None or shared.kind != BudgetKind.OPEN or exhausted(state, shared) or over(shared.last_day, day):
         return None
     if spent(state, shared) + charge.at(shared.order_index, plan.steps) > shared.units:
         return None

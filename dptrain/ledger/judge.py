@@ -11,6 +11,7 @@ import functools
 from dptrain.accounting.units import budget_units
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate
+from dptrain.ledger.approvals import over
 from dptrain.ledger.chain import Entry
 from dptrain.ledger.charges import Charge, charge_of
 from dptrain.ledger.state import RunState, State
@@ -66,6 +67,8 @@ def check_grant(state: State, run: RunState, *, thorough: bool) -> None:
         raise LedgerRefused(f"entry {run.seq} states less than its plan costs")
     budget = None if run.budget is None else state.budgets[run.budget]
     fits = True
+    if budget is not None and over(budget.last_day, state.time[:10]):
+        raise LedgerRefused(f"entry {run.seq} was granted after the last day of its budget, {budget.last_day}")
     if budget is not None:
         fits = plan.private and plan.public_size == version.public_size
         if budget.kind == BudgetKind.OPEN:
@@ -73,9 +76,9 @@ def check_grant(state: State, run: RunState, *, thorough: bool) -> None:
         else:
             fits = fits and not gate.overdrawn(state, budget)
         for other in state.cohorts[version.cohort].overlaps:
-            there = gate.carrier(state, other)
-            if there is not None and not state.is_public(other):
-                fits = fits and gate.spent(state, there) <= there.units
+            shared = gate.carrier(state, other)
+            if shared is not None and not state.is_public(other):
+                fits = fits and gate.spent(state, shared) <= shared.units
     if not fits:
         raise LedgerRefused(f"entry {run.seq} grants more than the budget of '{version.cohort}' held")
     del state.runs[run.id]

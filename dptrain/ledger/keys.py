@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 SITE, SECRET, SITE_KEY, CONTROLLER = "site.json", "secret.json", "site.pem", "controller.json"
 NEXT = "next"
 FILES = (SECRET, SITE_KEY, CONTROLLER, SITE)  # site.json last: where it lies staged, all does
+LEAST_PASSPHRASE, LEAST_DISTINCT = 12, 6
 SCRYPT_N, SCRYPT_R, SCRYPT_P = 2**15, 8, 1
 
 
@@ -116,7 +117,7 @@ class Keys:
         """Make all keys of a new site in a folder that does not exist yet (or is empty).
 
         Args:
-            passphrase: seals the controller's key; at least 8 characters.
+            passphrase: seals the controller's key; at least 12 characters, 6 of them different, and no number.
 
         Raises:
             ConfigError: the passphrase is too short, or the folder already holds something.
@@ -177,10 +178,11 @@ class Keys:
         )
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, site_key_lost: bool = False) -> Keys:
+    def load(cls, folder: str | os.PathLike[str], *, site_key_lost: bool = False, staged: bool = False) -> Keys:
         """Read the keys that training needs (all but the controller's).
 
         Args:
+            staged: read each file from the folder `next` where it lies there.
             site_key_lost: put a fresh site key where the file is missing or not the one that site.json names;
                 such keys can do nothing but replace the site's key.
 
@@ -191,10 +193,14 @@ class Keys:
             raise LedgerRefused(
                 f"The keys in {folder} can be replaced by other accounts.", remedy=f"chmod 700 {folder}"
             )
-        site, secret = _read_json(folder / SITE), _read_json(folder / SECRET)
+
+        def place(name: str) -> Path:
+            return folder / NEXT / name if staged and (folder / NEXT / name).exists() else folder / name
+
+        site, secret = _read_json(place(SITE)), _read_json(place(SECRET))
         try:
             try:
-                loaded = serialization.load_pem_private_key(_read(folder / SITE_KEY), password=None)
+                loaded = serialization.load_pem_private_key(_read(place(SITE_KEY)), password=None)
             except (LedgerRefused, ValueError):
                 if not site_key_lost:
                     raise
@@ -211,8 +217,8 @@ class Keys:
                 controller_public=str(site["controller_public"]),
                 recovery_public=str(site["recovery_public"]),
             )
-            whole = site_key_lost or keys.site_public == site["site_public"]
-            if not whole or not keys._secrets or min(map(len, keys._secrets)) < 32:
+            one_set = site_key_lost or keys.site_public == site["site_public"]
+            if not one_set or not keys._secrets or min(map(len, keys._secrets)) < 32:
                 raise ValueError("the parts do not belong together")
         except (ValueError, KeyError, TypeError) as error:
             raise LedgerRefused(
@@ -347,20 +353,30 @@ class Keys:
             _write(folder / CONTROLLER, controller)
 
     def settle(self) -> None:
-        """Put the staged keys in place, once the ledger names them; may be repeated after a crash."""
+        """Put the staged keys in place, once the ledger names them; may be repeated after a crash.
+
+        The old key is overwritten where it lies before the new one takes its name. Killed in between, the staged
+        files that are left still belong to the keys (:meth:`staged`), and the next command goes on.
+        """
         folder = self.folder / NEXT
         for name in FILES:
             if (folder / name).exists():
-                _write(self.folder / name, (folder / name).read_bytes())
+                erase(self.folder / name)
+                os.replace(folder / name, self.folder / name)
+                sync_folder(self.folder)
         self.unstage()
 
     def unstage(self) -> None:
-        """Forget staged keys, if there are any."""
+        """Forget staged keys, if there are any; site.json first, without which nothing counts as staged."""
         folder = self.folder / NEXT
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
-        if folder.exists():
-            folder.rmdir()
+        if not folder.exists():
+            return
+        (folder / SITE).unlink(missing_ok=True)
+        for path in sorted(folder.iterdir()):
+            erase(path)
+            path.unlink()
+        folder.rmdir()
+        sync_folder(self.folder)
 
     @classmethod
     def staged(cls, folder: str | os.PathLike[str]) -> Keys | None:
@@ -368,9 +384,7 @@ class Keys:
         folder = Path(folder)
         if not (folder / NEXT / SITE).exists():
             return None
-        keys = cls.load(folder / NEXT)
-        keys.folder = folder
-        return keys
+        return cls.load(folder, staged=True)
 
     def new_controller(self, passphrase: str) -> tuple[Controller, bytes]:
         """A fresh controller key and its sealed file content; nothing is written yet."""
@@ -404,8 +418,8 @@ def _narrowest(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, dtype=np.uint8)
     if kind == "f":
         low, high = float(array.min()), float(array.max())
-        whole = low >= -(2.0**53) and high <= 2.0**53 and bool((array == np.rint(array)).all())
-        if not whole:
+        integral = low >= -(2.0**53) and high <= 2.0**53 and bool((array == np.rint(array)).all())
+        if not integral:
             wide = array.astype(np.float64) if array.dtype.itemsize < 8 else array
             with np.errstate(over="ignore"):
                 narrow = wide.astype(np.float32)
@@ -432,6 +446,30 @@ def normal_issuer(issuer: str) -> str:
     if not text.isprintable() or len(text) > 200:
         raise ConfigError("the issuer is not a printable text of at most 200 letters.")
     return text
+
+
+def erase(path: Path) -> None:
+    """Overwrite a file where it lies, durably; nothing where there is none. It keeps its name and its length.
+
+    A plain disk or file system then holds the old content no more. One that writes elsewhere (flash, snapshots,
+    copy on write) or a backup may: what a key could open must be protected there too (docs/ledger.md, Keys).
+    """
+    try:
+        with open(path, "r+b") as file:
+            file.write(bytes(os.fstat(file.fileno()).st_size))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what happened to the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -475,8 +513,17 @@ def _read_json(path: Path) -> Json:
 
 
 def _check_passphrase(passphrase: str) -> None:
-    if len(passphrase) < 8:
-        raise ConfigError("the controller's passphrase is too short: at least 8 characters.")
+    """Raises ConfigError below the floor: whoever copies controller.json can try as often as they like."""
+    if len(passphrase) < LEAST_PASSPHRASE:
+        raise ConfigError(
+            f"the controller's passphrase is too short: at least {LEAST_PASSPHRASE} characters.",
+            remedy="Take four or more words that have nothing to do with each other.",
+        )
+    if len(set(passphrase.casefold())) < LEAST_DISTINCT or passphrase.isdigit():
+        raise ConfigError(
+            "the controller's passphrase repeats a few characters, or is a number: it is guessed at once.",
+            remedy="Take four or more words that have nothing to do with each other.",
+        )
 
 
 @dataclass(frozen=True)

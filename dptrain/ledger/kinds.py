@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar, dataclass_transform
 
 from dptrain.errors import ConfigError, LedgerRefused
-from dptrain.ledger.approvals import DEFAULT, FOUNDING, Approval, Role, within_reach
+from dptrain.ledger.approvals import DEFAULT, FOUNDING, Approval, Role, day_of, over, within_reach
 from dptrain.ledger.bodies import Body, fields_of, sealed
 from dptrain.ledger.chain import Entry
 from dptrain.ledger.charges import ORDERS_VERSIONS, Charge
+from dptrain.ledger.checks import check_day
 from dptrain.ledger.signing import Algorithm, check_public
 from dptrain.ledger.state import (
     ADJACENCY,
@@ -393,6 +394,7 @@ class SignedBudget(Body):
     reason: str
     advice: str | None
     changes: int | None
+    last_day: str | None = None
 
     def apply(self, state: State, entry: Entry) -> None:
         """A new budget, or new terms of the open one."""
@@ -402,7 +404,8 @@ class SignedBudget(Body):
         _need(self.orders_version in ORDERS_VERSIONS, entry, "its grid of RDP orders is unknown")
         _need(self.kind in list(BudgetKind), entry, f"the kind '{self.kind}' of budget is unknown")
         budget = self._changed(state, cohort, entry) if self.changes is not None else self._new(state, cohort, entry)
-        budget.epsilon, budget.delta = self.epsilon, self.delta
+        check_day(self.last_day)
+        budget.epsilon, budget.delta, budget.last_day = self.epsilon, self.delta, self.last_day
         budget.units = self.units
         budget.minimum_charge = self.minimum_charge
         budget.minimum_units = self.minimum_units
@@ -452,7 +455,8 @@ class SignedBudget(Body):
         """Its terms and why."""
         text = f"{self.kind} ε = {self.epsilon:g}, δ = {self.delta:.2g}, {self.unit}, add/remove"
         by = f"RDP of order {self.order:g}" if self.kind == BudgetKind.OPEN else "joint PLD"
-        return f"{'changed to ' if self.changes else ''}{text}, by {by}: {self.reason}"
+        until = f", until {self.last_day}" if self.last_day else ""
+        return f"{'changed to ' if self.changes else ''}{text}, by {by}{until}: {self.reason}"
 
 
 @kind("weights", countersigned=True)
@@ -480,15 +484,53 @@ class Permission(Body):
     cohort: str
     run: str | None
     reason: str
+    last_day: str | None = None
 
     def apply(self, state: State, entry: Entry) -> None:
         """One permission more, unused."""
         _need(self.cohort in state.cohorts, entry, "its cohort is unknown")
-        state.permits[entry.seq] = Permit(entry.seq, self.purpose, self.cohort, self.run, self.reason)
+        check_day(self.last_day)
+        permit = Permit(entry.seq, self.purpose, self.cohort, self.run, self.reason, last_day=self.last_day)
+        state.permits[entry.seq] = permit
 
     def tell(self, plan: Plan | None) -> str:
         """Why."""
         return self.reason
+
+
+@kind("revoke", countersigned=True)
+class Revoke(Body):
+    """A permission withdrawn before it was used."""
+
+    permit: int
+    reason: str
+
+    def apply(self, state: State, entry: Entry) -> None:
+        """It admits nothing any more."""
+        permit = state.permits[self.permit]
+        _need(not permit.used and not permit.withdrawn, entry, "its permission was used or withdrawn before")
+        permit.withdrawn = True
+
+    def tell(self, plan: Plan | None) -> str:
+        """Which, and why."""
+        return f"permission {self.permit} is withdrawn: {self.reason}"
+
+
+@kind("controller", countersigned=True)
+class NameController(Body):
+    """The controller of the processing: the legal person, and who represents it."""
+
+    name: str
+    represented_by: str
+    contact: str | None
+
+    def apply(self, state: State, entry: Entry) -> None:
+        """Named from now on."""
+        state.person = {"name": self.name, "represented_by": self.represented_by, "contact": self.contact}
+
+    def tell(self, plan: Plan | None) -> str:
+        """Who."""
+        return f"{self.name}, represented by {self.represented_by}"
 
 
 @kind("lock")
@@ -544,6 +586,7 @@ class Release(Body):
     without_audit: str | None = None
     without_advice: str | None = None
     accepted: tuple[str, ...] = ()
+    last_day: str | None = None
 
     def apply(self, state: State, entry: Entry) -> None:
         """The run knows that it was released."""
@@ -732,8 +775,9 @@ class Admit(Body):
         _need(version.cohort == self.cohort, entry, "its version belongs to another cohort")
         if self.permit is not None:
             permit = state.permits[self.permit]
-            fits = not permit.used and permit.cohort == version.cohort
-            _need(fits, entry, "its permission was used or is for another")
+            fits = not permit.used and not permit.withdrawn and permit.cohort == version.cohort
+            _need(fits, entry, "its permission was used, withdrawn, or is for another")
+            _need(not over(permit.last_day, day_of(state, entry.time)), entry, "its permission had ended")
             permit.used = True
         state.admissions[entry.seq] = Admission(
             id=entry.seq,

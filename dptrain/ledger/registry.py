@@ -8,12 +8,12 @@ from dataclasses import replace
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.ledger import gate, members, rules
 from dptrain.ledger.book import Book
-from dptrain.ledger.charges import Charge
+from dptrain.ledger.charges import Charge, charge_of
 from dptrain.ledger.checks import check_name, check_patient_key, check_texts, whole
 from dptrain.ledger.facts import CohortVersion, PublicDeclaration
 from dptrain.ledger.keys import Controller, normal_issuer
 from dptrain.ledger.kinds import Register, Withdraw
-from dptrain.ledger.state import ADJACENCY, State, Version
+from dptrain.ledger.state import ADJACENCY, PatientClass, State, Version
 from dptrain.plain import Json
 
 
@@ -134,8 +134,8 @@ def _registered(state: State, said: Version, overlaps: Sequence[str], number: in
     if name not in state.cohorts:
         return None
     newest = state.newest(name)
-    told = ("fingerprint", "public_size", "unit", "owner", "issuer", "public", "cautions", "binding")
-    same = all(getattr(newest, field) == getattr(said, field) for field in told)
+    fields = ("fingerprint", "public_size", "unit", "owner", "issuer", "public", "cautions", "binding")
+    same = all(getattr(newest, field) == getattr(said, field) for field in fields)
     if same and set(overlaps) <= set(state.cohorts[name].overlaps) and number in (None, newest.number):
         return _cohort_version(newest)
     return None
@@ -169,7 +169,8 @@ def in_a_cohort(book: Book, patient_key: bytes) -> bool:
 def steward(book: Book, cohort: str) -> dict[str, int]:
     """Counts for the steward alone, never for a report: patients, withdrawn, shared with other cohorts, barred.
 
-    `barred` counts patients who would be left out of a run that costs next to nothing.
+    `barred` counts patients who would be left out of a run that costs next to nothing, `left_out_of_forecast` those
+    who would be left out of the run that the budget was signed for (:func:`forecast_of`).
     """
     with book.view() as (connection, state):
         version = rules.cohort(state, cohort)
@@ -185,5 +186,31 @@ def steward(book: Book, cohort: str) -> dict[str, int]:
             "withdrawn": sum(counts.get(klass.id, 0) for klass in here if klass.withdrawn),
             "in_other_cohorts": sum(counts.get(klass.id, 0) for klass in here if set(klass.versions) - ids),
             "barred": sum(counts.get(klass.id, 0) for klass in barred),
+            "left_out_of_forecast": _left_out_of_forecast(state, version, here, counts),
             "same_pixels": sum(len(pairs) for pairs in linked.values()),
         }
+
+
+def forecast_of(book: Book, cohort: str) -> tuple[int, int]:
+    """(patients left out of the run that the budget was signed for, patients in all): for steward and controller.
+
+    A second study on patients who have spent everything would train on nobody. Silence is owed to the public, not to
+    who signs the budget.
+    """
+    with book.view() as (connection, state):
+        version = rules.cohort(state, cohort)
+        counts = members.counts(connection)
+        here = [klass for klass in state.classes.values() if version.id in klass.versions]
+        return _left_out_of_forecast(state, version, here, counts), sum(counts.get(klass.id, 0) for klass in here)
+
+
+def _left_out_of_forecast(
+    state: State, version: Version, classes: Sequence[PatientClass], counts: Mapping[int, int]
+) -> int:
+    budget = gate.carrier(state, version.cohort)
+    forecast = () if budget is None else budget.mechanisms
+    charge = charge_of(forecast) if forecast else Charge(None, None)
+    steps = forecast[0].steps if forecast else 0
+    return sum(
+        counts.get(klass.id, 0) for klass in classes if gate.bars(state, [klass.id], version, budget, charge, steps)
+    )

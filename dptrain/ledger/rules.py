@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from dptrain.accounting.units import INFINITE_UNITS
 from dptrain.errors import LedgerRefused
+from dptrain.files import utc_now
 from dptrain.ledger import gate, status
+from dptrain.ledger.approvals import day_of, over
 from dptrain.ledger.charges import Charge
 from dptrain.ledger.facts import GateFacts, WeightsSource
 from dptrain.ledger.state import Budget, RunState, State, Version
@@ -20,9 +22,9 @@ def cohort(state: State, name: str) -> Version:
     if name not in state.cohorts:
         from dptrain.terminal.words import suggest
 
-        known = f" {suggest(name, list(state.cohorts))}" if state.cohorts else ""
+        near = f" {suggest(name, list(state.cohorts))}" if state.cohorts else ""
         raise LedgerRefused(
-            f"No cohort '{name}' is registered in this ledger.{known}",
+            f"No cohort '{name}' is registered in this ledger.{near}",
             remedy="Register it with `dptrain ledger register recipe=… public_size=… owner=…`.",
         )
     return state.newest(name)
@@ -139,17 +141,22 @@ def afford(state: State, version: Version, plan: Plan, charge: Charge) -> Budget
     require_open(state, version)
     if ungated(state, version):
         return None
-    budget = gate.choose(state, version, plan, charge)
+    day = day_of(state, utc_now())
+    budget = gate.choose(state, version, plan, charge, day)
     if budget is None:
+        budgets = [state.budgets[number] for number in state.cohorts[name].budgets]
+        if all(over(one.last_day, day) for one in budgets):
+            ended = max(str(one.last_day) for one in budgets)
+            raise refusal(state, name, f"The budget of '{name}' was granted until {ended}, which is over.")
         raise refusal(state, name, too_much(state, name, plan, charge))
     others = [state.budgets[number].delta for number in state.cohorts[name].budgets if number != budget.id]
     gate.check_delta(budget.delta, version.public_size, name, others)
-    there = gate.overlap_in_the_way(state, version, budget, plan, charge)
-    if there is not None:
+    shared = gate.overlap_in_the_way(state, version, budget, plan, charge)
+    if shared is not None:
         raise refusal(
             state,
-            there.cohort,
-            f"This run on '{name}' would exceed the budget of '{there.cohort}', with which it shares patients.",
+            shared.cohort,
+            f"This run on '{name}' would exceed the budget of '{shared.cohort}', with which it shares patients.",
         )
     return budget
 
@@ -189,21 +196,21 @@ def remedy(state: State, name: str, owner: str) -> str:
         return f"What to do: {_wait(state, name)}."
     if gate.locked(state, name):
         return f"What to do: stop here, or ask {owner} and the controller to raise the budget: {more}."
-    held = f"{_wait(state, name)}; or " if gate.holders(state, name) else "stop here, or "
+    wait = f"{_wait(state, name)}; or " if gate.holders(state, name) else "stop here, or "
     return (
-        f"What to do: {held}choose a run that costs less (more noise, fewer steps), or ask {owner} and the "
+        f"What to do: {wait}choose a run that costs less (more noise, fewer steps), or ask {owner} and the "
         f"controller to raise the budget: {more}."
     )
 
 
 def _wait(state: State, name: str) -> str:
     """What helps where open runs hold reserved what they have not paid."""
-    held = [run.id for run in gate.holders(state, name)]
-    more = f" (and {len(held) - 1} more)" if len(held) > 1 else ""
+    runs = [run.id for run in gate.holders(state, name)]
+    more = f" (and {len(runs) - 1} more)" if len(runs) > 1 else ""
     return (
-        f"part of the budget is reserved by run {held[0]}{more}, which is still open. Wait for it; or, if it died, "
+        f"part of the budget is reserved by run {runs[0]}{more}, which is still open. Wait for it; or, if it died, "
         "resume it with `dptrain train training.resume=…` (the folder whose run.json names it), or give back what "
-        f"it has not paid with `dptrain ledger close run={shlex.quote(held[0])} reason=…`"
+        f"it has not paid with `dptrain ledger close run={shlex.quote(runs[0])} reason=…`"
     )
 
 
@@ -223,7 +230,10 @@ def basis(state: State, version: Version, purpose: str, held: RunState | None, r
         )
     if not gate.locked(state, name):
         return Basis.OPEN, None
+    day = day_of(state, utc_now())
     for permit in state.permits.values():
+        if permit.withdrawn or over(permit.last_day, day):
+            continue
         if permit.cohort == name and permit.purpose == purpose and permit.run in (None, run):
             if not permit.used:
                 return Basis.PERMIT, permit.id

@@ -74,6 +74,7 @@ class Budget:
     declared: list[Declared]
     prefixes: list[float]
     signed: list[Json]
+    last_day: str | None = None
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
@@ -165,6 +166,8 @@ class Permit:
     run: str | None
     reason: str
     used: bool = False
+    withdrawn: bool = False
+    last_day: str | None = None
 
 
 @dataclass
@@ -232,6 +235,7 @@ class State:
     links: int = 0
     version: int = 1  # of the newest entry: no older program may write after a newer one
     time: str = ""  # the newest that an entry states
+    person: dict[str, str | None] | None = None  # the controller of the processing, by name
     approvers: dict[str, Approver] = field(default_factory=dict)
     rules: dict[str, Rule] = field(default_factory=dict)
     retired: dict[str, str] = field(default_factory=dict)  # public key -> whose it was

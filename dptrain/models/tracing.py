@@ -540,10 +540,10 @@ def _slice(call: Call) -> State:
     n = len(call.shape(node))
     along = (call.given("dim") if call.given("dim") is not None else call.given("dimension")) % n
     if along == dim:
-        whole = (
+        all_records = (
             _name(call.node) == "slice" and call.out.shape[dim] == call.shape(node)[dim] and call.given("step") == 1
         )
-        if not whole:
+        if not all_records:
             raise call.refuse("it chooses among the records")
     return dim - (_name(call.node) == "select" and along < dim)
 

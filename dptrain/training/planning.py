@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from dptrain import accounting
@@ -166,7 +166,57 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def outlook(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> Json:
+@dataclass(frozen=True)
+class Offer:
+    """What one kind of budget asks for a plan. gate: what decides; both epsilons are at the plan's delta."""
+
+    kind: BudgetKind
+    gate: str
+    noise_multiplier: float
+    gate_epsilon: float
+    pld_epsilon: float
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan before anything is granted: what each kind of budget asks for it, and what it promises.
+
+    promise: of :func:`promise`. epsilon_over_steps: (step, epsilon by PLD) of the training alone.
+    """
+
+    plan: Plan
+    target_epsilon: float
+    budgets: tuple[Offer, ...]
+    advice: str
+    promise: Json
+    epsilon_over_steps: Sequence[tuple[int, float]]
+
+    @property
+    def epochs(self) -> float:
+        """How often each patient is drawn, on average."""
+        return self.plan.sample_rate * self.plan.steps
+
+    @property
+    def n_delta(self) -> float:
+        """N·δ, which must be well below 1."""
+        return self.plan.delta * self.plan.public_size
+
+    def to_json(self) -> Json:
+        """Plain values for JSON."""
+        return {
+            "plan": self.plan.to_dict(),
+            "sample_rate": self.plan.sample_rate,
+            "epochs": self.epochs,
+            "n_delta": self.n_delta,
+            "target_epsilon": self.target_epsilon,
+            "budgets": [asdict(offer) for offer in self.budgets],
+            "advice": self.advice,
+            "promise": self.promise,
+            "epsilon_over_steps": self.epsilon_over_steps,
+        }
+
+
+def outlook(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", units: int = 1) -> Outlook:
     """What `dptrain plan` prints: the plan under both kinds of budget, the promise and its ceilings.
 
     The open budget's order is the one that is best for this very plan (the steward's forecast).
@@ -184,37 +234,28 @@ def outlook(privacy: PrivacyConfig, *, public_size: int, unit: str = "patient", 
     open_noise = accounting.calibrate_noise(
         target, plan.delta, plan.sample_rate, plan.steps, also=also, accountant="rdp", order=order
     )
-    budgets = []
+    offers = []
     for kind, noise in ((BudgetKind.PLANNED, plan.noise_multiplier), (BudgetKind.OPEN, open_noise)):
         mechanisms = (Mechanism(plan.sample_rate, noise, plan.steps), *also)
         by_pld = accounting.pld_epsilon(mechanisms, plan.delta)
         by_rdp = accounting.rdp_epsilon(float(accounting.rdp(mechanisms, (order,))[0]), order, plan.delta)
-        budgets.append(
-            {
-                "kind": kind,
-                "gate": "joint PLD of declared runs" if kind == BudgetKind.PLANNED else f"RDP at order {order:g}",
-                "noise_multiplier": noise,
-                "gate_epsilon": by_pld if kind == BudgetKind.PLANNED else by_rdp,
-                "pld_epsilon": by_pld,
-            }
-        )
+        gate = "joint PLD of declared runs" if kind == BudgetKind.PLANNED else f"RDP at order {order:g}"
+        gated = by_pld if kind == BudgetKind.PLANNED else by_rdp
+        offers.append(Offer(kind, gate, noise, gate_epsilon=gated, pld_epsilon=by_pld))
     extra = open_noise / plan.noise_multiplier - 1
     advice = (
         f"An open budget (any runs, chosen as you go) needs {100 * extra:.1f} % more noise here than a planned one."
     )
     if extra > 0.1:
         advice += " If you can name your runs beforehand, ask for a planned budget (kind=planned)."
-    return {
-        "plan": plan.to_dict(),
-        "sample_rate": plan.sample_rate,
-        "epochs": plan.sample_rate * plan.steps,
-        "n_delta": plan.delta * plan.public_size,
-        "target_epsilon": target,
-        "budgets": budgets,
-        "advice": advice,
-        "promise": promise(plan.mechanisms, plan.delta, units),
-        "epsilon_over_steps": accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta),
-    }
+    return Outlook(
+        plan=plan,
+        target_epsilon=target,
+        budgets=tuple(offers),
+        advice=advice,
+        promise=promise(plan.mechanisms, plan.delta, units),
+        epsilon_over_steps=accounting.epsilon_over_steps(plan.mechanisms[:1], plan.delta),
+    )
 
 
 @dataclass(frozen=True)

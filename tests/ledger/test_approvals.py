@@ -295,3 +295,62 @@ def test_an_approval_reads_back_and_nothing_else_does(file_site: Site) -> None:
         with pytest.raises(ValueError, match="no approval"):
             Approval.from_bytes(content)
     assert isinstance(made.decision, Decision)
+
+
+# -- last days, withdrawn permissions, the controller's name ------------------------------------------------------
+
+
+def test_a_budget_ends_with_its_last_day(file_site: Site) -> None:
+    site = file_site
+    facts: dict[str, Any] = {"delta": 1e-3, "forecast": (), "reason": "until then", "controller": site.controller}
+    epsilon = site.ledger.status(COHORT).budget_epsilon or 0.0
+    with pytest.raises(ConfigError, match="no day"):
+        site.ledger.budget(COHORT, epsilon=epsilon, last_day="soon", **facts)
+    site.ledger.budget(COHORT, epsilon=epsilon, last_day="2999-12-31", **facts)
+    site.ledger.reserve(site.plan, COHORT, run="in time", fingerprint=site.fingerprint).commit(5)
+    site.ledger.budget(COHORT, epsilon=epsilon, last_day="2020-01-01", **facts)
+    with pytest.raises(LedgerRefused, match="granted until 2020-01-01, which is over"):
+        site.ledger.reserve(site.plan, COHORT, run="late", fingerprint=site.fingerprint)
+    site.ledger.resume("in time").commit(10)  # what was granted in time goes on
+    like = next(entry for entry in site.ledger.entries() if entry.kind == "reserve")
+    account = site.again()
+    with account.write() as (connection, _):
+        account.append(connection, "reserve", {**like.facts, "run": "late"}, like.secrets)
+    with pytest.raises(LedgerRefused, match="after the last day"):
+        site.ledger.status(COHORT)
+    assert "after the last day" in account.verify()[0].what
+
+
+def test_a_permission_ends_and_is_withdrawn(file_site: Site) -> None:
+    site = file_site
+    site.ledger.lock(COHORT, reason="complaint")
+    facts: dict[str, Any] = {"purpose": "audit", "run": "x", "fingerprint": site.fingerprint}
+    late = site.ledger.permit("audit", COHORT, site.controller, reason="once", last_day="2020-01-01")
+    number = site.ledger.permit("audit", COHORT, site.controller, reason="once", last_day="2999-01-01")
+    site.ledger.revoke(number, reason="changed our mind", controller=site.controller)
+    with pytest.raises(LedgerRefused, match="no permission that is still open"):
+        site.ledger.revoke(number, reason="again", controller=site.controller)
+    with pytest.raises(LedgerRefused, match="locked"):
+        site.ledger.admit(COHORT, **facts)
+    for permit, what in ((late, "had ended"), (number, "withdrawn")):
+        body = {"cohort": COHORT, "version": 0, "run": "x", "purpose": "audit", "basis": "permit", "permit": permit}
+        with pytest.raises(LedgerRefused, match=what), site.ledger.write() as (connection, _):
+            site.ledger.append(connection, "admit", body)
+    good = site.ledger.permit("audit", COHORT, site.controller, reason="once", last_day="2999-01-01")
+    assert site.ledger.admit(COHORT, **facts).basis == "permit"
+    with pytest.raises(LedgerRefused, match="still open"):
+        site.ledger.revoke(good, reason="too late", controller=site.controller)
+    assert site.again().verify() == []
+
+
+def test_the_controller_has_a_name(file_site: Site) -> None:
+    assert file_site.ledger.controller() is None
+    person = {
+        "name": "Klinikum Nord gGmbH",
+        "represented_by": "Dr. A. Beispiel",
+        "contact": "datenschutz@nord.example",
+    }
+    file_site.ledger.name_controller(**person, controller=file_site.controller)
+    assert file_site.again().controller() == person
+    with pytest.raises(LedgerRefused, match="not the controller's key"):
+        file_site.ledger.name_controller("X", represented_by="Y", controller=Controller(Ed25519PrivateKey.generate()))

@@ -6,13 +6,15 @@ import json
 import os
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks._ledger_site import COHORT, PASSPHRASE, Site, make_site, people
 from dptrain.errors import ConfigError, LedgerRefused
-from dptrain.ledger import Keys, Ledger, open_ledger, recovery
+from dptrain.ledger import Controller, Keys, Ledger, open_ledger, recovery
 from dptrain.ledger.keys import CONTROLLER, NEXT, SECRET, SITE, SITE_KEY
 from tests.ledger.conftest import Home
 
@@ -230,3 +232,80 @@ def test_a_backup_opens(owned: Site, tmp_path: Path) -> None:
         owned.ledger.backup(path)
     with pytest.raises(LedgerRefused, match="could not be written"):
         owned.ledger.backup(tmp_path / "nowhere" / "x")
+
+
+@pytest.mark.parametrize("what", ["site", "controller", "secret"])
+def test_a_replaced_key_is_erased_where_it_lay(owned: Site, what: str, tmp_path: Path) -> None:
+    """A rename would leave the old key readable on the disk; whoever holds the old file open sees it go."""
+    name = {"site": SITE_KEY, "controller": CONTROLLER, "secret": SECRET}[what]
+    kept = tmp_path / "the same blocks"
+    os.link(owned.keys.folder / name, kept)
+    before = kept.read_bytes()
+    rotate(owned, what)
+    assert kept.read_bytes() == bytes(len(before))
+    assert (owned.keys.folder / name).read_bytes() not in (before, bytes(len(before)))
+    assert reopen(owned)[0].verify() == []
+
+
+def rotate(site: Site, what: str) -> None:
+    """Replace one key."""
+    if what == "site":
+        site.ledger.rotate_site_key(site.controller)
+    elif what == "controller":
+        site.ledger.rotate_controller_key(site.controller, "a fresh passphrase")
+    else:
+        site.ledger.rotate_secret(site.controller)
+
+
+@pytest.mark.parametrize("what", ["site", "controller", "secret"])
+def test_killed_at_any_step_of_putting_keys_in_place(
+    owned: Site, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every change of a file in turn is the last one; the next command finishes the rotation."""
+    shutil.copytree(owned.keys.folder, tmp_path / "start")
+    shutil.copyfile(owned.place, tmp_path / "start.sqlite")
+    step, killed = 0, True
+    while killed:
+        shutil.rmtree(owned.keys.folder)
+        shutil.copytree(tmp_path / "start", owned.keys.folder)
+        shutil.copyfile(tmp_path / "start.sqlite", owned.place)
+        keys = Keys.load(owned.keys.folder)
+        site = replace(owned, keys=keys, ledger=Ledger.open(owned.place, keys))
+        left = [step]
+
+        def last(act: Any, left: list[int] = left) -> Any:
+            def change(*args: Any, **more: Any) -> Any:
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+                return act(*args, **more)
+
+            return change
+
+        with monkeypatch.context() as dying:
+            for module, function in ((os, "replace"), (os, "fsync"), (Path, "unlink"), (Path, "rmdir")):
+                dying.setattr(module, function, last(getattr(module, function)))
+            try:
+                rotate(site, what)
+                killed = False
+            except KeyboardInterrupt:
+                step += 1
+        ledger, keys = reopen(owned)
+        assert ledger.verify() == []
+        ledger.lock(COHORT, reason="it goes on")
+        ledger.unlock(COHORT, reason="x", controller=_either(keys))
+    assert step > 15
+
+
+def _either(keys: Keys) -> Controller:
+    try:
+        return keys.controller("a fresh passphrase")
+    except LedgerRefused:
+        return keys.controller(PASSPHRASE)
+
+
+@pytest.mark.parametrize("passphrase", ["", "elevenchars", "123456789012345", "aaaaaaaaaaaaaaaa", "abcabcabcabcabc"])
+def test_a_passphrase_has_a_floor(tmp_path: Path, passphrase: str) -> None:
+    with pytest.raises(ConfigError, match="passphrase"):
+        Keys.create(tmp_path / "keys", passphrase)
+    assert not (tmp_path / "keys").exists()

@@ -86,3 +86,32 @@ def test_networks_with_constant_parts_are_built() -> None:
          "classification": True, "num_classes": 2, "pos_embed_type": "sincos"},
     ):  # fmt: skip
         assert network_of(node).weights_kind == "random"
+
+
+def test_arguments_that_are_left_from_another_network_are_named_with_the_words_that_remove_them() -> None:
+    """A recipe that names another network inherits the arguments of the default one."""
+    words = [
+        "model=small_cnn",
+        "data.issuer=clinic",
+        "data.image_shape=[1,64,64]",
+        "model.network._target_=monai.networks.nets.DenseNet121",
+        "+model.network.spatial_dims=2",
+        "+model.network.out_channels=1",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        build_network(load(words))
+    remedy = str(caught.value.remedy)
+    assert remedy == "Leave out: ~model.network.num_classes ~model.network.channels"
+    mended = load([*words, *remedy.removeprefix("Leave out: ").split(), "model.batchnorm=replace"])
+    assert build_network(mended).weights_kind == "random"
+
+
+def test_checkpoints_of_wrapped_networks_start_a_run(tmp_path: Any) -> None:
+    from dptrain.models import ModelStore
+
+    network = nn.Sequential(nn.Linear(3, 2))
+    for prefix in ("module.", "_module.", "_orig_mod."):
+        torch.save({f"{prefix}{name}": value + 1 for name, value in network.state_dict().items()}, tmp_path / "w.pt")
+        other = nn.Sequential(nn.Linear(3, 2))
+        ModelStore(tmp_path / "w.pt").start(other)
+        assert torch.equal(other[0].weight, network[0].weight + 1)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dptrain import cli
 from dptrain.errors import ConfigError
@@ -101,14 +102,27 @@ def test_settings_import_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
-ADDED = {"near_ids: refuse", "outside: refuse", "delimiter: ''", "encoding: ''", "decimal: ."}  # since 42972b7
+def lines_of(values: object, path: str = "") -> dict[str, object]:
+    """Every leaf of nested settings by its dotted path."""
+    if isinstance(values, dict) and values:
+        leaves: dict[str, object] = {}
+        for name, value in values.items():
+            leaves |= lines_of(value, f"{path}.{name}" if path else str(name))
+        return leaves
+    return {path: values}
 
 
 @pytest.mark.parametrize("name", ["run/config.yaml", "run/model/configs/network.yaml"])
-def test_a_run_folder_made_before_is_read_and_written_again_to_the_byte(name: str) -> None:
+def test_a_run_folder_made_before_is_read_and_keeps_every_value(name: str) -> None:
+    """What is new since then stands at its default, and nothing that the file says is lost, moved or changed."""
     file = ROOT / "tests/fixtures/run_42972b7" / name
-    written = [line for line in to_yaml(from_yaml(file)).splitlines() if line.strip() not in ADDED]
-    assert written == file.read_text(encoding="utf-8").splitlines()
+    before = lines_of(yaml.safe_load(file.read_text(encoding="utf-8")))
+    written = lines_of(yaml.safe_load(to_yaml(from_yaml(file))))
+    assert {path: written.get(path, "lost") for path in before} == before
+    defaults = lines_of(plain(Settings()))
+    added = {path: value for path, value in written.items() if path not in before}
+    assert added == {path: defaults.get(path, "no default") for path in added}
+    assert [path for path in written if path in before] == list(before)  # in the same order
 
 
 @pytest.mark.parametrize("text", [".inf", "inf", "+.inf", ".Inf"])

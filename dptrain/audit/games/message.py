@@ -189,16 +189,16 @@ def play(
         picture = single(message, prior).reshape(shape)
         target = int(targets[0])
         return [Found(picture, likeness(picture, target, pictures, guess=guess, shuffled=int(outsiders[0])))]
-    found = several(message, coordinator)
-    if not len(found):
-        found = np.zeros((1, int(np.prod(shape))))
-    best = np.argmax(correlations(found, pictures), axis=0)
+    pieces = several(message, coordinator)
+    if not len(pieces):
+        pieces = np.zeros((1, int(np.prod(shape))))
+    best = np.argmax(correlations(pieces, pictures), axis=0)
     out = []
     for number, target in enumerate(targets.tolist()):
-        picture = found[best[target]].reshape(shape)
+        picture = pieces[best[target]].reshape(shape)
         other = int(outsiders[number % len(outsiders)])
         like = likeness(picture, target, pictures, guess=guess, shuffled=other)
-        null = ssim(np.clip(found[best[other]].reshape(shape), 0, 1), pictures[other])
+        null = ssim(np.clip(pieces[best[other]].reshape(shape), 0, 1), pictures[other])
         out.append(Found(picture, dataclasses.replace(like, shuffled=null)))
     return out
 

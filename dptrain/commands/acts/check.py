@@ -8,10 +8,13 @@ from dptrain import models
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, CheckRefused, ConfigError, DptrainError, LedgerRefused
 from dptrain.models.check import check as check_run
+from dptrain.models.check import tried_on
 from dptrain.models.network import Network, build_network, device_of
 from dptrain.models.preflight import Finding
 from dptrain.settings import Settings, load
+from dptrain.settings.data import shape_of
 from dptrain.training.planning import check_chunk, open_status, plan_for
+from dptrain.training.trial import try_noise
 
 
 def check(call: Call) -> int:
@@ -22,6 +25,10 @@ def check(call: Call) -> int:
         network = build_network(settings)
     findings = check_run(settings, network)
     fit = not any(finding.status == "refused" for finding in findings)
+    if fit and network is not None and network.frozen is None:
+        image, label = tried_on(shape_of(settings.data), settings.data.task, len(settings.data.classes))
+        findings.append(try_noise(network.trainable, models.loss_for_task(settings.data.task), image, label))
+        fit = findings[-1].status != "refused"
     errors, standing = refused_later(settings, network)
     findings += [Finding(_what(error), "refused", _first(error), error.remedy or "") for error in errors]
     models.print_findings(findings)

@@ -11,11 +11,10 @@ from rich.table import Table
 
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError
-from dptrain.plain import Json
 from dptrain.settings import load
 from dptrain.settings.overrides import trials
 from dptrain.terminal.output import Output, decimals
-from dptrain.training.planning import outlook, sweep_outlook
+from dptrain.training.planning import Outlook, outlook, sweep_outlook
 
 
 def plan(call: Call) -> int:
@@ -30,7 +29,7 @@ def plan(call: Call) -> int:
         units=settings.data.units_per_person,
     )
     if call.as_json:
-        print(json.dumps(result, indent=1, allow_nan=False))
+        print(json.dumps(result.to_json(), indent=1, allow_nan=False))
     else:
         _print_plan(result)
     return EXIT_DONE
@@ -69,32 +68,32 @@ def _up(epsilon: float) -> str:
     return f"{math.ceil(1000 * epsilon) / 1000:.3f}"
 
 
-def _print_plan(result: Json) -> None:
+def _print_plan(result: Outlook) -> None:
     console = Console()
-    plan = result["plan"]
+    plan = result.plan
     console.print(
-        f"[bold]{plan['steps']} steps[/bold] of {plan['expected_batch_size']} expected {plan['unit']}s out of "
-        f"{plan['public_size']} (rate {result['sample_rate']:.4g}, {result['epochs']:.1f} epochs), "
-        f"clip {plan['max_grad_norm']:g}, delta {plan['delta']:.3g} (N·delta = {result['n_delta']:.3g}), "
-        f"one {plan['unit']} added or removed"
+        f"[bold]{plan.steps} steps[/bold] of {plan.expected_batch_size} expected {plan.unit}s out of "
+        f"{plan.public_size} (rate {plan.sample_rate:.4g}, {result.epochs:.1f} epochs), "
+        f"clip {plan.max_grad_norm:g}, delta {plan.delta:.3g} (N·delta = {result.n_delta:.3g}), "
+        f"one {plan.unit} added or removed"
     )
     table = Table(title="Two kinds of budget for the same promise", title_justify="left")
     for name in ("budget", "gate", "noise multiplier", "charged at the gate", "epsilon by PLD"):
         table.add_column(name, justify="left" if name in ("budget", "gate") else "right")
-    for row in result["budgets"]:
+    for row in result.budgets:
         table.add_row(
-            row["kind"],
-            row["gate"],
-            f"{row['noise_multiplier']:.4f}",
-            f"{row['gate_epsilon']:.3f}",
-            f"{row['pld_epsilon']:.3f}",
+            row.kind,
+            row.gate,
+            f"{row.noise_multiplier:.4f}",
+            f"{row.gate_epsilon:.3f}",
+            f"{row.pld_epsilon:.3f}",
         )
     console.print(table)
-    console.print(result["advice"])
+    console.print(result.advice)
     ceiling = Table(title="What an attacker could at most do, with the planned budget's noise", title_justify="left")
     ceiling.add_column("reading")
     ceiling.add_column("ceiling", justify="right")
-    promised = result["promise"]
+    promised = result.promise
     for fpr in (1, 5, 10):
         ceiling.add_row(
             f"members found when {fpr} of 100 others are accused wrongly",
@@ -104,18 +103,18 @@ def _print_plan(result: Json) -> None:
     ceiling.add_row("advantage over guessing", f"{promised['advantage']:.3f}")
     ceiling.add_row("reconstruction from a 1 % prior guess", f"{100 * promised['reconstruction']['0.01']:.1f} %")
     for k, value in promised["group_epsilon"].items():
-        ceiling.add_row(f"epsilon of {k} {plan['unit']}s together", decimals(value))
+        ceiling.add_row(f"epsilon of {k} {plan.unit}s together", decimals(value))
     console.print(ceiling)
     over = Table(title="epsilon by PLD", title_justify="left")
     over.add_column("step", justify="right")
     over.add_column("epsilon", justify="right")
-    points = result["epsilon_over_steps"]
+    points = result.epsilon_over_steps
     for step, epsilon in points[:: max(1, len(points) // 8)]:
         over.add_row(str(step), f"{epsilon:.3f}")
     if points and (len(points) - 1) % max(1, len(points) // 8):
         over.add_row(str(points[-1][0]), f"{points[-1][1]:.3f}")
     console.print(over)
-    if plan["calibration_noise_multiplier"]:
+    if plan.calibration_noise_multiplier:
         both = decimals(promised["epsilon"])
         console.print(
             f"With the calibration (temperature, conformal sets), which is released once, epsilon is {both}."

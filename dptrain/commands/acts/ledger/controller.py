@@ -44,6 +44,12 @@ def budget(call: Call) -> int:
     status = ledger.status(words["cohort"])
     out.say("Signed.")
     show_one(status, out)
+    left_out, patients = ledger.forecast_of(words["cohort"])
+    if left_out:
+        out.say(
+            f"For you alone (never for a report): {left_out} of {patients} patients would be left out of this run; "
+            "they have withdrawn, or are spent in other cohorts."
+        )
     out.give(status)
     return EXIT_DONE
 
