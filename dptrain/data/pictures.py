@@ -54,9 +54,7 @@ def read_picture(path: Path, *, dims: int, label: bool = False) -> np.ndarray:
 def _page(image: Image.Image, label: bool) -> np.ndarray:
     mode = image.mode
     if mode not in MODES:
-        raise Unreadable(
-            "is in a colour space that is not read", detail=mode, remedy="Save it as greyscale or RGB."
-        )
+        raise Unreadable("is in a colour space that is not read", detail=mode, remedy="Save it as greyscale or RGB.")
     tiles = getattr(image, "tile", None)
     raw = str(tiles[0][3]) if tiles else ""
     if ";16" in raw and not mode.startswith("I"):

@@ -26,9 +26,7 @@ from dptrain.vocabulary import Format, Labels, task_spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-OUTSIDE = Unreadable(
-    "lies outside of the cohort's folder", remedy="Move it there, or declare data.outside=allowed."
-)
+OUTSIDE = Unreadable("lies outside of the cohort's folder", remedy="Move it there, or declare data.outside=allowed.")
 
 
 def source_of(config: DataConfig, manifest: Manifest, faults: Faults) -> Source:

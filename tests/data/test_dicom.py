@@ -164,9 +164,7 @@ def test_files_are_known_by_their_preamble_not_their_name(tmp_path: Path, name: 
         file = tmp_path / name.format(uid=uid, number=number)
         write_dicom(file, np.full((4, 4), number + 1, np.uint16), PatientID=f"P{number}", SOPInstanceUID=uid)
     labels(tmp_path, uids, on="SOPInstanceUID")
-    config = made.changed(
-        config_of(tmp_path, on="SOPInstanceUID"), {"dicom.series": False, "image_shape": [1, 4, 4]}
-    )
+    config = made.changed(config_of(tmp_path, on="SOPInstanceUID"), {"dicom.series": False, "image_shape": [1, 4, 4]})
     assert len(scan(config, FakeKeys()).records) == 6
 
 

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dptrain.commands.acts.ledger.desk import controller_of, no_run, opened, show_one, state_of
+from dptrain.commands.acts.ledger.desk import decided, no_run, opened, show_one, state_of
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError, LedgerRefused
 from dptrain.files import file_sha256
 from dptrain.ledger import gate
+from dptrain.ledger.decisions import (
+    budget_body,
+    controller_body,
+    permission_body,
+    revocation_body,
+    unlock_body,
+    weights_body,
+)
+from dptrain.ledger.facts import BudgetTerms
 from dptrain.ledger.status import CohortStatus
 from dptrain.plan import Mechanism, default_delta
 from dptrain.terminal.output import Output
@@ -28,19 +37,18 @@ def budget(call: Call) -> int:
     ledger, keys = opened(words)
     before = ledger.status(words["cohort"])
     gate.check_epsilon(words["epsilon"])
-    controller = controller_of(keys)
-    mechanisms = _use(words, call.settings, before)
-    ledger.budget(
-        words["cohort"],
+    terms = BudgetTerms(
         kind=words["kind"],
         epsilon=words["epsilon"],
         delta=words["delta"],
-        forecast=mechanisms,
+        forecast=_use(words, call.settings, before),
         minimum_charge=words["minimum_charge"],
         reason=words["reason"],
         advice=words["advice"],
-        controller=controller,
+        last_day=words["last_day"],
     )
+    if not decided(words, ledger, keys, budget_body(ledger, words["cohort"], terms), out):
+        return EXIT_DONE
     status = ledger.status(words["cohort"])
     out.say("Signed.")
     show_one(status, out)
@@ -130,7 +138,8 @@ def weights(call: Call) -> int:
         except OSError as error:
             raise ConfigError(f"{words['file']} cannot be read: {error.strerror}.") from None
     ledger, keys = opened(words)
-    ledger.declare_weights(sha, source=source, licence=licence, controller=controller_of(keys))
+    if not decided(words, ledger, keys, weights_body(sha, source=source, licence=licence), out):
+        return EXIT_DONE
     out.say(f"Declared public: weights {sha[:16]}… ({source}; {licence}).")
     out.give({"sha256": sha})
     return EXIT_DONE
@@ -166,7 +175,11 @@ def permit(call: Call) -> int:
             remedy=f"{refusal.remedy} Was it trained under another ledger? Then add other_ledger=yes.",
         )
     purpose, cohort = call.words["purpose"], call.words["cohort"]
-    number = ledger.permit(purpose, cohort, controller_of(keys), reason=call.words["reason"], run=run)
+    words = call.words
+    body = permission_body(ledger, purpose, cohort, reason=words["reason"], run=run, last_day=words["last_day"])
+    if not decided(words, ledger, keys, body, out):
+        return EXIT_DONE
+    number = ledger.head().entries
     whose = "any run" if run is None else f"run '{run}'"
     out.say(f"Permitted (entry {number}): one {purpose} of '{cohort}', for {whose}.")
     out.give({"permit": number, "run": run})
@@ -177,8 +190,41 @@ def unlock(call: Call) -> int:
     """Unlock."""
     out = Output(as_json=call.as_json)
     ledger, keys = opened(call.words)
-    ledger.unlock(call.words["cohort"], reason=call.words["reason"], controller=controller_of(keys))
+    body = unlock_body(ledger, call.words["cohort"], reason=call.words["reason"])
+    if not decided(call.words, ledger, keys, body, out):
+        return EXIT_DONE
     status = ledger.status(call.words["cohort"])
     out.say(f"The lock by hand is gone; '{status.name}' is {state_of(status)}.")
     out.give({"cohort": status.name, "locked": status.locked})
+    return EXIT_DONE
+
+
+def revoke(call: Call) -> int:
+    """Withdraw a permission."""
+    out = Output(as_json=call.as_json)
+    ledger, keys = opened(call.words)
+    number = call.words["permit"]
+    if decided(call.words, ledger, keys, revocation_body(ledger, number, reason=call.words["reason"]), out):
+        out.say(f"Permission {number} is withdrawn.")
+        out.give({"permit": number, "withdrawn": True})
+    return EXIT_DONE
+
+
+def controller(call: Call) -> int:
+    """Show the controller of the processing, or name it."""
+    out, words = Output(as_json=call.as_json), call.words
+    ledger, keys = opened(words)
+    if words["name"] is not None or words["represented_by"] is not None:
+        if words["name"] is None or words["represented_by"] is None:
+            raise ConfigError("the controller is named with name=… and represented_by=….")
+        body = controller_body(words["name"], represented_by=words["represented_by"], contact=words["contact"])
+        if not decided(words, ledger, keys, body, out):
+            return EXIT_DONE
+    person = ledger.controller()
+    if person is None:
+        out.say("Nobody has named the controller yet (dptrain ledger controller name=… represented_by=…).")
+    else:
+        contact = f", {person['contact']}" if person["contact"] else ""
+        out.say(f"{person['name']}, represented by {person['represented_by']}{contact}")
+    out.give(person or {})
     return EXIT_DONE
