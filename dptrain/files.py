@@ -20,6 +20,11 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def utc_today() -> str:
+    """The date in UTC, ISO 8601: for public facts whose time of day would tell how long something took."""
+    return utc_now()[:10]
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file (FIPS 180-4), 64 hex digits, read in pieces. Raises OSError where it cannot be read."""
     with open(path, "rb") as file:
@@ -78,6 +83,10 @@ def whole_or_nothing(path: Path, mode: str = "w", *, private: bool | None = None
 
 def write_json(path: Path, values: object, *, private: bool | None = None) -> None:
     """JSON without NaN or infinity, written as :func:`whole_or_nothing` does. Raises ValueError for such a number."""
-    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-    with whole_or_nothing(path, private=private) as file:
-        file.write(text + "\n")
+    with whole_or_nothing(path, "wb", private=private) as file:
+        file.write(json_bytes(values))
+
+
+def json_bytes(values: Any) -> bytes:
+    """What :func:`write_json` writes."""
+    return (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

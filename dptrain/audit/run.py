@@ -29,6 +29,7 @@ from dptrain.audit.results import Summary, summarise
 from dptrain.audit.work import Work, asked, digest
 from dptrain.errors import ConfigError
 from dptrain.files import make_folder, utc_now, whole_or_nothing, write_json
+from dptrain.ledger import Grant
 from dptrain.models.network import device_of
 from dptrain.plan import Plan
 from dptrain.records import Audit, RunFolder
@@ -153,7 +154,6 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
     if earlier is not None:
         return _again(earlier, say)
     grant = ledger.admit(status.name, purpose=Purpose.AUDIT, run=identity, fingerprint=cohort.fingerprint)
-    ended = RunStatus.INTERRUPTED
     try:
         make_folder(folder.restricted, private=True)
         make_folder(folder.audit, private=True)
@@ -216,11 +216,22 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
                 trained=material.trained,
             )
         write_json(folder.audit_json, audit.to_json())
+        _finish(grant, folder)
         work.remove()
-        ended = RunStatus.COMPLETE
     finally:
-        grant.close(ended, steps_run=0)
+        if not grant.closed:
+            grant.close(RunStatus.INTERRUPTED, steps_run=0)
     return Result(folder, audit, _broken(audit))
+
+
+def _finish(grant: Grant, folder: RunFolder) -> None:
+    """End the grant with the hashes of what was written. What the ledger does not bind is no audit."""
+    written = folder.hashes(folder.audit_json, folder.audit / "patients.csv", folder.audit / "scores.npz")
+    try:
+        grant.close(RunStatus.COMPLETE, steps_run=0, results=written)
+    except BaseException:
+        folder.audit_json.unlink()
+        raise
 
 
 def _write_rows(path: Path, summary: Summary) -> None:

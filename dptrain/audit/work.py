@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ TRAINED_BY = ("models", "new_scan", "trainer", "stack", "game", "confirm_models"
 def configuration(settings: Settings) -> Json:
     """Everything that decides what an audit measures: the settings without places, and the starting weights."""
     values: Json = yaml.safe_load(to_yaml(settings))
-    for part in ("ledger", "report"):
+    for part in ("ledger", "report", "attack"):
         values.pop(part, None)
     for part, names in NOT_MEASURED.items():
         values[part] = {name: value for name, value in values[part].items() if name not in names}
@@ -51,28 +52,17 @@ def asked(settings: Settings, plan: Plan, identity: str) -> str:
     return digest([configuration(settings), plan.digest, identity])
 
 
-class Work:
-    """Masks and scores of an unfinished audit. Another cohort, plan or configuration does not find them.
+class Kept:
+    """What an unfinished piece of work has so far, by name. Work of another key does not find it."""
 
-    What only reads scores (the attack, the tolerance, how many are confirmed) may change in between.
-    """
-
-    def __init__(self, folder: Path, settings: Settings, material: Material, plan: Plan, fingerprint: str) -> None:
-        self.folder = folder
-        values = configuration(settings)
-        values["audit"] = {name: value for name, value in values["audit"].items() if name in TRAINED_BY}
-        self.key = digest([fingerprint, plan.digest, values, material.patients])
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         stamp = folder / "key"
-        if not stamp.exists() or stamp.read_text(encoding="utf-8") != self.key:
+        if not stamp.exists() or stamp.read_text(encoding="utf-8") != key:
             self.clear()
             with whole_or_nothing(stamp, private=True) as file:
-                file.write(self.key)
-        kept = self.load("kept")
-        if kept is None:
-            self.save("kept", trained=material.trained)
-        else:  # the records kept back were chosen when the audit began
-            material.trained[:] = kept["trained"]
+                file.write(key)
 
     def clear(self) -> None:
         for file in self.folder.iterdir():
@@ -93,6 +83,27 @@ class Work:
     def save(self, name: str, **arrays: np.ndarray) -> None:
         with whole_or_nothing(self.folder / f"{name}.npz", "wb", private=True) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def array(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """What was kept under this name, or what is made now, and kept."""
+        if self.load(name) is None:
+            self.save(name, values=make())
+        (values,) = (self.load(name) or {}).values()
+        return values
+
+
+class Work(Kept):
+    """Masks and scores of an unfinished audit. Another cohort, plan or configuration does not find them.
+
+    What only reads scores (the attack, the tolerance, how many are confirmed) may change in between.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, material: Material, plan: Plan, fingerprint: str) -> None:
+        values = configuration(settings)
+        values["audit"] = {name: value for name, value in values["audit"].items() if name in TRAINED_BY}
+        super().__init__(folder, digest([fingerprint, plan.digest, values, material.patients]))
+        # the records kept back were chosen when the audit began
+        material.trained[:] = self.array("kept", lambda: material.trained)
 
     def member(self, models: int, count: int) -> np.ndarray:
         """The masks: drawn when the audit began, the same ones after a resume."""

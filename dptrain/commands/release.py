@@ -20,6 +20,19 @@ def items_of(text: str) -> tuple[str, ...]:
     return tuple(item for item in ITEMS if item in named)
 
 
+def checks_of(text: str) -> tuple[str, ...]:
+    """Comma-separated names of assumptions."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def share_of(text: str) -> float:
+    """A share between 0 and 1."""
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise ValueError("it is no share between 0 and 1")
+    return share
+
+
 RELEASE = Command(
     name="release",
     line="record the controller's decision and publish",
@@ -34,16 +47,25 @@ facts.json, registry.yaml, MODEL_CARD.md; and the privacy part of the model's me
         "recipient": Word(given, "who receives it"),
         "purpose": Word(given, "what it is for", None),
         "advice": Word(given, "advice of the data protection officer", None),
+        "without_advice": Word(given, "why there is no such advice (printed in every edition)", None),
+        "accept_exposed": Word(share_of, "share of exposed patients that is accepted, 0 to 1 (default: none)", None),
+        "without_audit": Word(given, "why there is no audit (printed in every edition)", None),
+        "accepted": Word(checks_of, "assumptions that no program can check, by name, as the refusal lists them", ()),
         "lang": LANG,
         **PLACES,
     },
     examples=(
         'dptrain release run=runs/demo items=model,metrics recipient="Klinikum Nord" purpose="triage study" \\',
-        '    advice="no objection"',
+        '    advice="no objection" accept_exposed=0.01 accepted=unit,size,weights,constants,access,basis,keys,copies',
     ),
     notes="""\
 Items are separated by commas. `model` alone releases what the guarantee covers; metrics, groups and audit are
 measured without noise and appear marked as not covered by epsilon. groups adds the group tables of what else is
-named.""",
+named.
+Refused are: a model, facts, metrics or audit whose hashes are not those of the ledger's entries; a run without an
+audit that reaches verdicts, unless without_audit says why; more exposed patients than accept_exposed; a release
+without purpose or without advice (or without_advice), or with open assumptions that are not accepted by name.
+Until the release the model lies in FOLDER/restricted/model, then in FOLDER/model. A release that was signed and
+whose process then died is completed by the same command.""",
     codes=(3, 6),
 )

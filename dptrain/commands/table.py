@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dptrain.commands.attack import ATTACK
 from dptrain.commands.audit import AUDIT
 from dptrain.commands.check import CHECK
 from dptrain.commands.command import Command
@@ -28,7 +29,7 @@ from dptrain.terminal.words import suggest
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        PLAN, CHECK, TRAIN, EVALUATE, AUDIT,
+        PLAN, CHECK, TRAIN, EVALUATE, AUDIT, ATTACK,
         REPORT, REPORT_LEDGER, REPORT_VERIFY, RELEASE,
         LEDGER, INIT, KEYGEN, REGISTER, BUDGET, WEIGHTS, SHOW, HISTORY, VERIFY, HEADS,
         LOCK, UNLOCK, PERMIT, REVOKE, WITHDRAW, CLOSE,

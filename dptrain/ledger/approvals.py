@@ -163,18 +163,18 @@ def signers(state: State, kind: str, approval: Approval) -> list[Approver]:
     in_force = {approver.public: approver for approver in state.approvers.values()}
     if kind in RECOVERABLE:
         in_force[state.recovery] = Approver("recovery", "any", state.recovery, "ed25519", 0)
-    found: list[Approver] = []
+    signed: list[Approver] = []
     for signature in approval.signatures:
         approver = in_force.get(signature.public)
         if approver is None:
             retired = signature.public in state.retired
             raise ValueError(f"carries the signature of a {'retired' if retired else 'foreign'} key: it is forged")
-        if approver in found:
+        if approver in signed:
             raise ValueError(f"carries the signature of {approver.name} twice")
         if signature.algorithm != approver.algorithm or not signature.valid(approval.decision):
             raise ValueError("carries a signature that is not the approver's: it is forged")
-        found.append(approver)
-    return found
+        signed.append(approver)
+    return signed
 
 
 def fault_of_approval(state: State, entry: Entry, ancestor: Ancestor) -> str | None:

@@ -287,15 +287,15 @@ class Book:
         return None if self.witness is None else read_witness(self.witness)
 
     def descends(self, connection: Connection, state: State, heads: list[SignedHead] | None) -> None:
-        for found in heads or ():
-            if found.site != state.site or found.public_key not in state.site_keys:
+        for seen in heads or ():
+            if seen.site != state.site or seen.public_key not in state.site_keys:
                 raise LedgerRefused(
                     "The witness holds a head of another site's ledger.",
                     remedy="Check ledger.witness and ledger.url.",
                 )
         if not heads:
             return
-        wanted = {found.entries: found.hash for found in heads}
+        wanted = {seen.entries: seen.hash for seen in heads}
         newest = max(wanted)
         if newest > state.seq:
             raise LedgerRefused(

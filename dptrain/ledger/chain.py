@@ -166,9 +166,9 @@ def controller_fault(entry: Entry, controllers: Sequence[str]) -> str | None:
     return f"entry {entry.seq} ({entry.kind}) carries a signature that is not the controller's: it is forged"
 
 
-def sign_head(keys: Keys, entries: int, digest: bytes) -> SignedHead:
-    """The head as this site signs it now."""
-    unsigned = SignedHead(keys.site, entries, digest.hex(), utc_now(), keys.site_public, "")
+def sign_head(keys: Keys, entries: int, digest: bytes, time: str | None = None) -> SignedHead:
+    """The head as this site signs it, now or as of `time`."""
+    unsigned = SignedHead(keys.site, entries, digest.hex(), time or utc_now(), keys.site_public, "")
     return SignedHead(**{**asdict(unsigned), "signature": keys.sign(unsigned.message).hex()})
 
 

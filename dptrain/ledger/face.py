@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from dptrain.ledger import charging, decisions, founding, looking, registry, rotation, store, verify
+from dptrain.ledger import charging, decisions, evidence, founding, looking, registry, rotation, store, verify
 from dptrain.ledger.book import Book
 from dptrain.ledger.keys import Keys
 
@@ -89,6 +89,7 @@ class Ledger(Book):
     head = looking.head
     run = looking.run
     bound = looking.bound
+    evidence = evidence.evidence
     binding = looking.binding
     weights = looking.weights
     entries = looking.entries

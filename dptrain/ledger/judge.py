@@ -76,9 +76,9 @@ def check_grant(state: State, run: RunState, *, thorough: bool) -> None:
         else:
             fits = fits and not gate.overdrawn(state, budget)
         for other in state.cohorts[version.cohort].overlaps:
-            there = gate.carrier(state, other)
-            if there is not None and not state.is_public(other):
-                fits = fits and gate.spent(state, there) <= there.units
+            shared = gate.carrier(state, other)
+            if shared is not None and not state.is_public(other):
+                fits = fits and gate.spent(state, shared) <= shared.units
     if not fits:
         raise LedgerRefused(f"entry {run.seq} grants more than the budget of '{version.cohort}' held")
     del state.runs[run.id]

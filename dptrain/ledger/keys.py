@@ -217,8 +217,8 @@ class Keys:
                 controller_public=str(site["controller_public"]),
                 recovery_public=str(site["recovery_public"]),
             )
-            whole = site_key_lost or keys.site_public == site["site_public"]
-            if not whole or not keys._secrets or min(map(len, keys._secrets)) < 32:
+            one_set = site_key_lost or keys.site_public == site["site_public"]
+            if not one_set or not keys._secrets or min(map(len, keys._secrets)) < 32:
                 raise ValueError("the parts do not belong together")
         except (ValueError, KeyError, TypeError) as error:
             raise LedgerRefused(
@@ -439,8 +439,8 @@ def _narrowest(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, dtype=np.uint8)
     if kind == "f":
         low, high = float(array.min()), float(array.max())
-        whole = low >= -(2.0**53) and high <= 2.0**53 and bool((array == np.rint(array)).all())
-        if not whole:
+        integral = low >= -(2.0**53) and high <= 2.0**53 and bool((array == np.rint(array)).all())
+        if not integral:
             wide = array.astype(np.float64) if array.dtype.itemsize < 8 else array
             with np.errstate(over="ignore"):
                 narrow = wide.astype(np.float32)

@@ -13,7 +13,7 @@ from dptrain.ledger.book import Book, read_entry
 from dptrain.ledger.chain import Entry, SignedHead, sign_head
 from dptrain.ledger.charges import charge_of
 from dptrain.ledger.facts import Bound, Released, ReleaseTerms, Result, WeightsSource
-from dptrain.ledger.state import Approver, RunState
+from dptrain.ledger.state import Approver, RunState, State
 from dptrain.ledger.status import CohortStatus, status_of
 from dptrain.plain import Json
 from dptrain.plan import Plan
@@ -79,19 +79,24 @@ def run(book: Book, name: str) -> RunState:
 def bound(book: Book, run: str) -> Bound:
     """What the ledger binds of a run: hashes of its model, facts, results and releases. Raises for an unknown one."""
     with book.view() as (_, state):
-        found = rules.run(state, run)
-        return Bound(
-            run=found.id,
-            cohort=found.cohort,
-            status=found.status,
-            closing=(found.closing[0], found.closing[1]) if found.closing else None,
-            model=found.model,
-            facts=found.facts,
-            results=tuple(
-                Result(done["seq"], done["purpose"], done["cohort"], dict(done["sha256"])) for done in found.results
-            ),
-            releases=tuple(_released(release) for release in found.releases),
-        )
+        return bound_of(state, run)
+
+
+def bound_of(state: State, run: str) -> Bound:
+    """What the entries that made this state bind of a run."""
+    found = rules.run(state, run)
+    return Bound(
+        run=found.id,
+        cohort=found.cohort,
+        status=found.status,
+        closing=(found.closing[0], found.closing[1]) if found.closing else None,
+        model=found.model,
+        facts=found.facts,
+        results=tuple(
+            Result(done["seq"], done["purpose"], done["cohort"], dict(done["sha256"])) for done in found.results
+        ),
+        releases=tuple(_released(release) for release in found.releases),
+    )
 
 
 def _released(release: Json) -> Released:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from dptrain.errors import LedgerRefused
 from dptrain.ledger import members, store
@@ -43,27 +44,23 @@ def verify(book: Book, witness: str | None = None) -> list[Fault]:
     try:
         store.check_schema(book.store)
         with book.store.read() as connection:
-            _check(book, connection, witness or book.witness, faults)
+            for fault in _faults(book, connection, witness or book.witness):
+                faults.append(fault)  # one by one: those before an error are kept
     except LedgerRefused as error:
         faults.append(Fault("file", None, error.message))
     return faults
 
 
-def _check(book: Book, connection: Connection, witness: str | None, faults: list[Fault]) -> None:
+def _faults(book: Book, connection: Connection, witness: str | None) -> Iterator[Fault]:
+    """What is wrong, in the order of :func:`verify`; each check rests on those before it."""
     if book.store.sqlite:
-        answer = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
-        if answer != ["ok"]:
-            faults.append(Fault("file", None, f"SQLite finds the file damaged: {answer[0]}"))
-        if _definitions(connection) != _expected():
-            faults.append(Fault("file", None, "the definitions of the tables are not those of this schema"))
+        yield from _of_file(connection)
     snapshots = connection.execute(sa.select(store.snapshot)).all()
-    snap = snapshots[0] if snapshots else None
-    state = State()
     rows = connection.execution_options(yield_per=1000).execute(
         sa.select(store.entries).order_by(store.entries.c.seq)
     )
-    hashes: dict[int, bytes] = {}
-    snapshot_seen, snapshot_differs = snap is None, False
+    state, hashes = State(), dict[int, bytes]()
+    dump: str | None = None  # of the state that the snapshot is of
     for row in rows:
         number = state.seq + 1
         try:
@@ -71,61 +68,80 @@ def _check(book: Book, connection: Connection, witness: str | None, faults: list
             follow(state, entry, hashes.get)
             hashes[entry.seq] = entry.hash
         except LedgerRefused as error:
-            faults.append(Fault("entries", number, error.message))
+            yield Fault("entries", number, error.message)
             return
-        if snap is not None and snap.seq == state.seq:
-            snapshot_seen = True
-            snapshot_differs = snap.state != state.dump()
-    keys = book.keys
-    if snap is not None and not isinstance(snap.state, str):
-        faults.append(Fault("snapshot", None, "the snapshot is not what the entries say"))
-    elif snap is not None:
-        if not snapshot_seen or len(snapshots) != 1 or snap.id != 1:
-            faults.append(Fault("snapshot", None, "the snapshot belongs to no entry of this ledger"))
-        elif not signed_by(state.site_keys[-1], blob(snap.signature), snapshot_message(snap.seq, snap.state)):
-            faults.append(Fault("snapshot", None, "the snapshot does not carry the site's signature"))
-        elif snapshot_differs and State.parse(snap.state).seq:  # one of another program is not ours to compare
-            faults.append(Fault("snapshot", None, "the snapshot is not what the entries say"))
-    tops = connection.execute(sa.select(store.head)).all()
-    if (
-        len(tops) != 1
-        or tops[0].id != 1
-        or tops[0].seq != state.seq
-        or blob(tops[0].hash).hex() != state.hash
-        or tops[0].site != state.site
-    ):
-        faults.append(
-            Fault(
-                "head",
-                state.seq + 1,
-                f"entry {state.seq} is the last, but the head row names another: entries are missing",
-            )
-        )
+        if snapshots and snapshots[0].seq == state.seq:
+            dump = state.dump()
+    yield from _of_snapshot(snapshots, state, dump)
+    yield from _of_head(connection, state)
     if state.seq == 0:
-        faults.append(Fault("entries", 1, "the founding entry is missing"))
+        yield Fault("entries", 1, "the founding entry is missing")
         return
-    if state.site != keys.site or state.secret_check != keys.secret_check:
-        faults.append(Fault("keys", None, "these are not this ledger's keys: members cannot be checked"))
+    if state.site != book.keys.site or state.secret_check != book.keys.secret_check:
+        yield Fault("keys", None, "these are not this ledger's keys: members cannot be checked")
         return
     for table, fault in (
-        ("patients", members.fault_of_patients(connection, state, keys)),
-        ("records", members.fault_of_records(connection, state, keys)),
+        ("patients", members.fault_of_patients(connection, state, book.keys)),
+        ("records", members.fault_of_records(connection, state, book.keys)),
     ):
         if fault is not None:
-            faults.append(Fault(table, None, fault))
+            yield Fault(table, None, fault)
     if witness is not None:
-        try:
-            heads = read_witness(witness)
-        except LedgerRefused as error:
-            faults.append(Fault(UNREAD, None, error.message))
-            return
-        if any(head.site != state.site for head in heads):
-            faults.append(Fault(UNREAD, None, f"The witness {witness} holds a head of another site's ledger."))
-            return
-        try:
-            book.descends(connection, state, heads)
-        except LedgerRefused as error:
-            faults.append(Fault("witness", None, error.message))
+        yield from _of_witness(book, connection, state, witness)
+
+
+def _of_file(connection: Connection) -> Iterator[Fault]:
+    """SQLite's own check, and the definitions of the tables."""
+    answer = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check")]
+    if answer != ["ok"]:
+        yield Fault("file", None, f"SQLite finds the file damaged: {answer[0]}")
+    if _definitions(connection) != _expected():
+        yield Fault("file", None, "the definitions of the tables are not those of this schema")
+
+
+def _of_snapshot(snapshots: Sequence[Row[tuple[object, ...]]], state: State, dump: str | None) -> Iterator[Fault]:
+    """The snapshot against the state that it is of: `dump`, or None where no entry has its number."""
+    if not snapshots:
+        return
+    snapshot = snapshots[0]
+    if not isinstance(snapshot.state, str):
+        yield Fault("snapshot", None, "the snapshot is not what the entries say")
+    elif dump is None or len(snapshots) != 1 or snapshot.id != 1:
+        yield Fault("snapshot", None, "the snapshot belongs to no entry of this ledger")
+    elif not signed_by(state.site_keys[-1], blob(snapshot.signature), snapshot_message(snapshot.seq, snapshot.state)):
+        yield Fault("snapshot", None, "the snapshot does not carry the site's signature")
+    elif snapshot.state != dump and State.parse(snapshot.state).seq:  # another program's is not ours to compare
+        yield Fault("snapshot", None, "the snapshot is not what the entries say")
+
+
+def _of_head(connection: Connection, state: State) -> Iterator[Fault]:
+    """The head row against the last entry."""
+    heads = connection.execute(sa.select(store.head)).all()
+    if (
+        len(heads) != 1
+        or heads[0].id != 1
+        or heads[0].seq != state.seq
+        or blob(heads[0].hash).hex() != state.hash
+        or heads[0].site != state.site
+    ):
+        what = f"entry {state.seq} is the last, but the head row names another: entries are missing"
+        yield Fault("head", state.seq + 1, what)
+
+
+def _of_witness(book: Book, connection: Connection, state: State, witness: str) -> Iterator[Fault]:
+    """Descent from the heads that the witness has seen."""
+    try:
+        heads = read_witness(witness)
+    except LedgerRefused as error:
+        yield Fault(UNREAD, None, error.message)
+        return
+    if any(head.site != state.site for head in heads):
+        yield Fault(UNREAD, None, f"The witness {witness} holds a head of another site's ledger.")
+        return
+    try:
+        book.descends(connection, state, heads)
+    except LedgerRefused as error:
+        yield Fault("witness", None, error.message)
 
 
 def _definitions(connection: Connection) -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dptrain.errors import ConfigError
-from dptrain.files import make_folder, utc_now, write_json
+from dptrain.files import file_sha256, make_folder, utc_now, write_json
 from dptrain.plain import Json
 from dptrain.records.run import RUN_SCHEMA, Run
 from dptrain.records.shape import Record
@@ -21,11 +21,12 @@ class RunFolder:
         self.path = Path(path)
         self.facts = self.path / "run.json"
         self.config = self.path / "config.yaml"
-        self.model = self.path / "model"
-        self.weights = self.model / "model.safetensors"
+        self.released_model = self.path / "model"
         self.tensorboard = self.path / "tensorboard"
         self.report = self.path / "report"
         self.restricted = self.path / "restricted"
+        self.restricted_model = self.restricted / "model"
+        self.assessment = self.restricted / "assessment.yaml"
         self.metrics = self.restricted / "metrics.json"
         self.predictions = self.restricted / "predictions.npz"
         self.training_log = self.restricted / "training.jsonl"
@@ -33,9 +34,44 @@ class RunFolder:
         self.restricted_tensorboard = self.restricted / "tensorboard"
         self.audit = self.restricted / "audit"
         self.audit_json = self.audit / "audit.json"
+        self.attack = self.restricted / "attack"
+        self.attack_json = self.attack / "attack.json"
         self.restricted_report = self.restricted / "report"
         self.access_log = self.restricted / "access.log"
         self.notes = self.restricted / "notes.txt"
+
+    @property
+    def model(self) -> Path:
+        """The bundle: below `restricted/` until it is released. In older folders it is at the top."""
+        is_open = self.released_model.exists() and not self.restricted_model.exists()
+        return self.released_model if is_open else self.restricted_model
+
+    @property
+    def weights(self) -> Path:
+        """The model's weights, wherever the bundle lies."""
+        return self.model / "model.safetensors"
+
+    @property
+    def metadata(self) -> Path:
+        """The bundle's metadata; a release fills in what they say of privacy."""
+        return self.model / "configs" / "metadata.json"
+
+    def name_of(self, path: Path) -> str:
+        """A file of the folder as the ledger names it: its path; the model's files as if they were released."""
+        if path.is_relative_to(self.restricted_model):
+            path = self.released_model / path.relative_to(self.restricted_model)
+        return path.relative_to(self.path).as_posix()
+
+    def place_of(self, name: str) -> Path:
+        """Where a file lies that the ledger names so (the inverse of :meth:`name_of`)."""
+        path = self.path / name
+        if path.is_relative_to(self.released_model):
+            return self.model / path.relative_to(self.released_model)
+        return path
+
+    def hashes(self, *paths: Path) -> dict[str, str]:
+        """name -> SHA-256 of files that were just written. Raises OSError where one cannot be read."""
+        return {self.name_of(path): file_sha256(path) for path in paths}
 
     def create(self) -> RunFolder:
         """Make the folder. Raises ConfigError for one that holds a run, or is another's, or cannot be written.
@@ -48,13 +84,13 @@ class RunFolder:
             )
         make_folder(self.path)
         make_folder(self.restricted, private=True, new=True)
-        make_folder(self.model)
+        make_folder(self.restricted_model, private=True)
         return self
 
     def discard(self) -> None:
         """Take back :meth:`create` and the configuration where nothing came of it; what is not empty stays."""
         self.config.unlink(missing_ok=True)
-        for folder in (self.restricted, self.model, self.path):
+        for folder in (self.restricted_model, self.restricted, self.path):
             with suppress(OSError):
                 folder.rmdir()
 

@@ -43,12 +43,20 @@ class Sweep(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Released(Record):
-    """The controller's decision on what leaves the house."""
+    """The controller's decision on what leaves the house.
+
+    accept_exposed: the exposed share that was signed for. without_audit, without_advice: why there is none. accepted:
+    the open checks that were accepted, by name.
+    """
 
     items: Public[tuple[str, ...]] = ()
     recipient: Public[str | None] = None
     purpose: Public[str | None] = None
     advice: Public[str | None] = None
+    accept_exposed: Annotated[Public[Share | None], LATE] = None
+    without_audit: Annotated[Public[str | None], LATE] = None
+    without_advice: Annotated[Public[str | None], LATE] = None
+    accepted: Annotated[Public[tuple[str, ...]], LATE] = ()
     controller: Public[str | None] = None
     date: Public[str | None] = None
     entry: Public[str | None] = None
@@ -192,7 +200,7 @@ class Weights(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Record):
-    """Size and hash of the model that was kept."""
+    """Size and hash of the model that was kept. files: of the bundle's other files, by their path in it."""
 
     file: str | None = None
     sha256: str | None = None
@@ -201,6 +209,7 @@ class Model(Record):
     parameters: int | None = None
     trainable_parameters: int | None = None
     changes: tuple[str, ...] = ()
+    files: Annotated[dict[str, str] | None, LATE] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dptrain.records.attack import Attack
 from dptrain.records.audit import Audit
 from dptrain.records.metrics import Metrics
 from dptrain.records.run import Run
@@ -18,6 +19,7 @@ RECORDS: dict[str, tuple[type[Record], str]] = {
     "run-1.json": (Run, "Public facts of a dptrain run"),
     "metrics-1.json": (Metrics, "Metrics of a dptrain run"),
     "audit-1.json": (Audit, "Aggregates of a dptrain audit"),
+    "attack-1.json": (Attack, "Aggregates of dptrain reconstruction attacks"),
 }
 
 

@@ -23,7 +23,7 @@ from dptrain.report.shapes import Facts
 from dptrain.vocabulary import Edition
 
 if TYPE_CHECKING:
-    from dptrain.ledger import CohortStatus
+    from dptrain.ledger.evidence import Evidence
 
 MANIFEST_SCHEMA = "dptrain.report/1"
 MANIFEST = "manifest.json"
@@ -35,14 +35,14 @@ def build(
     lang: str = "en",
     edition: str = Edition.CONTROLLER,
     *,
-    ledger: CohortStatus | None = None,
+    ledger: Evidence | None = None,
 ) -> Path:
     """Write the report of a run folder and return the folder it was written to.
 
     Args:
         lang: `de` or `en`.
         edition: `controller` (restricted/report/) or `public` (report/; what a recorded decision names).
-        ledger: the cohort's `CohortStatus`, where it can be had: adds the history of charges.
+        ledger: what the ledger says of the run, where it can be had.
 
     Raises:
         ConfigError: no run there, or an unknown language or edition.

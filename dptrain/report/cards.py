@@ -287,6 +287,10 @@ def _results(card: Card) -> list[str]:
             f"Audit (not covered by ε): {card.said['exposed']} of {card.said['screened']} patients exposed, by "
             f"{card.said['references']} reference models.",
         ]
+    released = card.facts.released
+    without = None if released is None else released.without_audit
+    if without:
+        lines += ["", f"Released without an audit: {markdown(without)}"]
     return lines
 
 

@@ -23,7 +23,9 @@ from dptrain.files import file_sha256, utc_now
 from dptrain.plain import Json
 from dptrain.records import Audit, Fault, Metrics, Run, RunFolder, read_file
 from dptrain.records.metrics import METRIC_NAMES, Group
+from dptrain.records.run import Released
 from dptrain.records.shape import Record, clean, disclosed, number
+from dptrain.report.binding import binding, disclosed_binding, head_now
 from dptrain.report.judgement import judged, odds
 from dptrain.report.shapes import (
     AuditFacts,
@@ -45,16 +47,25 @@ from dptrain.vocabulary import TASKS, Edition
 
 if TYPE_CHECKING:
     from dptrain.ledger import CohortStatus
+    from dptrain.ledger.evidence import Evidence
 
 T = TypeVar("T")
 
 
-def read(folder: str | Path, *, ledger: CohortStatus | None = None, made: str | None = None) -> Facts:
+def read(
+    folder: str | Path,
+    *,
+    ledger: Evidence | None = None,
+    made: str | None = None,
+    released: Released | None = None,
+) -> Facts:
     """The controller's facts of a run folder.
 
     Args:
-        ledger: the cohort's status, where the ledger can be reached; gives the budget its history.
-        made: time of the report (ISO 8601, UTC); now by default.
+        ledger: what the ledger says of the run, where it can be reached: everything that it can say is compared with
+            it, and the budget has its history.
+        made: time of the report (ISO 8601, UTC); by default that of the ledger's head, or now.
+        released: a decision to be shown in place of the one that the folder states.
 
     Raises:
         ConfigError: there is no such folder, or it holds nothing of a run.
@@ -65,20 +76,21 @@ def read(folder: str | Path, *, ledger: CohortStatus | None = None, made: str | 
         read_file(place.metrics, Metrics, "metrics"),
         read_file(place.audit_json, Audit, "audit"),
     )
-    record = run.record
+    record = run.record if released is None else replace(run.record, released=released)
     integrity, lost = _integrity(place, record)
     facts = Facts(
         edition=Edition.CONTROLLER.value,
-        made=made or utc_now(),
+        made=made or (utc_now() if ledger is None else ledger.head.time),
         program=__version__,
         run=RunFacts.of(record.to_json()),
         cohort=CohortFacts.of(record.cohort.to_json()),
         privacy=PrivacyFacts.of(_values(record.privacy)),
         odds=Odds.of({}),
-        budget=_budget(record, ledger),
-        ledger=_ledger(record),
+        budget=_budget(record, None if ledger is None else ledger.status),
+        ledger=replace(_ledger(record), now=head_now(ledger)),
         model=_model(record),
         integrity=integrity,
+        binding=binding(place, record, ledger),
         not_covered=record.not_covered,
         checks=record.checks,
         utility=_utility(metrics.record) if metrics.readable else None,
@@ -104,7 +116,7 @@ def public(facts: Facts) -> Facts:
     :mod:`dptrain.report.shapes` allows, and nothing else.
     """
     items = facts.items
-    edition = replace(disclosed(facts, items), edition=Edition.PUBLIC.value)
+    edition = replace(disclosed(facts, items), edition=Edition.PUBLIC.value, binding=disclosed_binding(facts))
     if edition.utility is not None:
         edition = replace(edition, utility=_of_known_names(edition.utility, facts.run.classes))
     missing = tuple(

@@ -91,11 +91,14 @@ def _warnings(facts: Facts) -> tuple[str, ...]:
         ("guarantee_broken", _broken(audit)),
         ("incomplete", not facts.complete),
         ("hash_mismatch", bool(facts.mismatches)),
+        ("ledger_differs", bool(facts.binding.differs)),
         ("infinite", facts.privacy.infinite),
         ("fast_generator", facts.privacy.generator == Generator.FAST),
         ("check_failed", bool(failed - {"noise"})),
         ("audit_missing", audit is None and (facts.is_controllers or "audit" in facts.items)),
         ("audit_thin", audit is not None and len(audit.withheld) > len(audit.extrapolated)),
+        ("unreached", facts.binding.ledger != "reached"),
+        ("unbound", facts.binding.closed is False),
         ("rollback", facts.ledger.rollback_detectable is not True),
     ]
     return tuple(name for name, is_so in warnings if is_so)
@@ -105,7 +108,7 @@ def _verdict(facts: Facts) -> str:
     unknown = facts.privacy.epsilon is None and not facts.privacy.infinite
     if _broken(facts.audit):
         return "broken"
-    if facts.mismatches:
+    if facts.mismatches or facts.binding.differs:
         return "mismatch"
     if not facts.complete or unknown:
         return "incomplete"

@@ -200,13 +200,29 @@ class HeadFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerFacts(Record):
-    """The grant, and the head after it."""
+    """The grant, the head at the end of the training, and the one when the report was made (`now`)."""
 
     grant: Public[str | None]
     site: Public[str | None]
     witness: Public[bool | None]
     rollback_detectable: Public[bool | None]
     head: Public[HeadFacts]
+    now: Public[HeadFacts | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BindingFacts(Record):
+    """What of the report was compared with the ledger, each by its name (:data:`dptrain.report.binding.CLAIMS`).
+
+    ledger: `reached`, or `unreached` where it was not at hand or does not know the run. closed: whether the run's
+    close carries the hash of its facts; null where that is not known.
+    """
+
+    ledger: Public[str]
+    closed: Public[bool | None]
+    agrees: Public[tuple[str, ...]]
+    differs: Public[tuple[str, ...]]
+    open: Public[tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -513,6 +529,7 @@ class Facts(Record):
     ledger: Public[LedgerFacts]
     model: Public[ModelFacts]
     integrity: Public[dict[str, FileHash]]
+    binding: Public[BindingFacts]
     not_covered: Public[tuple[Use, ...]]
     checks: Public[tuple[Check, ...]]
     utility: Annotated[UtilityFacts | None, MEASURED]

@@ -2,7 +2,8 @@
 
 Files against the manifest; facts against the run folder; every face against the facts (made anew where the same
 versions are at hand); hashes of model and configuration; ε against the mechanisms that were charged; the
-signature of the ledger's head; and, where the ledger can be reached, the head and the charge in it.
+signature of the ledger's head; and, where the ledger can be reached, everything that a page says it holds, as the
+ledger stood when the page was made.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,16 @@ from dptrain.plain import Json
 from dptrain.records import RunFolder
 from dptrain.records.run import Charge
 from dptrain.report import facts as facts_module
-from dptrain.report.build import MANIFEST, makers
+from dptrain.report.build import MANIFEST, MANIFEST_SCHEMA, makers
 from dptrain.report.faces import render
+from dptrain.report.judgement import judged
+from dptrain.report.language import Language
 from dptrain.report.shapes import FACTS_SCHEMA, Facts
 from dptrain.vocabulary import Edition
 
 if TYPE_CHECKING:
     from dptrain.ledger import Ledger
+    from dptrain.ledger.evidence import Evidence
 
 MOST_SHOWN = 8
 TOLERANCE = 1e-6
@@ -33,11 +37,12 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Tie:
-    """One comparison. ok: True, False, or None where it could not be made."""
+    """One comparison. ok: True, False, or None where it could not be made. ledger: with the ledger."""
 
     what: str
     ok: bool | None
     why: str = ""
+    ledger: bool = False
 
 
 def verify(folder: str | Path, *, ledger: Ledger | None = None) -> list[Tie]:
@@ -48,16 +53,40 @@ def verify(folder: str | Path, *, ledger: Ledger | None = None) -> list[Tie]:
     if not editions and not any(any(path.iterdir()) for path in loose):
         raise ConfigError(f"{place.path} holds no report.", remedy=f"Write one: dptrain report run={place.path}")
     ties = [Tie(f"{path.name}/{MANIFEST}", False, "missing or unreadable") for path in loose if any(path.iterdir())]
-    run = facts_module.read(place.path)
+    evidence, beginning = _evidence(place, ledger)
+    run = facts_module.read(place.path, ledger=evidence)
     for path in editions:
-        ties += _edition(path, run)
+        ties += _edition(path, place, run, ledger if evidence is not None else None)
     ties += _bundle(place, run)
     ties += _run(run)
-    ties += _head(run, ledger)
-    return ties
+    return [*ties, _head(run), *beginning, *_claims(run)]
 
 
-def _edition(path: Path, run: Facts) -> list[Tie]:
+def _evidence(place: RunFolder, ledger: Ledger | None) -> tuple[Evidence | None, list[Tie]]:
+    """What the ledger says of the run; where it says nothing, why."""
+    what = "ledger: knows the run"
+    if ledger is None:
+        return None, [Tie(what, None, "the ledger cannot be reached from here", ledger=True)]
+    try:
+        return ledger.evidence(str(place.read().id)), [Tie(what, True, ledger=True)]
+    except DptrainError as error:
+        return None, [Tie(what, False, error.message, ledger=True)]
+
+
+def _claims(run: Facts) -> list[Tie]:
+    """Everything that a page says the ledger holds, by name."""
+    english, binding = Language("en"), run.binding
+    if binding.ledger != "reached":
+        return []
+    verdicts = [
+        *((name, True, "") for name in binding.agrees),
+        *((name, False, "not what the ledger's entries name") for name in binding.differs),
+        *((name, None, "its entry carries no hash") for name in binding.open),
+    ]
+    return [Tie(f"ledger: {english(f'claim.{name}')}", ok, why, ledger=True) for name, ok, why in verdicts]
+
+
+def _edition(path: Path, place: RunFolder, run: Facts, ledger: Ledger | None) -> list[Tie]:
     name = f"{path.parent.name}/{path.name}" if path.parent.name == "restricted" else path.name
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -75,7 +104,8 @@ def _edition(path: Path, run: Facts) -> list[Tie]:
             raise ValueError
     except (OSError, ValueError):
         return [*ties, Tie(f"{name}/facts.json", False, "unreadable, or of an unknown schema")]
-    ties.append(_against_run(f"{name}/facts.json", facts, run))
+    ties += _against_run(f"{name}/facts.json", facts, place, run, ledger)
+    ties.append(_manifest(f"{name}/{MANIFEST}", manifest, facts, private=path == place.restricted_report))
     if manifest.get("made_with") != makers():
         return [
             *ties,
@@ -85,13 +115,70 @@ def _edition(path: Path, run: Facts) -> list[Tie]:
     return ties
 
 
-def _against_run(name: str, facts: Json, run: Facts) -> Tie:
-    """The facts as written against those that the folder gives now. The ledger's history is left aside: it grows."""
-    now = facts_module.public(run) if facts.get("edition") == Edition.PUBLIC else run
-    fresh = {**now.to_json(), "made": facts.get("made"), "program": facts.get("program")}
-    different = [path for path in differences(facts, fresh) if not path.startswith("budget.history")]
+def _manifest(name: str, manifest: Json, facts: Json, *, private: bool) -> Tie:
+    """What the manifest says beside the hashes."""
+    edition = Edition.CONTROLLER if private else Edition.PUBLIC
+    made_with = manifest.get("made_with")
+    sound = (
+        manifest.get("schema") == MANIFEST_SCHEMA
+        and manifest.get("edition") == facts.get("edition") == edition
+        and isinstance(made_with, dict)
+        and made_with.get("dptrain") == facts.get("program")
+    )
+    return Tie(f"{name}: schema, edition and program", sound, "" if sound else "not those of this edition")
+
+
+def _against_run(name: str, facts: Json, place: RunFolder, run: Facts, ledger: Ledger | None) -> list[Tie]:
+    """The facts as written against those that the folder gives now, with the ledger as it stood when they were made.
+
+    Where the ledger cannot be reached, what came from it is left aside, and said to be.
+    """
+    written = Facts.of(facts)
+    now, ties = written.ledger.now, []
+    compared = written.binding.ledger == "reached" and now is not None
+    if compared and ledger is not None:
+        tie, fresh = _as_of(name, written, place, ledger)
+        if fresh is None:
+            return [tie]
+        ties.append(tie)
+    else:
+        fresh = facts_module.read(place.path, made=written.made) if ledger is not None else run
+        if compared:
+            ties.append(Tie(f"{name}: what it took from the ledger", None, "the ledger cannot be reached from here"))
+    if facts.get("edition") == Edition.PUBLIC:
+        fresh = facts_module.public(fresh)
+    if compared and ledger is None:
+        fresh = judged(
+            replace(
+                fresh,
+                binding=written.binding,
+                ledger=replace(fresh.ledger, now=now),
+                budget=replace(fresh.budget, history=written.budget.history),
+            )
+        )
+    stated = {**fresh.to_json(), "made": facts.get("made"), "program": facts.get("program")}
+    different = differences(facts, stated)
     shown = ", ".join(different[:MOST_SHOWN]) + (" …" if len(different) > MOST_SHOWN else "")
-    return Tie(f"{name}: says what the run says", not different, f"differs: {shown}" if different else "")
+    return [*ties, Tie(f"{name}: says what the run says", not different, f"differs: {shown}" if different else "")]
+
+
+def _as_of(name: str, written: Facts, place: RunFolder, ledger: Ledger) -> tuple[Tie, Facts | None]:
+    """What the folder gives with the ledger as it stood at the head that a page names, if it had that head."""
+    from dptrain.ledger import SignedHead
+
+    what = f"{name}: the ledger's head when it was made"
+    now = written.ledger.now
+    try:
+        assert now is not None
+        head = SignedHead.from_dict({**now.to_json(), "site": written.ledger.site})
+        evidence = ledger.evidence(str(written.run.id), at=head.entries, made=head.time)
+    except (ValueError, DptrainError) as error:
+        why = error.message if isinstance(error, DptrainError) else "no signed head"
+        return Tie(what, False, why, ledger=True), None
+    sound = evidence.holds(head) and head.time == written.made
+    fresh = facts_module.read(place.path, ledger=evidence, made=written.made)
+    fresh = replace(fresh, ledger=replace(fresh.ledger, now=now))
+    return Tie(what, sound, "" if sound else "not in this ledger, or not signed by it", ledger=True), fresh
 
 
 def differences(a: object, b: object, path: str = "") -> list[str]:
@@ -128,7 +215,7 @@ def _bundle(place: RunFolder, run: Facts) -> list[Tie]:
     """The privacy part of the bundle's metadata, where it was written."""
     from dptrain.report.cards import bundle_privacy
 
-    path = place.model / "configs" / "metadata.json"
+    path = place.metadata
     if not path.exists():
         return []
     try:
@@ -171,36 +258,13 @@ def _epsilon(run: Facts) -> Tie:
     return Tie(what, True)
 
 
-def _head(run: Facts, ledger: Ledger | None) -> list[Tie]:
+def _head(run: Facts) -> Tie:
+    """The signature of the head at the end of the training; whose key it is, the ledger knows."""
     from dptrain.ledger import SignedHead
 
-    ties = []
-    stated = {**run.ledger.head.to_json(), "site": run.ledger.site}
+    what = "ledger head: signature"
     try:
-        head = SignedHead.from_dict(stated)
+        head = SignedHead.from_dict({**run.ledger.head.to_json(), "site": run.ledger.site})
     except ValueError:
-        return [Tie("ledger head: signature", False, "no signed head in run.json")]
-    ties.append(Tie("ledger head: signature", head.valid(), "" if head.valid() else "not signed by the named key"))
-    if ledger is None:
-        return [*ties, Tie("ledger head: is in the ledger", None, "the ledger cannot be reached from here")]
-    entries = {entry.seq: entry.hash.hex() for entry in ledger.entries()}
-    held = entries.get(head.entries, entries.get(head.entries - 1) if 0 in entries else None)
-    ties.append(
-        Tie("ledger head: is in the ledger", held == head.hash, "" if held == head.hash else "not in this ledger")
-    )
-    try:
-        status = ledger.status(run.cohort.name or "")
-    except DptrainError:
-        return [*ties, Tie("ledger: charge of the run", False, "the ledger does not know the cohort")]
-    charge = next((row for row in status.runs if row.run == run.run.id), None)
-    steps = run.privacy.steps_charged
-    same = charge is not None and charge.steps == steps
-    why = (
-        ""
-        if same
-        else "the ledger does not know the run"
-        if charge is None
-        else f"{charge.steps} steps, stated {steps}"
-    )
-    ties.append(Tie("ledger: charge of the run", same, why))
-    return ties
+        return Tie(what, False, "no signed head in run.json")
+    return Tie(what, head.valid(), "" if head.valid() else "not signed by the named key")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dptrain.lazy import attach
+from dptrain.settings.attack import AttackConfig
 from dptrain.settings.audit import AuditConfig
 from dptrain.settings.data import ColumnsConfig, DataConfig, DicomConfig, NpzConfig, SplitConfig, TableConfig
 from dptrain.settings.run import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dptrain.settings.kept import from_yaml, to_yaml
 
 __all__ = [
+    "AttackConfig",
     "AuditConfig",
     "ColumnsConfig",
     "DataConfig",

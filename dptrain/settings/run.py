@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from dptrain.errors import ConfigError
 from dptrain.plain import Json
+from dptrain.settings.attack import AttackConfig
 from dptrain.settings.audit import AuditConfig
 from dptrain.settings.data import DataConfig
 from dptrain.settings.fields import at_least, between, finite, one_of, section, setting
@@ -155,5 +156,6 @@ class Settings:
     optimizer: OptimizerConfig = section(OptimizerConfig)
     training: TrainingConfig = section(TrainingConfig)
     audit: AuditConfig = section(AuditConfig)
+    attack: AttackConfig = section(AttackConfig)
     ledger: LedgerConfig = section(LedgerConfig)
     report: ReportConfig = section(ReportConfig)

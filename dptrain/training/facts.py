@@ -7,11 +7,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from dptrain import __version__, accounting
+from dptrain.files import file_sha256
 from dptrain.ledger.facts import GateFacts
 from dptrain.ledger.grants import charged
 from dptrain.models import ModelStore
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
+from dptrain.records.bound import metadata_sha256
 from dptrain.records.parts import Curve
 from dptrain.records.run import (
     Charge,
@@ -188,22 +190,6 @@ def finite_or_none(value: float | None) -> float | None:
     return None if value is None else finite(value)
 
 
-def gate_now(status: CohortStatus) -> GateFacts:
-    """The public gate of a cohort as it stands now."""
-    return GateFacts(
-        kind=status.kind or "none",
-        accountant=status.accountant,
-        order=status.order,
-        budget_epsilon=status.budget_epsilon,
-        budget_delta=status.budget_delta,
-        spent_before=status.spent_epsilon,
-        spent_after=status.spent_epsilon,
-        remaining=status.remaining_epsilon,
-        minimum_charge=status.minimum_charge,
-        locked=status.locked,
-    )
-
-
 def ledger(grant: int, head: Head, witness: bool) -> LedgerPlace:
     """The entry that granted the run, and the signed head of the chain after its close."""
     return LedgerPlace(
@@ -250,12 +236,19 @@ def base(
 
 def model_facts(folder: RunFolder, network: Any, trainable: Any, settings: Settings, changes: list[Any]) -> Model:
     """Size and hash of the model that was kept."""
+    rest = [path for path in sorted(folder.model.rglob("*")) if path.is_file() and path != folder.weights]
     return Model(
-        file=str(folder.weights.relative_to(folder.path)),
+        file=folder.name_of(folder.weights),
         sha256=ModelStore(folder.weights).sha256(),
         network=str(settings.model.network.get("_target_", "")),
         train=settings.model.train,
         parameters=sum(p.numel() for p in network.parameters()),
         trainable_parameters=sum(p.numel() for p in trainable.parameters() if p.requires_grad),
         changes=tuple(str(change) for change in changes),
+        files={
+            path.relative_to(folder.model).as_posix(): (
+                metadata_sha256(path) if path == folder.metadata else file_sha256(path)
+            )
+            for path in rest
+        },
     )

@@ -16,7 +16,7 @@ from torch import nn
 from dptrain import accounting, data, models, records
 from dptrain.data import PatientLoader
 from dptrain.errors import ConfigError, LedgerRefused
-from dptrain.files import file_sha256, utc_now, whole_or_nothing, write_json
+from dptrain.files import file_sha256, utc_now, utc_today, whole_or_nothing, write_json
 from dptrain.ledger import Grant, Ledger
 from dptrain.ledger.facts import GateFacts
 from dptrain.ledger.state import RunState
@@ -25,6 +25,7 @@ from dptrain.models.losses import loss_for_task
 from dptrain.models.network import Network, build_network, device_of
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
+from dptrain.records.bound import facts_sha256
 from dptrain.records.run import Head, Resume, Weights
 from dptrain.settings import Settings, to_yaml
 from dptrain.terminal.progress import progress
@@ -198,7 +199,7 @@ class Training:
                 folder.discard()
             raise
         self._hold(grant, folder)
-        facts = make.base(self.identity, utc_now(), settings, self.plan, status, self.command, str(self.device))
+        facts = make.base(self.identity, utc_today(), settings, self.plan, status, self.command, str(self.device))
         gate = make.gate(grant.gate, status, spent_before=grant.gate.spent_before)
         self._begin(replace(facts, gate=gate))
 
@@ -357,50 +358,60 @@ class Training:
     # --- the charge closes ----------------------------------------------------------------------------------------
 
     def save_and_close(self) -> None:
-        """Keep the model, close the charge with its hash, and write what the run promised."""
-        inherited = [self.ledger.run(name) for name in self.grant.inherited]
+        """Keep the model, write what the run promised, and close the charge with the hashes of both."""
+        standing = self.ledger.run(self.identity)
+        inherited = [self.ledger.run(name) for name in standing.inherited]
         private = self.plan.private and all(Plan.from_dict(earlier.plan).private for earlier in inherited)
         calibration = self.calibration.to_dict() if self.calibration else None
         write_bundle(self.folder, self.network.whole, self.settings, calibration, private=private)
+        steps = self.result.state.step
+        paid = standing.steps if standing.planned else standing.committed
+        self.facts = self._promised(inherited, ran=steps, paid=paid)
+        self.folder.write(self.facts)
         receipt = self.grant.close(
             RunStatus.INTERRUPTED if self.result.interrupted else RunStatus.COMPLETE,
-            steps_run=self.result.state.step,
+            steps_run=steps,
             model=models.ModelStore(self.folder.weights).sha256(),
+            facts=facts_sha256(self.folder.read_facts()),
         )
         assert receipt is not None  # a training's grant always gives one
         self._end(self.ledger.run(self.identity), receipt.gate, Head(**receipt.head.to_dict()))
 
     def settle(self, closed: RunState) -> None:
-        """Write the last facts of a run that the ledger holds closed: its process died before it could."""
+        """Write the last facts of a run that the ledger holds closed: its process died before it could.
+
+        Raises LedgerRefused where the facts in the folder are not those that the close names.
+        """
         assert self.resumed is not None
         self.folder, self.facts = self.resumed.folder, self.resumed.facts
         self.calibration = self._kept_calibration()
         _same_weights(closed.weights, self.network)
+        if closed.facts is None:  # closed by a version that bound none
+            earlier = [self.ledger.run(name) for name in closed.inherited]
+            self.facts = self._promised(earlier, ran=closed.steps_run or 0, paid=closed.steps_charged)
+        elif facts_sha256(self.folder.read_facts()) != closed.facts:
+            raise LedgerRefused(
+                f"{self.folder.facts} is not what the run stated when the ledger closed it: it was changed since.",
+                remedy="Bring back the file as the run wrote it.",
+            )
         self.say(f"the ledger closed run {self.identity} ({closed.status}): its last facts are written now")
-        status = self.ledger.status(self.status.name)
-        assert status.head is not None
-        self._end(closed, make.gate_now(status), Head(**status.head.to_dict()))
+        standing = self.ledger.evidence(self.identity)
+        assert standing.gate is not None  # it is closed
+        self._end(closed, standing.gate, Head(**standing.head.to_dict()))
 
-    def _end(self, closed: RunState, gate: GateFacts, head: Head) -> None:
-        """The facts of a run that has ended, and its checkpoint away. Until they stand, the ledger's close does."""
-        settings, plan, network = self.settings, self.plan, self.network
-        facts, status = self.facts, self.status
-        self.folder.checkpoint.unlink(missing_ok=True)
-        earlier = [make.inherited(self.ledger.run(name)) for name in closed.inherited]
-        self.facts = replace(
+    def _promised(self, inherited: list[RunState], *, ran: int, paid: int) -> records.Run:
+        """The facts with what is known before the close, which binds them (:mod:`dptrain.records.bound`)."""
+        settings, plan, network, facts = self.settings, self.plan, self.network, self.facts
+        return replace(
             facts,
-            finished=utc_now()[:10],  # the day: how long a run took follows the number of records
-            status=closed.status,
             privacy=make.privacy(
                 plan,
                 settings.privacy.target_epsilon,
-                run=(closed.steps_run or 0) - (facts.resume.steps_lost or 0),
-                paid=closed.steps_charged,
-                inherited=earlier,
+                run=ran - (facts.resume.steps_lost or 0),
+                paid=paid,
+                inherited=[make.inherited(earlier) for earlier in inherited],
                 units=settings.data.units_per_person,
             ),
-            gate=make.gate(gate, status, spent_before=None if facts.gate is None else facts.gate.spent_before),
-            ledger=make.ledger(closed.seq, head, status.witness),
             weights=Weights(
                 source=network.weights_kind,
                 sha256=network.weights.sha256 if network.weights else None,
@@ -409,7 +420,19 @@ class Training:
             model=make.model_facts(self.folder, network.whole, network.trainable, settings, network.changes),
             calibration=self.calibration.to_dict() if self.calibration else None,
             not_covered=make.not_covered(plan, network.weights_kind, network.weights_note),
-            checks=make.checks(plan, witness=status.witness),
+            checks=make.checks(plan, witness=self.status.witness),
+        )
+
+    def _end(self, closed: RunState, gate: GateFacts, head: Head) -> None:
+        """What the close decided, and the checkpoint away. Until it stands in the facts, the ledger's close does."""
+        facts, status = self.facts, self.status
+        self.folder.checkpoint.unlink(missing_ok=True)
+        self.facts = replace(
+            facts,
+            finished=utc_today(),  # to the day: how long a run took follows the number of records
+            status=closed.status,
+            gate=make.gate(gate, status, spent_before=None if facts.gate is None else facts.gate.spent_before),
+            ledger=make.ledger(closed.seq, head, status.witness),
         )
         self.folder.write(self.facts)
 
@@ -426,7 +449,8 @@ class Training:
                 metrics, predictions = scoring.score(
                     self.settings, self.cohort, leave, self.network, self.device, self.calibration
                 )
-                scoring.write(self.folder, metrics, predictions)
+                written = scoring.write(self.folder, metrics, predictions)
+                leave.close(RunStatus.COMPLETE, results=self.folder.hashes(*written))
         except BaseException:
             self.say(
                 f"run {self.identity} is complete: its model is kept and its charge is closed; only the evaluation "
@@ -550,9 +574,10 @@ def evaluate_run(
         calibration = Calibration(**run.facts.calibration) if run.facts.calibration else None
         device = device_of(settings.training.device)
         metrics, predictions = scoring.score(settings, cohort, grant, network, device, calibration, split)
-        target = scoring.write(run.folder, metrics, predictions, split)
+        written = scoring.write(run.folder, metrics, predictions, split)
+        grant.close(RunStatus.COMPLETE, results=run.folder.hashes(*written))
     run.folder.note_access(f"evaluate {split}")
-    return target
+    return written[0]
 
 
 def _settled(run: Run, ledger: Ledger, say: Say) -> Run:

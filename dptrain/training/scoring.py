@@ -139,8 +139,10 @@ def dice_scores(logits: Tensor, label: Tensor) -> NDArray[np.float64]:
     return torch.stack(columns, 1).double().numpy()
 
 
-def write(folder: RunFolder, metrics: Metrics, predictions: dict[str, np.ndarray], split: str = Split.TEST) -> Path:
-    """Write metrics and predictions (pseudonym, record, label, score) below `restricted/`; where the metrics lie.
+def write(
+    folder: RunFolder, metrics: Metrics, predictions: dict[str, np.ndarray], split: str = Split.TEST
+) -> tuple[Path, Path]:
+    """Write metrics and predictions (pseudonym, record, label, score) below `restricted/`; where they lie.
 
     Those of another split than test have it in their names (`metrics-<split>.json`).
     """
@@ -150,4 +152,4 @@ def write(folder: RunFolder, metrics: Metrics, predictions: dict[str, np.ndarray
     target = folder.predictions if split == Split.TEST else folder.predictions.with_name(f"predictions-{split}.npz")
     with whole_or_nothing(target, "wb") as file:
         np.savez_compressed(file, **arrays)
-    return place
+    return place, target

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import _finished_run
+from benchmarks._finished_run import Site
+from dptrain.ledger import open_ledger
+from dptrain.records import RunFolder
 from dptrain.report import facts as facts_module
+from dptrain.report.build import build
 from dptrain.report.faces import render
+from dptrain.report.release import standing
 from tests.report.made import make_run, run_facts
 
 RELEASED = {
@@ -69,3 +76,28 @@ def edited(tmp_path: Path) -> Callable[..., Path]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One site, before and after the release of its run."""
+    root = tmp_path_factory.mktemp("finished")
+    (root / "site").mkdir()
+    site = _finished_run.trained(root / "site")
+    build(site.run.path, ledger=standing(site.ledger, site.run.path))
+    shutil.copytree(root / "site", root / "before")
+    _finished_run.released(site)
+    return {"before": root / "before", "after": root / "site"}
+
+
+@pytest.fixture
+def site(states: dict[str, Path], tmp_path: Path) -> Callable[[str], Site]:
+    """A copy of the site to tamper with."""
+
+    def copy(state: str) -> Site:
+        folder = tmp_path / state
+        shutil.copytree(states[state], folder)
+        ledger, keys = open_ledger(str(folder / "ledger.sqlite"), str(folder / "keys"), None)
+        return Site(folder, keys, ledger, RunFolder(folder / "run"))
+
+    return copy

@@ -69,7 +69,20 @@ def test_every_sentence_is_used_somewhere():
     families = (
         *("warning", "verdict", "risk", "missing", "file", "figure", "kind", "metric", "split", "column", "withheld"),
         *("covered", "unit", "adjacency", "generator", "mechanism_name", "weights_source", "check", "gdpr", "edpb"),
-        *("nist", "ai_act", "ponomareva", "blank", "item", "term", "task", "status", "game", "attack", "edition"),
+        *(
+            "nist",
+            "ai_act",
+            "ponomareva",
+            "blank",
+            "item",
+            "term",
+            "task",
+            "status",
+            "game",
+            "attack",
+            "edition",
+            "claim",
+        ),
         *("audit_verdict", "tick", "strength", "promise.not", "signature.choice", "not_covered.always"),
     )
     dead = [

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dptrain.ledger import open_ledger
+from dptrain.records import RunFolder
 from dptrain.report import facts as facts_module
 from dptrain.report.faces import render
 
@@ -33,12 +34,22 @@ def site(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("lang", ["de", "en"])
 def test_the_report_of_an_old_run_is_the_same_to_the_last_byte(site: Path, edition: str, lang: str) -> None:
     ledger, _ = open_ledger(str(site / "ledger.sqlite"), str(site / "keys"), None)
-    facts = facts_module.read(site / "run", ledger=ledger.status("tiny"), made=MADE)
+    run = str(RunFolder(site / "run").read().id)
+    facts = facts_module.read(site / "run", ledger=ledger.evidence(run, made=MADE))
     if edition == "public":
         facts = facts_module.public(facts)
     faces = render(facts, lang)
     written = {f"{edition}/{lang}/{name}": hashlib.sha256(face).hexdigest() for name, face in faces.items()}
     assert written == {name: value for name, value in EXPECTED.items() if name.startswith(f"{edition}/{lang}/")}
+
+
+def test_an_old_run_agrees_with_its_ledger_where_that_binds_it_and_says_where_not(site: Path) -> None:
+    ledger, _ = open_ledger(str(site / "ledger.sqlite"), str(site / "keys"), None)
+    facts = facts_module.read(site / "run", ledger=ledger.evidence(str(RunFolder(site / "run").read().id)))
+    assert facts.binding.differs == ()
+    assert set(facts.binding.open) == {"bundle", "facts", "metrics", "audit"}
+    assert {"model", "charge", "budget", "spent", "lock", "decision", "head"} <= set(facts.binding.agrees)
+    assert "unbound" in facts.warnings
 
 
 def test_an_old_ledger_is_verified(site: Path) -> None:

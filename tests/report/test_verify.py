@@ -54,7 +54,7 @@ def test_nothing_is_found_where_nothing_was_done(sound):
     assert not [tie for tie in ties if tie.ok is False]
     assert any("ε follows" in tie.what and tie.ok for tie in ties)
     assert any("signature" in tie.what and tie.ok for tie in ties)
-    assert [tie.what for tie in ties if tie.ok is None] == ["ledger head: is in the ledger"]
+    assert [tie.what for tie in ties if tie.ok is None] == ["ledger: knows the run"]
 
 
 def change_json(path: Path, *keys, value):

@@ -276,7 +276,7 @@ def test_ctrl_c_ends_after_the_step_and_closes_the_charge(
     facts = RunFolder(site.folder / "run").read_facts()
     assert facts["status"] == "interrupted"
     assert facts["privacy"]["steps_run"] <= facts["privacy"]["steps_charged"] < 4000
-    assert (site.folder / "run" / "model" / "model.safetensors").exists()
+    assert (site.folder / "run" / "restricted" / "model" / "model.safetensors").exists()
     charge = site.ledger.status("tiny").runs[0]
     assert charge.status == "interrupted"
     assert charge.steps == facts["privacy"]["steps_charged"]

@@ -43,7 +43,7 @@ from dptrain.audit.games.canaries import filling_length
 from dptrain.audit.games.likeness import rank_p_value
 from dptrain.audit.reference import Material
 from dptrain.audit.scores import Array
-from dptrain.data import LogicalBatch, PatientBatch
+from dptrain.data import LogicalBatch, PatientBatch, PatientLoader
 from dptrain.errors import ConfigError
 from dptrain.plan import Plan
 from dptrain.randomness import new_generator
@@ -99,6 +99,18 @@ class TwoDraws:
         """Everybody else's chunks, then one of the one in question."""
         yield from self.others.chunks()
         yield from self.own.chunks()
+
+
+class TwoLoaders:
+    """The loaders of everybody else and of the one in question, step by step; for :func:`dptrain.training.fit`."""
+
+    def __init__(self, others: PatientLoader, own: PatientLoader) -> None:
+        self.others, self.own = others, own
+        self.chunk_shape = others.chunk_shape
+
+    def __iter__(self) -> Iterator[TwoDraws]:
+        for one, two in zip(self.others, self.own, strict=True):
+            yield TwoDraws(one, two)
 
 
 class Observer(PrivateStep):
@@ -275,8 +287,7 @@ def play(
     own, _ = reference.engine_loader(_alone(material, int(candidates[target])), np.ones(1, dtype=bool))
     step = reference.engine_step(material, None, device, Observer)
     step.watch(_candidates(material, candidates, device), draws)
-    batches = (TwoDraws(one, two) for one, two in zip(iter(others), iter(own), strict=True))
-    fit(step, batches, leave, checked=True)  # type: ignore[arg-type]
+    fit(step, TwoLoaders(others, own), leave, checked=True)  # type: ignore[arg-type]
     evidence = np.nan_to_num(step.evidence, nan=-np.inf)
     order = new_generator().permutation(len(candidates))
     place = order[np.argsort(-evidence[order], kind="stable")]

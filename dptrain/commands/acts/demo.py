@@ -66,7 +66,8 @@ def demo(call: Call) -> int:
     report = run / "restricted" / "report"
     print(f"\ndone in {time.monotonic() - begun:.0f} s")
     print(f"  PDF:  {report / 'report.pdf'}\n  HTML: {report / 'report.html'}")
-    print(f"  The controller may now decide:  dptrain release run={run} items=model recipient=…   (--help says more)")
+    print(f"  The controller may now decide:  dptrain release run={run} items=model recipient=… purpose=… advice=…")
+    print("  (it says what else it needs; until then the model lies in restricted/model)")
     return EXIT_DONE
 
 

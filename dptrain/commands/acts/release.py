@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from dptrain.commands.acts.report import with_run
 from dptrain.commands.command import Call
 from dptrain.commands.places import PLACES
@@ -14,7 +16,7 @@ from dptrain.terminal import secrets
 def release(call: Call) -> int:
     """Record the decision and write the public edition."""
     words = with_run(call.words, call.words["run"])
-    decision = releases.Decision(words["items"], words["recipient"], words["purpose"], words["advice"])
+    decision = releases.Decision(**{field.name: words[field.name] for field in fields(releases.Decision)})
     ledger, keys = open_ledger(*(words[name] for name in PLACES))
     controller = keys.controller(secrets.passphrase())
     target = releases.release(words["run"], decision, words["lang"], ledger=ledger, controller=controller)

@@ -10,7 +10,7 @@ import yaml
 
 from dptrain.commands.command import Call
 from dptrain.commands.places import PLACES
-from dptrain.errors import EXIT_DATA_UNREADABLE, EXIT_DONE, LedgerRefused
+from dptrain.errors import EXIT_DATA_UNREADABLE, EXIT_DONE, EXIT_REFUSED_BY_LEDGER, LedgerRefused
 from dptrain.ledger import Ledger, open_ledger
 from dptrain.records.folder import RunFolder
 from dptrain.report import cohort
@@ -87,4 +87,6 @@ def report_verify(call: Call) -> int:
         print(f"{state} {tie.what}" + (f" ({tie.why})" if tie.why else ""))
     broken = sum(tie.ok is False for tie in ties)
     print("everything that could be compared matches" if not broken else f"{broken} of {len(ties)} no longer match")
+    if any(tie.ok is False and tie.ledger for tie in ties):
+        return EXIT_REFUSED_BY_LEDGER
     return EXIT_DONE if not broken else EXIT_DATA_UNREADABLE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dptrain.report.blocks import Block, Section, blank, heading, p, rows, section, tick, ticks
 from dptrain.report.language import Language
-from dptrain.report.shapes import Facts
+from dptrain.report.shapes import Facts, HeadFacts
 
 MATCHES = {None: "integrity.unknown", True: "integrity.match", False: "integrity.differs"}
 TERMS = (
@@ -38,6 +38,7 @@ def integrity(facts: Facts, t: Language) -> Section:
         (t("integrity.time"), t.date(head.time)),
         (t("integrity.signature"), head.signature or t("unknown")),
         (t("integrity.key"), head.public_key or ""),
+        *(() if ledger.now is None else _now(ledger.now, t)),
         (t("integrity.site"), ledger.site or ""),
         (t("integrity.grant"), ledger.grant or ""),
     ]
@@ -50,6 +51,17 @@ def integrity(facts: Facts, t: Language) -> Section:
         rows([(t("integrity.versions"), versions), (t("integrity.command"), run.command or "")]),
     ]
     return section("integrity", t, blocks)
+
+
+def _now(head: HeadFacts, t: Language) -> list[tuple[str, str]]:
+    """The head when the report was made."""
+    return [
+        (t("integrity.now"), head.hash or t("unknown")),
+        (t("integrity.now.entries"), t.integer(head.entries)),
+        (t("integrity.now.time"), t.date(head.time)),
+        (t("integrity.now.signature"), head.signature or t("unknown")),
+        (t("integrity.now.key"), head.public_key or ""),
+    ]
 
 
 def signature(facts: Facts, t: Language) -> Section:
@@ -80,11 +92,16 @@ def _recorded(facts: Facts, t: Language) -> list[Block]:
         (t("decision.recipient"), released.recipient or ""),
         (t("decision.purpose"), released.purpose or ""),
         (t("signature.advice"), released.advice or ""),
+        (t("signature.without_advice"), released.without_advice or ""),
+        (t("signature.without_audit"), released.without_audit or ""),
+        (t("signature.exposed"), t.percent(released.accept_exposed) if released.accept_exposed else ""),
+        (t("signature.accepted"), t.listing([t.known("check", name) for name in released.accepted])),
         (t("signature.controller"), released.controller or ""),
         (t("signature.date"), t.date(released.date)),
         (t("signature.entry"), released.entry or ""),
     ]
-    return [p(t("signature.recorded")), rows(pairs)]
+    compared = "decision" in facts.binding.agrees
+    return [p(t("signature.recorded" if compared else "signature.uncompared")), rows(pairs)]
 
 
 def glossary(facts: Facts, t: Language) -> Section:

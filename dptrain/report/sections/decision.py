@@ -7,7 +7,7 @@ from dptrain.report.language import Language
 from dptrain.report.phrases import METRIC_DIGITS, estimate, guarantee, main_estimate, share_interval, unit_word
 from dptrain.report.shapes import Facts
 
-BAD = {"guarantee_broken", "incomplete", "hash_mismatch", "infinite", "check_failed"}
+BAD = {"guarantee_broken", "incomplete", "hash_mismatch", "ledger_differs", "infinite", "check_failed"}
 TONES = {"broken": "bad", "mismatch": "bad", "incomplete": "bad", "none": "bad", "exposed": "warn"}
 
 
@@ -54,8 +54,26 @@ def _particulars(facts: Facts, t: Language) -> Block:
                 t("decision.run"),
                 t("decision.run.value", run=run.id or t("unknown"), date=t.date(run.created)),
             ),
+            (t("decision.compared"), _compared(facts, t)),
         ]
     )
+
+
+def claims(names: tuple[str, ...], t: Language) -> str:
+    """What is compared with the ledger, by name."""
+    return t.listing([t(f"claim.{name}") for name in names])
+
+
+def _compared(facts: Facts, t: Language) -> str:
+    """What agrees with the ledger, and what nobody compared."""
+    binding, now = facts.binding, facts.ledger.now
+    said = []
+    if binding.agrees:
+        entries = t.integer(None if now is None else now.entries)
+        said.append(t("decision.compared.agrees", names=claims(binding.agrees, t), entries=entries))
+    if binding.open:
+        said.append(t("decision.compared.open", names=claims(binding.open, t)))
+    return " ".join(said)
 
 
 def _verdict(facts: Facts, t: Language) -> Block:
@@ -141,6 +159,8 @@ def _warning(name: str, facts: Facts, t: Language) -> Block:
         status=t.known("status", facts.run.status),
         files=t.listing([t.known("file", key) for key in facts.mismatches]),
         checks=" · ".join(failed),
+        differs=claims(facts.binding.differs, t),
+        open=claims(facts.binding.open, t),
         withheld=t.integer(len(audit.withheld) - len(audit.extrapolated) if audit else 0),
     )
     return {"tone": "bad" if name in BAD else "warn", "title": t(f"warning.{name}"), "text": text}
