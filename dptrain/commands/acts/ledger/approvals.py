@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 
 from dptrain.commands.acts.ledger.desk import decided, opened
@@ -23,13 +24,11 @@ def approver(call: Call) -> int:
     """Name an approver."""
     out, words = Output(as_json=call.as_json), call.words
     ledger, keys = opened(words)
-    name, public = words["name"], words["public"]
-    body = approver_body(
-        name, role=words["role"], public=public, algorithm=words["algorithm"], reason=words["reason"]
-    )
+    name, role, public, algorithm, reason = itemgetter("name", "role", "public", "algorithm", "reason")(words)
+    body = approver_body(name, role=role, public=public, algorithm=algorithm, reason=reason)
     if decided(words, ledger, keys, body, out):
-        out.say(f"{name} signs no more." if public is None else f"{name} signs as {words['role']} from now on.")
-        out.give({"approver": name, "role": words["role"], "public": public})
+        out.say(f"{name} signs no more." if public is None else f"{name} signs as {role} from now on.")
+        out.give({"approver": name, "role": role, "public": public})
     return EXIT_DONE
 
 
@@ -37,13 +36,14 @@ def rule(call: Call) -> int:
     """Set a rule."""
     out, words = Output(as_json=call.as_json), call.words
     ledger, keys = opened(words)
+    kind, signatures, asked, reason = itemgetter("kind", "signatures", "roles", "reason")(words)
     roles: dict[str, int] = {}
-    for part in (words["roles"] or "").split(",") if words["roles"] else ():
+    for part in asked.split(",") if asked else ():
         role, _, number = part.partition(":")
         if not number.strip().isdigit():
-            raise ConfigError(f"roles={words['roles']} is no list like dpo:1,controller:1.")
+            raise ConfigError(f"roles={asked} is no list like dpo:1,controller:1.")
         roles[role.strip()] = int(number)
-    body = rule_body(words["kind"], signatures=words["signatures"], roles=roles, reason=words["reason"])
+    body = rule_body(kind, signatures=signatures, roles=roles, reason=reason)
     if decided(words, ledger, keys, body, out):
         out.say(body.tell(None))
         out.give({"kind": body.kind, "signatures": body.signatures, "roles": body.roles})
@@ -56,7 +56,8 @@ def sign(call: Call) -> int:
     path = Path(words["file"])
     request = Request.read(path)
     out.table("You are about to sign", ("what", "value"), request.told(), right=())
-    key = words["key"] or Path(keys_place(words["ledger.keys"], words["ledger.url"])) / CONTROLLER
+    key, folder, url = itemgetter("key", "ledger.keys", "ledger.url")(words)
+    key = key or Path(keys_place(folder, url)) / CONTROLLER
     signer = unlock(Path(key), secrets.passphrase())
     request = requests.sign(request, signer)
     request.write(path)
@@ -85,7 +86,7 @@ def inventory(call: Call) -> int:
     ledger, _ = opened(call.words)
     with ledger.view() as (_, state):
         approvers = sorted(state.approvers.values(), key=lambda one: one.seq)
-        rules = {kind: asdict(state.rules.get(kind, DEFAULT)) for kind in RULED}
+        rules = {kind: state.rules.get(kind, DEFAULT) for kind in RULED}
         site, recovery, retired = state.site_keys, state.recovery, dict(state.retired)
     rows = [("site", "site", "in force", "every entry and head", "ed25519", site[-1][-16:])]
     rows += [
@@ -105,8 +106,13 @@ def inventory(call: Call) -> int:
     names = ("whose", "role", "state", "signs", "algorithm", "public")
     out.table(f"Keys of {ledger.store.name}", names, rows, right=())
     for kind, asked in rules.items():
-        roles = ", ".join(f"{number} by a {role}" for role, number in sorted(asked["roles"].items()))
-        out.say(f"  {kind.ljust(10)} {asked['signatures']} to sign ({roles or 'of any role'})")
+        roles = ", ".join(f"{number} by a {role}" for role, number in sorted(asked.roles.items()))
+        out.say(f"  {kind.ljust(10)} {asked.signatures} to sign ({roles or 'of any role'})")
     out.say(f"  {' and '.join(FOUNDING)}: every rule above at once.")
-    out.give({"keys": [dict(zip(names, row, strict=True)) for row in rows], "rules": rules})
+    out.give(
+        {
+            "keys": [dict(zip(names, row, strict=True)) for row in rows],
+            "rules": {kind: asdict(asked) for kind, asked in rules.items()},
+        }
+    )
     return EXIT_DONE

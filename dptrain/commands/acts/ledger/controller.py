@@ -7,6 +7,7 @@ only then, so that `dptrain ledger unlock` starts at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 from dptrain.commands.acts.ledger.desk import decided, no_run, opened, show_one, state_of
 from dptrain.commands.command import Call
@@ -37,16 +38,8 @@ def budget(call: Call) -> int:
     ledger, keys = opened(words)
     before = ledger.status(words["cohort"])
     gate.check_epsilon(words["epsilon"])
-    terms = BudgetTerms(
-        kind=words["kind"],
-        epsilon=words["epsilon"],
-        delta=words["delta"],
-        forecast=_use(words, call.settings, before),
-        minimum_charge=words["minimum_charge"],
-        reason=words["reason"],
-        advice=words["advice"],
-        last_day=words["last_day"],
-    )
+    said = ("kind", "epsilon", "delta", "minimum_charge", "reason", "advice", "last_day")
+    terms = BudgetTerms(forecast=_use(words, call.settings, before), **{name: words[name] for name in said})
     if not decided(words, ledger, keys, budget_body(ledger, words["cohort"], terms), out):
         return EXIT_DONE
     status = ledger.status(words["cohort"])
@@ -120,8 +113,8 @@ PACKAGE_LICENCE = "Apache-2.0"  # of the weights that dptrain.models.pretrained 
 def weights(call: Call) -> int:
     """Declare weights public: those of a file, of a hash, or those that a recipe's network brings."""
     out, words = Output(as_json=call.as_json), call.words
-    sha, source, licence = words["sha256"], words["source"], words["licence"]
-    if [sha, words["file"], call.settings or None].count(None) != 2:
+    sha, source, licence, file = itemgetter("sha256", "source", "licence", "file")(words)
+    if [sha, file, call.settings or None].count(None) != 2:
         raise ConfigError("give either file=… or sha256=…, or recipe=… for the weights that its network brings.")
     if call.settings:
         sha, its_source, its_licence = weights_of(call.settings)
@@ -132,11 +125,11 @@ def weights(call: Call) -> int:
                 f"'{name}' is missing: it is signed into the ledger, so it is never guessed.",
                 remedy=f"Give {name}=… of the weights.",
             )
-    if words["file"] is not None:
+    if file is not None:
         try:
-            sha = file_sha256(words["file"])
+            sha = file_sha256(file)
         except OSError as error:
-            raise ConfigError(f"{words['file']} cannot be read: {error.strerror}.") from None
+            raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
     ledger, keys = opened(words)
     if not decided(words, ledger, keys, weights_body(sha, source=source, licence=licence), out):
         return EXIT_DONE
@@ -165,7 +158,7 @@ def permit(call: Call) -> int:
     """Permit."""
     out = Output(as_json=call.as_json)
     ledger, keys = opened(call.words)
-    run = call.words["run"]
+    run, purpose, cohort, reason, last_day = itemgetter("run", "purpose", "cohort", "reason", "last_day")(call.words)
     with ledger.view() as (_, state):
         runs = list(state.runs)
     if run is not None and run not in runs and not call.words["other_ledger"]:
@@ -174,10 +167,8 @@ def permit(call: Call) -> int:
             refusal.message,
             remedy=f"{refusal.remedy} Was it trained under another ledger? Then add other_ledger=yes.",
         )
-    purpose, cohort = call.words["purpose"], call.words["cohort"]
-    words = call.words
-    body = permission_body(ledger, purpose, cohort, reason=words["reason"], run=run, last_day=words["last_day"])
-    if not decided(words, ledger, keys, body, out):
+    body = permission_body(ledger, purpose, cohort, reason=reason, run=run, last_day=last_day)
+    if not decided(call.words, ledger, keys, body, out):
         return EXIT_DONE
     number = ledger.head().entries
     whose = "any run" if run is None else f"run '{run}'"
@@ -190,10 +181,10 @@ def unlock(call: Call) -> int:
     """Unlock."""
     out = Output(as_json=call.as_json)
     ledger, keys = opened(call.words)
-    body = unlock_body(ledger, call.words["cohort"], reason=call.words["reason"])
-    if not decided(call.words, ledger, keys, body, out):
+    cohort, reason = itemgetter("cohort", "reason")(call.words)
+    if not decided(call.words, ledger, keys, unlock_body(ledger, cohort, reason=reason), out):
         return EXIT_DONE
-    status = ledger.status(call.words["cohort"])
+    status = ledger.status(cohort)
     out.say(f"The lock by hand is gone; '{status.name}' is {state_of(status)}.")
     out.give({"cohort": status.name, "locked": status.locked})
     return EXIT_DONE
@@ -203,8 +194,8 @@ def revoke(call: Call) -> int:
     """Withdraw a permission."""
     out = Output(as_json=call.as_json)
     ledger, keys = opened(call.words)
-    number = call.words["permit"]
-    if decided(call.words, ledger, keys, revocation_body(ledger, number, reason=call.words["reason"]), out):
+    number, reason = itemgetter("permit", "reason")(call.words)
+    if decided(call.words, ledger, keys, revocation_body(ledger, number, reason=reason), out):
         out.say(f"Permission {number} is withdrawn.")
         out.give({"permit": number, "withdrawn": True})
     return EXIT_DONE
@@ -214,17 +205,18 @@ def controller(call: Call) -> int:
     """Show the controller of the processing, or name it."""
     out, words = Output(as_json=call.as_json), call.words
     ledger, keys = opened(words)
-    if words["name"] is not None or words["represented_by"] is not None:
-        if words["name"] is None or words["represented_by"] is None:
+    name, represented_by, contact = itemgetter("name", "represented_by", "contact")(words)
+    if name is not None or represented_by is not None:
+        if name is None or represented_by is None:
             raise ConfigError("the controller is named with name=… and represented_by=….")
-        body = controller_body(words["name"], represented_by=words["represented_by"], contact=words["contact"])
+        body = controller_body(name, represented_by=represented_by, contact=contact)
         if not decided(words, ledger, keys, body, out):
             return EXIT_DONE
     person = ledger.controller()
     if person is None:
         out.say("Nobody has named the controller yet (dptrain ledger controller name=… represented_by=…).")
     else:
-        contact = f", {person['contact']}" if person["contact"] else ""
-        out.say(f"{person['name']}, represented by {person['represented_by']}{contact}")
+        name, represented_by, contact = itemgetter("name", "represented_by", "contact")(person)
+        out.say(f"{name}, represented by {represented_by}" + (f", {contact}" if contact else ""))
     out.give(person or {})
     return EXIT_DONE

@@ -54,9 +54,10 @@ def _say_keys(keys: Keys, out: Output) -> None:
 def keygen(call: Call) -> int:
     """Keys only."""
     out = Output(as_json=call.as_json)
-    if call.words["approver"] is not None:
-        signer = new_signer(Path(call.words["approver"]), secrets.passphrase(new=True))
-        out.say(f"Your key is in {call.words['approver']}; keep it to yourself. Its public half, for the controller:")
+    approver = call.words["approver"]
+    if approver is not None:
+        signer = new_signer(Path(approver), secrets.passphrase(new=True))
+        out.say(f"Your key is in {approver}; keep it to yourself. Its public half, for the controller:")
         out.say(signer.public)
         out.give({"public": signer.public, "algorithm": signer.algorithm})
         return EXIT_DONE
