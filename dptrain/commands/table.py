@@ -19,6 +19,8 @@ from dptrain.commands.ledger.keys import BACKUP, INIT, KEYGEN, MIGRATE, ROTATE
 from dptrain.commands.ledger.look import HEADS, HISTORY, SHOW, VERIFY
 from dptrain.commands.ledger.steward import CLOSE, LOCK, REGISTER, WITHDRAW
 from dptrain.commands.plan import PLAN
+from dptrain.commands.predict import PREDICT
+from dptrain.commands.rehearse import REHEARSE
 from dptrain.commands.release import RELEASE
 from dptrain.commands.report import REPORT, REPORT_LEDGER, REPORT_VERIFY
 from dptrain.commands.train import TRAIN
@@ -29,7 +31,7 @@ from dptrain.terminal.words import suggest
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        PLAN, CHECK, TRAIN, EVALUATE, AUDIT, ATTACK,
+        PLAN, REHEARSE, CHECK, TRAIN, EVALUATE, PREDICT, AUDIT, ATTACK,
         REPORT, REPORT_LEDGER, REPORT_VERIFY, RELEASE,
         LEDGER, INIT, KEYGEN, REGISTER, BUDGET, WEIGHTS, SHOW, HISTORY, VERIFY, HEADS,
         LOCK, UNLOCK, PERMIT, REVOKE, WITHDRAW, CLOSE,

@@ -461,6 +461,17 @@ class CanaryFacts(Record):
     epsilon_lower: Public[float | None]
     confidence: Public[float | None]
     broken: Public[bool | None]
+    provable: Annotated[float | None, PUBLIC, LATE] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditCheckFacts(Record):
+    """One statistic of the test of the mechanism on made-up patients. confirmed: failed on fresh steps, too."""
+
+    name: Public[str]
+    p_value: Public[float | None]
+    failed: Public[bool | None]
+    confirmed: Public[bool | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -475,6 +486,11 @@ class WithheldFacts(Record):
     def is_rate(self) -> bool:
         """A rate whose extrapolation stands in its place, marked."""
         return self.what.startswith("tpr_at_")
+
+    @property
+    def is_of_design(self) -> bool:
+        """What no number of models would tell; said where the tests of the promise are."""
+        return self.what in ("canaries", "residual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -501,8 +517,14 @@ class AuditFacts(Record):
     suppressed: Annotated[tuple[Hidden, ...], GROUPS]
     new_scan: Annotated[NewScanFacts | None, AUDIT]
     canary: Annotated[CanaryFacts | None, AUDIT]
+    checks: Annotated[tuple[AuditCheckFacts, ...], AUDIT, LATE] = ()
     withheld: Annotated[tuple[WithheldFacts, ...], AUDIT]
     masks_sha256: Annotated[str | None, AUDIT]
+
+    @property
+    def missing(self) -> tuple[WithheldFacts, ...]:
+        """What more models would tell, and nothing stands in its place."""
+        return tuple(row for row in self.withheld if not (row.is_rate or row.is_of_design))
 
     @property
     def extrapolated(self) -> tuple[WithheldFacts, ...]:
