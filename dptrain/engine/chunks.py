@@ -48,7 +48,7 @@ def enough_rows(most: int, expected_patients: int, of_patient: int, of_record: i
 
 
 def filled(values: Tensor, rows: int, with_: float = 0) -> Tensor:
-    """`values` [N, …] with rows of `with_` after it: [rows, …]. Always a copy of one layout, whether rows are missing or not.
+    """`values` [N, …] with rows of `with_` after it: [rows, …]; a copy of one layout, also where none is missing.
 
     A network may change its input in place; a chunk that fails is run again from the values as they came.
     """

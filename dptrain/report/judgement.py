@@ -81,7 +81,10 @@ def judged(facts: Facts) -> Facts:
 
 
 def _broken(audit: AuditFacts | None) -> bool:
-    return audit is not None and audit.canary is not None and audit.canary.broken is True
+    if audit is None:
+        return False
+    by_canary = audit.canary is not None and audit.canary.broken is True
+    return by_canary or any(row.confirmed is True for row in audit.checks)
 
 
 def _warnings(facts: Facts) -> tuple[str, ...]:
@@ -96,7 +99,7 @@ def _warnings(facts: Facts) -> tuple[str, ...]:
         ("fast_generator", facts.privacy.generator == Generator.FAST),
         ("check_failed", bool(failed - {"noise"})),
         ("audit_missing", audit is None and (facts.is_controllers or "audit" in facts.items)),
-        ("audit_thin", audit is not None and len(audit.withheld) > len(audit.extrapolated)),
+        ("audit_thin", audit is not None and bool(audit.missing)),
         ("unreached", facts.binding.ledger != "reached"),
         ("unbound", facts.binding.closed is False),
         ("rollback", facts.ledger.rollback_detectable is not True),

@@ -238,5 +238,6 @@ def test_chunks_are_copies_of_one_layout(rows: int) -> None:
     """Full ones too: a network that writes into its input must not change what is run again where a chunk fails."""
     image = torch.rand(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
     chunk = filled(image, rows)
-    assert chunk.is_contiguous() and torch.equal(chunk[:4], image)
+    assert chunk.is_contiguous()
+    assert torch.equal(chunk[:4], image)
     assert chunk.untyped_storage().data_ptr() != image.untyped_storage().data_ptr()
