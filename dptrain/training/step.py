@@ -428,25 +428,23 @@ class PrivateStep:
         return self.model.eval()
 
 
-Held = list[tuple[dict[str, Any], str, Tensor, Tensor]]
+Held = list[tuple[nn.Module, str, Tensor, Tensor]]
 
 
 def _tensors(model: nn.Module) -> Held:
-    """Where modules hold their parameters and buffers, and a copy of each value."""
-    holders = [holder for module in model.modules() for holder in (module._parameters, module._buffers)]
+    """The modules' parameters and buffers by name, with a copy of each value."""
     return [
-        (holder, name, tensor, tensor.detach().clone())
-        for holder in holders
-        for name, tensor in holder.items()
-        if tensor is not None
+        (module, name, tensor, tensor.detach().clone())
+        for module in model.modules()
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     ]
 
 
 def _put_back(before: Held) -> None:
     """Undo what a pass wrote into parameters and buffers: no noise hides it, and the next patient would see it."""
     with torch.no_grad():
-        for holder, name, tensor, value in before:
-            holder[name] = tensor
+        for module, name, tensor, value in before:
+            setattr(module, name, tensor)
             tensor.copy_(value)
 
 
