@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -55,10 +56,16 @@ def check_chunk(settings: Settings) -> None:
 LONG = 20_000  # steps from which composing losses takes more than seconds
 
 
-def patience(privacy: PrivacyConfig, public_size: int) -> AbstractContextManager[object]:
+@contextmanager
+def patience(privacy: PrivacyConfig, public_size: int) -> Iterator[None]:
     """Says that work goes on while the losses of very many steps are composed; nothing for plans of usual length."""
     steps = privacy.steps or math.ceil((privacy.epochs or 0) * public_size / privacy.expected_batch_size)
-    return progress(None, f"composing the losses of {steps:,} steps") if steps >= LONG else nullcontext()
+    if steps < LONG:
+        yield
+        return
+    print(f"composing the losses of {steps:,} steps: this may take minutes", file=sys.stderr, flush=True)
+    with progress(None, "composing"):
+        yield
 
 
 def make_plan(
