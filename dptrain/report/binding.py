@@ -102,7 +102,9 @@ def _charge(page: Page, ledger: Evidence) -> Verdict:
     run, privacy = ledger.run, page.run.privacy
     if ledger.bound.closing is None:
         return None if page.run.status in (RunStatus.RUNNING, RunStatus.CRASHED) else False
+    day = () if ledger.bound.facts is None else ((page.run.finished, (run.closed or "")[:10]),)
     return _same(
+        *day,
         (page.run.plan, run.plan),
         (page.run.status, run.status),
         (None if page.run.ledger is None else page.run.ledger.grant, str(run.seq)),
@@ -225,6 +227,11 @@ def entry_text(number: int, sha256: str) -> str:
     return f"{number} ({sha256})"
 
 
+def _sweep(page: Page, _: Evidence) -> Verdict:
+    """What all trials of a sweep cost together: written when the last has ended, bound by no entry."""
+    return None
+
+
 def _head(page: Page, ledger: Evidence) -> Verdict:
     """The head at the end of the training, signed with the key of that time."""
     from dptrain.ledger import SignedHead
@@ -236,7 +243,16 @@ def _head(page: Page, ledger: Evidence) -> Verdict:
         head = SignedHead.from_dict({} if page.run.ledger is None else page.run.ledger.head.to_json())
     except ValueError:
         return False
-    return ledger.holds(head) and head.entries >= closing[0]
+    return ledger.holds(head) and head.entries >= closing[0] and _place(page.run, head.site)
+
+
+def _place(run: Run, site: str) -> bool:
+    """The site, and whether a witness was named: the check of that name, which the close binds, says the same."""
+    place = run.ledger
+    if place is None:
+        return False
+    witness = next((row.status == "passed" for row in run.checks if row.id == "rollback"), None)
+    return place.site == site and place.witness is place.rollback_detectable and witness in (None, place.witness)
 
 
 CLAIMS: dict[str, Claim] = {
@@ -251,6 +267,7 @@ CLAIMS: dict[str, Claim] = {
     "unit": _unit,
     "cohort": _cohort,
     "cautions": _cautions,
+    "sweep": _sweep,
     "head": _head,
     "decision": _decision,
     "metrics": _result("metrics"),
@@ -265,6 +282,7 @@ def made_claims(place: RunFolder, run: Run) -> list[str]:
         "metrics": not place.metrics.exists(),
         "audit": not place.audit.exists(),
         "cautions": not run.cohort.cautions,
+        "sweep": run.sweep is None or run.sweep.trials is None,
     }
     return [name for name in CLAIMS if not absent.get(name)]
 
