@@ -42,12 +42,12 @@ FACES = (".html", ".pdf", ".md")
 LOGS = ("tensorboard", "restricted/tensorboard", "restricted/training.jsonl", "restricted/access.log")
 TABLE = ("file", "fields", "verify", "release_fields", "release", "unnoticed")
 NOTES = """\
-`fields`: forgeries of the released folder; `verify`: how many of them `report verify` calls changed. `release_fields`:
-forgeries of the folder before its release; `release`: how many of them a release refuses before anything is signed
-(empty for what it makes anew). The goal is all. Each forgery mends the hashes that lie beside it in the folder.
-Not forged: logs on which no page rests (TensorBoard, `training.jsonl`, `access.log`), and the ledger. A version in a
-manifest's `made_with` that is changed is answered with "made by other versions; hashes compared only": named, not
-counted."""
+`fields`: forgeries of the released folder; `verify`: how many of them `report verify` calls changed.
+`release_fields`: forgeries of the folder before its release; `release`: how many of them a release refuses before
+anything is signed (empty for what it makes anew). The goal is all. Each forgery mends the hashes that lie beside it
+in the folder. Not forged: logs on which no page rests (TensorBoard, `training.jsonl`, `access.log`), and the
+ledger. A version in a manifest's `made_with` that is changed is answered with "made by other versions; hashes
+compared only": named, not counted."""
 
 
 @dataclass(frozen=True)
