@@ -193,21 +193,32 @@ def _result(claim: str) -> Claim:
 
 
 def _decision(page: Page, ledger: Evidence) -> Verdict:
-    """The newest release of the run, and the files that it names."""
+    """The newest release of the run: what, to whom, what for, on whose advice, with which risks accepted."""
     stated, releases = page.run.released, ledger.bound.releases
     if stated is None or not releases:
         return stated is None and not releases
     newest = releases[-1]
     terms = newest.terms
-    return (
-        _same(
-            (stated.entry, entry_text(newest.entry, newest.hash)),
-            (stated.date, newest.time),
-            *((getattr(stated, name), getattr(terms, name)) for name in DECIDED),
-        )
-        and all(page.sha256(name) == sha256 for name, sha256 in terms.hashes.items())
-        and (terms.assessment is None or page.sha256(page.place.name_of(page.place.assessment)) == terms.assessment)
+    return _same(
+        (stated.entry, entry_text(newest.entry, newest.hash)),
+        (stated.date, newest.time),
+        (stated.controller, ledger.version.owner),
+        *((getattr(stated, name), getattr(terms, name)) for name in DECIDED),
     )
+
+
+def _released(page: Page, ledger: Evidence) -> Verdict:
+    """The files that the newest release names, and the assessment; but for what was measured anew since."""
+    if not ledger.bound.releases:
+        return True
+    newest = ledger.bound.releases[-1]
+    since = {name for result in ledger.bound.results if result.entry > newest.entry for name in result.sha256}
+    stated = {name: sha256 for name, sha256 in newest.terms.hashes.items() if name not in since}
+    if newest.terms.assessment is not None:
+        stated[page.place.name_of(page.place.assessment)] = newest.terms.assessment
+    if not stated:
+        return None  # a release of before the hashes
+    return all(page.sha256(name) == sha256 for name, sha256 in stated.items())
 
 
 DECIDED = (
@@ -270,6 +281,7 @@ CLAIMS: dict[str, Claim] = {
     "sweep": _sweep,
     "head": _head,
     "decision": _decision,
+    "released": _released,
     "metrics": _result("metrics"),
     "audit": _result("audit"),
 }
@@ -279,6 +291,7 @@ def made_claims(place: RunFolder, run: Run) -> list[str]:
     """The claims that a report of this folder makes."""
     absent = {
         "decision": run.released is None,
+        "released": run.released is None,
         "metrics": not place.metrics.exists(),
         "audit": not place.audit.exists(),
         "cautions": not run.cohort.cautions,

@@ -269,6 +269,18 @@ def test_a_release_says_whats_true_and_opens_the_model(site: Callable[[str], Sit
     assert not differs(released)
 
 
+def test_what_changed_after_a_release_is_said_and_a_new_one_can_be_signed(site: Callable[[str], Site]) -> None:
+    released = site("before")
+    released.run.assessment.write_text("necessity: shown\n")
+    sign(released)
+    assert not differs(released)
+    released.run.assessment.write_text("necessity: doubted\n")
+    assert differs(released) == {"the released files"}
+    sign(released, replace(DECISION, recipient="Clinic B"))
+    assert not differs(released)
+    assert len(released.ledger.bound(str(released.run.read().id)).releases) == 2
+
+
 def test_a_process_that_dies_between_signing_and_moving_leaves_what_the_same_command_completes(
     site: Callable[[str], Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
