@@ -40,7 +40,7 @@ from dptrain.models import FixedDraws, make_private
 
 MODES = ("engine", "opacus hooks", "opacus ghost")
 COLUMNS = (
-    "network", "dims", "mode", "ok", "max_rel_error", "float32_error", "float32_limit", "seconds", "commit",
+    "network", "dims", "mode", "way", "ok", "max_rel_error", "float32_error", "float32_limit", "seconds", "commit",
     "reason",
 )  # fmt: skip
 PATIENT = (2, 1, 0, 2, 1, 2)  # the patient of each row of the batch: patient 0 has one record, 1 two, 2 three
@@ -345,7 +345,22 @@ def examine(entry: Entry, mode: str) -> dict[str, Any]:
         if os.environ.get("DPTRAIN_TRACE"):
             traceback.print_exc()
     row["seconds"] = round(time.perf_counter() - start, 2)
+    if mode == "engine":
+        row["way"] = way_of(entry)
     return row
+
+
+def way_of(entry: Entry) -> str:
+    """Whether the network is proved to keep records apart and runs all patients together, or one at a time."""
+    from dptrain.models import proof
+
+    def loss(output: Any, label: Tensor) -> Tensor:
+        first = output[0] if isinstance(output, tuple | list) else output
+        return first.flatten(1).square().mean(1)
+
+    net, image = prepared(entry, lambda net: make_private(net)[0]), images(entry)[:2].float()
+    way = proof(net, loss, image, torch.zeros(len(image)))
+    return "together" if way.together else f"one at a time: {way.why}"[:120]
 
 
 def _number(value: float) -> float | None:
@@ -421,6 +436,8 @@ NOTES = """
 max_rel_error is float64 (at most 1e-9 passes); float32_limit is the larger of 1e-5 and three times the gap
 that autograd itself shows between a patient alone and in the batch. A row that fails in float32 alone says how
 far both are from float64; where the two are alike (within the same factor of three), the cause is rounding.
+`way` says how patients run: together where the network is proved to keep records apart, else one at a time (rows of
+before 28 November 2026 have none).
 Widths, depths and images are small; the JSON rows give shape and cuts (`shape`, `note`) and whether a network is
 one of the listed ones (`listed`). Opacus has no patients: in its hooks mode records are averaged within patients
 afterwards, in its ghost mode records are compared. For networks with several outputs the first is trained on.

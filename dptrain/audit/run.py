@@ -21,7 +21,7 @@ import numpy as np
 
 from dptrain import data
 from dptrain.audit import bounds, masks, patients, reference, statistics
-from dptrain.audit.games.canaries import canary_bound, canary_json
+from dptrain.audit.games.checks import canary_check, residual_checks, untested
 from dptrain.audit.games.population import choose_trainer, gather, train_references
 from dptrain.audit.games.release import confirm
 from dptrain.audit.promise import promise_of, promised_json
@@ -112,6 +112,12 @@ def _again(held: Result, say: Say) -> Result:
 def _broken(audit: Audit) -> str | None:
     """The sentence of a broken guarantee, from audit.json."""
     canary, promised = audit.canary, audit.promised.epsilon if audit.promised else None
+    failed = [row.name for row in audit.checks if row.confirmed]
+    if failed:
+        return (
+            "The guarantee is broken: on made-up patients the released steps are not what the plan promises, and a "
+            f"fresh run says so too ({', '.join(failed)})."
+        )
     if canary is None or not canary.broken:
         return None
     bound = bounds.LowerBound(
@@ -187,7 +193,9 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
             full = dataclasses.replace(material, plan=plan)
             confirmed = confirm(full, scores, member, summary, config, work, device)
             summary.audit = dataclasses.replace(summary.audit, confirmed=confirmed)
-        bound = canary_bound(dataclasses.replace(material, plan=plan), promise, config, device=device, work=work)
+        say("testing the mechanism on made-up patients")
+        checks = residual_checks(dataclasses.replace(material, plan=plan), config, device)
+        canary, weak = canary_check(dataclasses.replace(material, plan=plan), promise, config, device, work)
         audit = dataclasses.replace(
             summary.audit,
             created=utc_now(),
@@ -195,7 +203,9 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
             attack=config.attack,
             verdicts_by=patients.TEST,
             promised=promised_json(promise),
-            canary=None if bound is None else canary_json(bound[0], bound[1]),
+            canary=canary,
+            checks=checks,
+            withheld=(*summary.audit.withheld, *weak, *untested(plan, checks)),
             masks_sha256=masks.digest(member),
             plan_sha256=plan.digest,
             unit=plan.unit,

@@ -12,12 +12,15 @@ from dptrain.commands.completion import COMPLETION
 from dptrain.commands.demo import DEMO
 from dptrain.commands.evaluate import EVALUATE
 from dptrain.commands.help import help_text, overview
-from dptrain.commands.ledger.controller import BUDGET, PERMIT, UNLOCK, WEIGHTS
+from dptrain.commands.ledger.approvals import APPLY, APPROVER, INVENTORY, RULE, SIGN
+from dptrain.commands.ledger.controller import BUDGET, CONTROLLER, PERMIT, REVOKE, UNLOCK, WEIGHTS
 from dptrain.commands.ledger.family import LEDGER
 from dptrain.commands.ledger.keys import BACKUP, INIT, KEYGEN, MIGRATE, ROTATE
 from dptrain.commands.ledger.look import HEADS, HISTORY, SHOW, VERIFY
 from dptrain.commands.ledger.steward import CLOSE, LOCK, REGISTER, WITHDRAW
 from dptrain.commands.plan import PLAN
+from dptrain.commands.predict import PREDICT
+from dptrain.commands.rehearse import REHEARSE
 from dptrain.commands.release import RELEASE
 from dptrain.commands.report import REPORT, REPORT_LEDGER, REPORT_VERIFY
 from dptrain.commands.train import TRAIN
@@ -28,10 +31,11 @@ from dptrain.terminal.words import suggest
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        PLAN, CHECK, TRAIN, EVALUATE, AUDIT, ATTACK,
+        PLAN, REHEARSE, CHECK, TRAIN, EVALUATE, PREDICT, AUDIT, ATTACK,
         REPORT, REPORT_LEDGER, REPORT_VERIFY, RELEASE,
         LEDGER, INIT, KEYGEN, REGISTER, BUDGET, WEIGHTS, SHOW, HISTORY, VERIFY, HEADS,
-        LOCK, UNLOCK, PERMIT, WITHDRAW, CLOSE, ROTATE, BACKUP, MIGRATE,
+        LOCK, UNLOCK, PERMIT, REVOKE, WITHDRAW, CLOSE,
+        SIGN, APPLY, APPROVER, RULE, CONTROLLER, INVENTORY, ROTATE, BACKUP, MIGRATE,
         DEMO, COMPLETION,
     )
 }

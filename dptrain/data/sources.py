@@ -281,7 +281,7 @@ class DatasetSource:
         if self.segmentation:
             try:
                 label = whole_label(item[self.label], self.classes)
-            except (TransformFailed, TypeError, ValueError):
+            except (TransformFailed, KeyError, TypeError, ValueError):
                 return pixels, [Fault(f"unknown label: the label image holds values other than 0 to {self.classes}")]
             if tuple(label.shape) != (1, *self.shape[1:]):
                 return pixels, [Fault("the label image has another shape than the image", str(list(label.shape)))]

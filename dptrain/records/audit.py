@@ -187,7 +187,10 @@ class Promised(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Canary(Record):
-    """The lower bound on epsilon that planted patients proved."""
+    """The lower bound on epsilon that planted patients proved.
+
+    provable: what they would have proved with every guess right; a promise above it they could not have refuted.
+    """
 
     kind: str | None = None
     count: int | None = None
@@ -197,6 +200,18 @@ class Canary(Record):
     method: str | None = None
     beyond_curve: bool | None = None
     broken: bool | None = None
+    provable: Annotated[float | None, LATE] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditCheck(Record):
+    """One statistic of the residual test. failed: p_value at most level; confirmed: on fresh steps, too."""
+
+    name: str = ""
+    p_value: Share | None = None
+    level: Share | None = None
+    failed: bool | None = None
+    confirmed: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +255,7 @@ class Audit(Record):
     new_scan: NewScan | None = None
     promised: Promised | None = None
     canary: Canary | None = None
+    checks: Annotated[tuple[AuditCheck, ...], LATE] = ()
     masks_sha256: str | None = None
     plan_sha256: str | None = None
     unit: str | None = None

@@ -29,7 +29,7 @@ class AuditConfig:
     confirm_models: int = setting(32, "fresh models with and as many without each of them")
     canaries: int = setting(200, "planted patients a canary training")
     canary_trainings: int = setting(2, "trainings with canaries, by the engine")
-    confidence: float = setting(0.95, "of intervals and bounds")
+    confidence: float = setting(0.999, "that no correct trainer is accused, by all checks and bounds; at least 0.999")
     new_scan: float = setting(0.25, "share of patients of whom one record is never trained on")
     trainer: str = setting("auto", "together (many models at once), engine, or auto")
     stack: int = setting(64, "models trained together at most")

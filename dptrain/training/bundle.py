@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dptrain import __version__
+from dptrain.data.expected import Expected
 from dptrain.files import whole_or_nothing, write_json
 from dptrain.models import ModelStore
 from dptrain.models.network import build_network
@@ -77,6 +78,9 @@ def _metadata(settings: Settings, calibration: Json | None, *, private: bool) ->
         "intended_use": "Research; not a medical device.",
         "data_source": settings.data.source,
         "network_data_format": _data_format(settings),
+        "expects": Expected.of(settings.data).to_json(),
+        "how_to_run": "dptrain predict run=FOLDER input=FOLDER_OF_IMAGES out=predictions.csv "
+        "(FOLDER: of the run, or this bundle's)",
         "calibration": calibration,
         "privacy": None,
     }
@@ -94,7 +98,7 @@ def _data_format(settings: Settings) -> Json:
                 "num_channels": channels,
                 "spatial_shape": space,
                 "dtype": "float32",
-                "value_range": [],
+                "value_range": list(Expected.of(data).scaled or ()),
                 "is_patch_data": False,
                 "channel_def": {str(c): f"channel {c}" for c in range(channels)},
             }
@@ -115,8 +119,8 @@ def _data_format(settings: Settings) -> Json:
 
 
 def _inference_settings(settings: Settings) -> Settings:
-    """The settings that inference needs: no ledger, no paths, no filters and no split of the training site."""
-    kept = ("name", "format", "task", "classes", "image_shape", "transforms", "table", "unit")
+    """The settings that inference needs: no ledger, no paths and no split of the training site."""
+    kept = ("name", "format", "task", "classes", "image_shape", "transforms", "table", "unit", "keep")
     return Settings(
         name=settings.name,
         model=settings.model,

@@ -11,11 +11,12 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import JPEGLosslessSV1
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
 from dptrain.data.records import read_image
 from dptrain.source import Unreadable
@@ -217,8 +218,6 @@ def _(folder: Path) -> Any:
 @case("DICOM", "overlay in unused bits", REFUSED)
 def _(folder: Path) -> Any:
     write_dicom(folder / "a.dcm", DEEP, bits=12)
-    import pydicom
-
     data = pydicom.dcmread(folder / "a.dcm")
     data.add_new(0x60000102, "US", 12)
     data.save_as(folder / "a.dcm")
@@ -238,7 +237,6 @@ def _(folder: Path) -> Any:
 @case("DICOM", "compression without a decoder", REFUSED)
 def _(folder: Path) -> Any:
     write_dicom(folder / "a.dcm", DEEP)
-    import pydicom
     from pydicom.encaps import encapsulate
 
     data = pydicom.dcmread(folder / "a.dcm")
@@ -292,3 +290,26 @@ def test_rgb_slices_keep_their_three_channels(tmp_path: Path) -> None:
         write_dicom(path, slices[i], PhotometricInterpretation="RGB", ImagePositionPatient=[0, 0, i])
     pixels, _ = read_image(paths[0], dims=4, stack=paths)
     assert np.array_equal(pixels, np.stack([np.moveaxis(one, -1, 0) for one in slices], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "package"),
+    [(JPEGLosslessSV1, "pylibjpeg-libjpeg"), (JPEG2000Lossless, "pylibjpeg-openjpeg"), (RLELossless, "")],
+)
+def test_a_missing_decoder_is_named_by_the_packages_that_decode(tmp_path: Path, syntax: Any, package: str) -> None:
+    """The remedy "install pylibjpeg" did not help: each compression has a plugin of its own."""
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels import get_decoder
+
+    write_dicom(tmp_path / "a.dcm", DEEP)
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    data.file_meta.TransferSyntaxUID = syntax
+    data.PixelData = encapsulate([b"\xff\xd8 nothing \xff\xd9"])
+    data["PixelData"].is_undefined_length = True
+    data.save_as(tmp_path / "a.dcm")
+    with pytest.raises(Unreadable) as caught:
+        read_image(tmp_path / "a.dcm", dims=3)
+    if get_decoder(syntax).is_available:
+        assert caught.value.cause == "cannot be read: damaged, truncated or no image"
+    else:
+        assert caught.value.remedy == f"pip install pylibjpeg {package}"

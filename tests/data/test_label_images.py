@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from dptrain.data import PatientLoader, load_tensors, scan
+from dptrain.data import PatientLoader, cohort_from_dataset, load_tensors, scan
 from dptrain.data.label_images import try_pipeline
 from dptrain.errors import ConfigError, DataUnreadable
 from dptrain.settings import ColumnsConfig, DataConfig
@@ -200,3 +200,21 @@ def test_a_png_mask_with_a_palette_gives_its_numbers(tmp_path: Path) -> None:
     cohort = scan(config, FakeKeys())
     row = [record.row for record in cohort.records].index("row 2")
     assert np.array_equal(load_tensors(cohort, [row], FakeGrant())[1][0, 0].numpy(), made.picture(9) % 3)
+
+
+@pytest.mark.parametrize(
+    "label", [None, "absent", np.full((1, *SHAPE), 7), np.full((1, *SHAPE), 0.5), np.zeros((1, 3))], ids=range(5)
+)
+def test_labels_of_a_dataset_in_python_are_looked_at_too(label: Any) -> None:
+    items = [
+        {"image": np.full((1, *SHAPE), float(i), np.float32), "label": structures()[None], "patient_id": f"p{i}"}
+        for i in range(2)
+    ]
+    options = {"keys": FakeKeys(), "issuer": "clinic", "task": "segmentation", "classes": ["a", "b"]}
+    if label is None:
+        del items[1]["label"]
+    else:
+        items[1]["label"] = label
+    with pytest.raises(DataUnreadable) as caught:
+        cohort_from_dataset(items, **options)
+    assert any(fault.startswith("item 1") for fault in caught.value.faults)

@@ -381,3 +381,89 @@ def test_fixed_draws_belong_to_the_record():
     with FixedDraws([2]):
         one = drop(windows[:3])
     assert torch.equal(both[3:], one)
+
+
+class Flattened(nn.Module):
+    """A small network whose input or output another class changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class EightBit(Flattened):
+    def forward(self, x):
+        return self.inner(x / 255 if x.max() > 10 else x)
+
+
+class Limited(Flattened):
+    def forward(self, x):
+        y = self.inner(x)
+        return y - torch.relu(y.detach().abs().max() - 50)
+
+
+class Guarded(Flattened):
+    def forward(self, x):
+        return self.inner(x if torch.isfinite(x).all() else torch.zeros_like(x))
+
+
+class WithNothingOfTheMean(Flattened):
+    def forward(self, x):
+        return self.inner(x) + 0 * x.mean()
+
+
+@pytest.mark.parametrize("network", [EightBit, Guarded, WithNothingOfTheMean])
+def test_networks_that_look_at_extreme_neighbours_are_refused(network):
+    """They passed beside tame ones, and moved a sum by up to 56 C."""
+    torch.manual_seed(0)
+    assert "beside patients whose pixels are" in refused(tried(network(), shape=(1, 8, 8)))[0].why
+
+
+@pytest.mark.parametrize("network", [EightBit, Limited, Guarded, WithNothingOfTheMean])
+def test_what_no_trial_finds_is_not_proved_either(network):
+    torch.manual_seed(0)
+    image, label = models.made_up((1, 8, 8), "binary", 4, 2, 0)
+    assert models.proof(Flattened(), binary, image.float(), label).together
+    assert not models.proof(network(), binary, image.float(), label).together
+
+
+class Rolled(nn.Module):
+    """Moves rows and moves them back: right by itself, but rows do not lie with their records in between."""
+
+    def __init__(self, by: int, least: int = 0) -> None:
+        super().__init__()
+        self.line, self.head, self.by, self.least = nn.Linear(4, 4), nn.Linear(4, 1), by, least
+
+    def forward(self, x):
+        by = self.by if len(x) >= self.least else 0
+        return self.head(self.line(x.roll(by, 0)).tanh().roll(-by, 0))
+
+
+@pytest.mark.parametrize(("by", "least"), [(8, 0), (1, 0), (9, 16), (8, 16)])
+def test_rows_that_move_among_many_are_found(by, least):
+    """The verifying weights repeated every eight patients, and the records were four."""
+    image, label = models.made_up((4,), "binary", 18, 2, 0)
+    network = Rolled(by, least)
+    assert "own rows" in refused(check_rules(network, binary, image.float(), label))[0].why
+    assert not models.proof(network, binary, image.float(), label).together
+
+
+def test_a_network_that_is_another_under_the_engine_is_refused():
+    """torch.func.functional_call with other tensors than the layer's own was ignored while the engine watched."""
+
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line, self.head = nn.Linear(4, 4), nn.Linear(4, 1)
+            self.scale = nn.Parameter(torch.tensor(5.0))
+
+        def forward(self, x):
+            weights = {"weight": self.line.weight * self.scale, "bias": self.line.bias * 0}
+            return self.head(torch.tanh(torch.func.functional_call(self.line, weights, x)))
+
+    image, label = models.made_up((4,), "binary", 4, 2, 0)
+    findings = check_rules(Called(), binary, image.float(), label)
+    assert "another output while the engine watches" in refused(findings)[0].why

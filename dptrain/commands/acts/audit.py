@@ -159,8 +159,24 @@ def lines(audit: Audit) -> Iterator[str]:
             f"canaries: epsilon is at least {number(canary.epsilon_lower, '.2f')} ({canary.count} {canary.kind}, "
             f"{canary.trainings} trainings, {canary.method}); {promise}"
         )
+        if canary.provable is not None:
+            yield f"canaries: with every guess right they would have proved {canary.provable:.2f}"
+    if audit.checks:
+        failed = [row.name for row in audit.checks if row.failed]
+        smallest = min(row.p_value if row.p_value is not None else 1.0 for row in audit.checks)
+        yield (
+            f"mechanism on made-up patients (any epsilon): {len(audit.checks)} statistics, "
+            f"{'failed: ' + ', '.join(failed) if failed else 'all as promised'}; smallest p-value {smallest:.2g}"
+        )
     for row in audit.withheld:
         if row.what.startswith("tpr_at_"):
             continue  # its extrapolation stands above
+        if row.what == "canaries":
+            enough = "no number of them is enough" if row.need is None else f"{row.need} a training could"
+            yield f"withheld: {row.have} canaries cannot refute the promise, whatever the training does; {enough}"
+            continue
+        if row.what == "residual":
+            yield "withheld: the test of the mechanism; the network is random itself and cannot be computed twice"
+            continue
         models = "fresh" if row.what == "confirmed" else "reference"
         yield f"withheld: {row.what} needs {row.need} {models} models, there are {row.have}"
