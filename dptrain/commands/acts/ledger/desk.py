@@ -102,7 +102,8 @@ def _show_budget(status: CohortStatus, budget: BudgetStatus, out: Output) -> Non
     out.say(
         f"  used       {_bar(budget.share)} {budget.share:.1%} of {what}, which adds up run by run{_room(budget)}"
     )
-    out.say(f"  spent      epsilon = {number(budget.spent_epsilon)} of {number(budget.epsilon)} (does not add up)")
+    spent = f"epsilon = {number(budget.spent_epsilon)} of {number(budget.epsilon)}"
+    out.say(f"  spent      {spent} (of all runs together, less than their sum)")
     out.say(
         f"  left       epsilon = {number(budget.remaining_epsilon)}"
         + (
