@@ -429,7 +429,7 @@ class Training:
         self.folder.checkpoint.unlink(missing_ok=True)
         self.facts = replace(
             facts,
-            finished=utc_today(),  # to the day: how long a run took follows the number of records
+            finished=(closed.closed or utc_now())[:10],  # to the day: how long it took follows the number of records
             status=closed.status,
             gate=make.gate(gate, status, spent_before=None if facts.gate is None else facts.gate.spent_before),
             ledger=make.ledger(closed.seq, head, status.witness),
