@@ -150,6 +150,11 @@ def lines(audit: Audit) -> Iterator[str]:
         )
     if audit.new_scan is not None:
         yield f"recognised by a new record: AUC {estimate(audit.new_scan)}"
+    if (links := audit.suspected_links) is not None and links.pairs:
+        yield (
+            f"suspected links: {links.patients} {unit}s in {links.pairs} pairs may be one person under two ids, and "
+            "then look safer than the person is (linked_to in patients.csv; audit.unit_column audits persons)"
+        )
     if audit.confirmed is not None:
         yield f"confirmed on fresh models: {audit.confirmed.confirmed} of {audit.confirmed.tested} tested"
     if (canary := audit.canary) is not None:
