@@ -24,7 +24,7 @@ class AuditConfig:
     false_discovery_rate: float = setting(0.05, "share of wrong verdicts that is accepted")
     exposed_above: float = setting(0.6, "an AUC above which a patient counts as exposed")
     tolerance: float = setting(0.75, "an AUC below which a patient counts as not shown to be exposed")
-    unit_column: str | None = setting(None, "a column of data.columns.groups: audit persons or families, not patients")
+    unit_column: str | None = setting(None, "a column of data.columns.groups: audit persons or families by it")
     small_cell: int = setting(SMALL_CELL, "groups below this size are suppressed")
     confirm: int = setting(3, "patients that `game=release` confirms at most")
     confirm_models: int = setting(32, "fresh models with and as many without each of them")

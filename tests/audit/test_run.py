@@ -91,7 +91,7 @@ def test_audit_of_a_run(make_site: Callable[..., Site], capsys: pytest.CaptureFi
 def test_an_audit_by_unit_draws_its_coins_for_units(make_site: Callable[..., Site]) -> None:
     site = make_site(8.0)
     folder = trained(site)
-    words = ["audit.models=8", "audit.canaries=0", "audit.processes=1", "audit.new_scan=0"]
+    words = ["audit.models=24", "audit.canaries=0", "audit.processes=1", "audit.new_scan=0"]
     with pytest.raises(ConfigError, match="town is none of the columns") as caught:
         audit_run(folder.path, [*words, "audit.unit_column=town"], say=quiet)
     assert "sex" in str(caught.value.remedy)
