@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help env demo test test-all test-again test-ledger test-hostile lint settings clean \
-        bench-utility bench-step bench-coverage bench-ledger bench-audit bench-accounting
+        bench-utility bench-step bench-coverage bench-ledger bench-audit bench-attack bench-accounting
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -58,6 +58,8 @@ bench-step: $(STAMP) ## step time and memory against plain SGD and Opacus
 	$(BIN)/python -m benchmarks.step_time
 bench-audit: $(STAMP) ## exposed patients, and how fast reference models train
 	$(BIN)/python -m benchmarks.audit
+bench-attack: $(STAMP) ## reconstruction, with and without protection
+	$(BIN)/python -m benchmarks.attack
 bench-utility: $(STAMP) ## utility against epsilon (QUICK=1: under 20 minutes)
 	$(BIN)/python -m benchmarks.utility $(if $(QUICK),--quick)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
 
 import sqlalchemy as sa
 
@@ -101,8 +102,9 @@ def bound_of(state: State, run: str) -> Bound:
 
 def _released(release: Json) -> Released:
     values = {name: release[name] for name in ReleaseTerms.__dataclass_fields__}
-    terms = ReleaseTerms(**{**values, "items": tuple(values["items"]), "accepted": tuple(values["accepted"])})
-    return Released(entry=release["seq"], hash=release["hash"], time=release["time"], terms=terms)
+    items, accepted = (tuple(values.pop(name)) for name in ("items", "accepted"))
+    entry, digest, time = itemgetter("seq", "hash", "time")(release)
+    return Released(entry=entry, hash=digest, time=time, terms=ReleaseTerms(items=items, accepted=accepted, **values))
 
 
 def weights(book: Book, sha256: str) -> WeightsSource | None:

@@ -80,6 +80,9 @@ def judged(facts: Facts) -> Facts:
     )
 
 
+FEW_TESTED = 30  # test patients below which figures are a matter of chance, whatever their intervals say
+
+
 def _broken(audit: AuditFacts | None) -> bool:
     if audit is None:
         return False
@@ -100,6 +103,7 @@ def _warnings(facts: Facts) -> tuple[str, ...]:
         ("check_failed", bool(failed - {"noise"})),
         ("audit_missing", audit is None and (facts.is_controllers or "audit" in facts.items)),
         ("audit_thin", audit is not None and bool(audit.missing)),
+        ("few_tested", facts.utility is not None and (facts.utility.patients or FEW_TESTED) < FEW_TESTED),
         ("unreached", facts.binding.ledger != "reached"),
         ("unbound", facts.binding.closed is False),
         ("rollback", facts.ledger.rollback_detectable is not True),

@@ -533,6 +533,38 @@ class AuditFacts(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttackRowFacts(Record):
+    """One reconstruction game under one protection (:class:`dptrain.records.attack.AttackRow`)."""
+
+    game: Public[str | None]
+    arm: Public[str | None]
+    epsilon: Public[float | None]
+    coordinator: Public[str | None]
+    returns: Public[str | None]
+    prior: Public[str | None]
+    draws: Public[str | None]
+    patients_in_message: Public[int | None]
+    candidates: Public[int | None]
+    trials: Public[int | None]
+    success: Public[Share | None]
+    low: Public[Share | None]
+    high: Public[Share | None]
+    chance: Public[Share | None]
+    bound: Public[Share | None]
+    ssim: Public[float | None]
+    nearest_other: Public[float | None]
+    guess: Public[float | None]
+    above: Public[bool | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackFacts(Record):
+    """What reconstruction attacks reached, as shares. Not covered by epsilon; no pictures."""
+
+    rows: Annotated[tuple[AttackRowFacts, ...], AUDIT]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Facts(Record):
     """Every number of a report stands here once; HTML, PDF, registry entry and model card are made from it. null: not
     known, or (epsilon) infinite."""
@@ -556,6 +588,7 @@ class Facts(Record):
     checks: Public[tuple[Check, ...]]
     utility: Annotated[UtilityFacts | None, MEASURED]
     audit: Annotated[AuditFacts | None, AUDIT]
+    attack: Annotated[AttackFacts | None, AUDIT, LATE] = None
     released: Public[Released | None]
     missing: Public[tuple[Fault, ...]]
     complete: Public[bool]

@@ -59,7 +59,7 @@ def test_the_command(make_site: Callable[..., Site], capsys: pytest.CaptureFixtu
         assert row.success is not None
         assert row.low <= row.success <= (row.high or 0)
         assert row.above in (None, False)
-    assert [row.epsilon for row in attack.rows if row.game == "lineup"] == [pytest.approx(7, abs=1), 1000]
+    assert [row.epsilon for row in attack.rows if row.game == "lineup"] == [1000, pytest.approx(7, abs=1)]
     arms = {(row.arm, row.epsilon is None) for row in attack.rows if row.game == "message"}
     assert arms == {("none", True), ("clip only", True), ("epsilon", False)}
     assert {path.name for path in files(folder.attack)} == {"attack.json", "figure.png"}

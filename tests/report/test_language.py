@@ -84,6 +84,7 @@ def test_every_sentence_is_used_somewhere():
             "claim",
         ),
         *("audit_verdict", "tick", "strength", "promise.not", "detector", "signature.choice", "not_covered.always"),
+        *("reconstruction.arm", "reconstruction.coordinator", "reconstruction.returns"),
     )
     dead = [
         key
