@@ -164,7 +164,6 @@ def summarise(
         null=tuple(statistics.survival(_null_auc(attacked.area, draw), GRID)),
     )
     table = _by_group(attacked, people, records, draw, config) if attacked.possible else groups.Groups({}, [])
-    pairs = suspected_links(attacked.evidence, attacked.member)
     new_scan, scan_auc = _new_scan(scores, member, patient, trained, config, task)
     audit = dataclasses.replace(
         audit,
@@ -182,12 +181,18 @@ def summarise(
         groups=table.table,
         suppressed=tuple(table.suppressed),
         new_scan=new_scan,
-        suspected_links=SuspectedLinks(pairs=len(pairs), patients=len({one for pair in pairs for one in pair})),
     )
     rows = _rows(attacked, people, records, scan_auc)
-    for one, other in reversed(pairs):  # the clearest link of each stays
-        rows[one]["linked_to"], rows[other]["linked_to"] = people.pseudonym[other], people.pseudonym[one]
+    audit = dataclasses.replace(audit, suspected_links=_link(rows, attacked, people))
     return Summary(audit, rows, attacked.traced, attacked.area)
+
+
+def _link(rows: list[Json], attacked: Attacked, people: People) -> SuspectedLinks:
+    """Name in the rows of those who may be one person under two ids the clearest partner; how many there are."""
+    pairs = suspected_links(attacked.evidence, attacked.member)
+    for one, other in reversed(pairs):  # the clearest stays
+        rows[one]["linked_to"], rows[other]["linked_to"] = people.pseudonym[other], people.pseudonym[one]
+    return SuspectedLinks(pairs=len(pairs), patients=len({one for pair in pairs for one in pair}))
 
 
 def _attack(
