@@ -122,7 +122,8 @@ COMPARISONS: Mapping[type[ast.cmpop], type[ast.cmpop]] = {
 }  # fmt: skip
 OPERATORS: Mapping[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr, ast.BitXor: ast.BitOr, ast.LShift: ast.RShift,
+    ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr, ast.BitXor: ast.BitOr,
+    ast.LShift: ast.RShift,
     ast.RShift: ast.LShift, ast.MatMult: ast.Mult,
 }  # fmt: skip
 PAIRS = (("min", "max"), ("ceil", "floor"), ("any", "all"))

@@ -135,4 +135,4 @@ def quiet() -> None:
 
     warnings.showwarning = show  # type: ignore[assignment]
     logging.getLogger().addFilter(_ours)
-    logging.lastResort = None
+    logging.lastResort = logging.NullHandler()  # with none at all, logging says so on the terminal

@@ -225,3 +225,9 @@ def test_a_rule_for_what_is_not_trained_is_refused(capsys: pytest.CaptureFixture
     assert cli.main(["check", *words]) == 2
     assert "nothing of it is trained" in capsys.readouterr().err
     assert cli.main(["check", *words[:2], "+model.rules.head=one-by-one"]) == 0
+
+
+def test_a_library_that_logs_without_a_handler_says_nothing_on_the_terminal() -> None:
+    code = "from dptrain.errors import quiet; quiet(); import logging; logging.getLogger('x').error('pixels 1 2 3')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""

@@ -116,7 +116,8 @@ class LowerBound:
 
     epsilon: lower bound at `confidence`. method: the one that gave it. canaries, trainings: how many.
     curve: whether the measured error rates of a canary lie beyond the promised trade-off curve (None: no
-    curve was given). broken: epsilon above the promise, or beyond the curve.
+    curve was given). broken: epsilon above the promise, or beyond the curve. provable: the bound that these canaries
+    would have given if every guess had been right; a promise above it cannot be refuted by them.
     """
 
     epsilon: float
@@ -127,6 +128,7 @@ class LowerBound:
     promised: float
     curve: bool | None
     broken: bool
+    provable: float = math.nan
 
 
 def lower_bound(
@@ -178,6 +180,32 @@ def lower_bound(
     return LowerBound(
         epsilon, method, confidence, canaries, trainings, promised, beyond, epsilon > promised or bool(beyond)
     )
+
+
+def provable(member: np.ndarray, *, delta: float, confidence: float, kinds: np.ndarray | None = None) -> float:
+    """The largest ε that canaries with these coins [T, m] could prove: what perfect guesses give."""
+    perfect = lower_bound(
+        member.astype(float), member, promised=math.inf, delta=delta, confidence=confidence, kinds=kinds
+    )
+    return perfect.epsilon
+
+
+def canaries_needed(
+    promised: float, delta: float, trainings: int, confidence: float, most: int = 1 << 17
+) -> int | None:
+    """Canaries a training, a power of two, with which perfect guesses refute the promise; None: not up to `most`.
+
+    Where δ·canaries is no longer small the one-run bound stops growing, and no number is enough.
+    """
+    level = 1 - (1 - confidence) / (2 if trainings >= FEW_TRAININGS else 1)
+    parts = 1 if trainings >= FEW_TRAININGS else 2
+    each = 1 - (1 - level) / parts / len(GUESSED)
+    for power in range(1, most.bit_length()):
+        coins = (1 << power) * trainings // parts
+        guesses = [2 * int(share * coins) for share in GUESSED if int(share * coins) > 0]
+        if any(one_run_p_value(coins, n, n, promised, delta) <= 1 - each for n in guesses):
+            return 1 << power
+    return None
 
 
 def _one_run(evidence: Array, member: np.ndarray, delta: float, confidence: float) -> float:

@@ -119,7 +119,7 @@ def arms_of(plan: Plan, epsilons: Sequence[float]) -> list[Arm]:
         noise = accounting.calibrate_noise(epsilon, plan.delta, plan.sample_rate, plan.steps)
         changed_plan = dataclasses.replace(plan, noise_multiplier=noise, calibration_noise_multiplier=None)
         arms.append(Arm(EPSILON, None if math.isinf(epsilon) else epsilon, changed_plan))
-    return arms
+    return sorted(arms, key=lambda arm: math.inf if arm.epsilon is None else arm.epsilon, reverse=True)
 
 
 def _unprotected(plan: Plan) -> list[Arm]:
@@ -300,8 +300,8 @@ def _first_columns(line: Line, trials: int) -> list[Column]:
 
 
 def _column(arm: Arm, seen: Sequence[Found], prior: Prior | None) -> Column:
-    names = {NONE: "no protection", CLIP: "clip only"}
-    name = names.get(arm.name) or ("ε = ∞" if arm.epsilon is None else f"ε = {arm.epsilon:.3g}")
+    promise = "∞" if arm.epsilon is None else f"{arm.epsilon:.3g}" if arm.epsilon < 1000 else f"{arm.epsilon:,.0f}"
+    name = {NONE: "no protection", CLIP: "clip only"}.get(arm.name, f"ε = {promise}")
     if prior is not None:
         name += ",\npublic prior"
     return Column(name, np.stack([one.picture for one in seen[: pictures.SHOWN]]))

@@ -12,7 +12,8 @@ from dptrain.commands.completion import COMPLETION
 from dptrain.commands.demo import DEMO
 from dptrain.commands.evaluate import EVALUATE
 from dptrain.commands.help import help_text, overview
-from dptrain.commands.ledger.controller import BUDGET, PERMIT, UNLOCK, WEIGHTS
+from dptrain.commands.ledger.approvals import APPLY, APPROVER, INVENTORY, RULE, SIGN
+from dptrain.commands.ledger.controller import BUDGET, CONTROLLER, PERMIT, REVOKE, UNLOCK, WEIGHTS
 from dptrain.commands.ledger.family import LEDGER
 from dptrain.commands.ledger.keys import BACKUP, INIT, KEYGEN, MIGRATE, ROTATE
 from dptrain.commands.ledger.look import HEADS, HISTORY, SHOW, VERIFY
@@ -33,7 +34,8 @@ COMMANDS: dict[str, Command] = {
         PLAN, REHEARSE, CHECK, TRAIN, EVALUATE, PREDICT, AUDIT, ATTACK,
         REPORT, REPORT_LEDGER, REPORT_VERIFY, RELEASE,
         LEDGER, INIT, KEYGEN, REGISTER, BUDGET, WEIGHTS, SHOW, HISTORY, VERIFY, HEADS,
-        LOCK, UNLOCK, PERMIT, WITHDRAW, CLOSE, ROTATE, BACKUP, MIGRATE,
+        LOCK, UNLOCK, PERMIT, REVOKE, WITHDRAW, CLOSE,
+        SIGN, APPLY, APPROVER, RULE, CONTROLLER, INVENTORY, ROTATE, BACKUP, MIGRATE,
         DEMO, COMPLETION,
     )
 }

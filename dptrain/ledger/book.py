@@ -224,7 +224,7 @@ class Book:
             if (short := missing(rule, roles)) is not None:
                 raise LedgerRefused(
                     f"This {body.KIND} {short}.",
-                    remedy="Let the others sign too: `dptrain ledger request … to=FILE`, `sign FILE`, `apply FILE`.",
+                    remedy="Write a request (the same with to=FILE), then `dptrain ledger sign file=FILE`, `apply`.",
                 )
         return approval
 
@@ -240,7 +240,7 @@ class Book:
         if fault is not None:
             raise LedgerRefused(
                 f"This {body.KIND} {fault}. Nothing was recorded.",
-                remedy="Draw up a new request on this ledger and have it signed: `dptrain ledger request …`.",
+                remedy="Write a new request on this ledger (to=FILE) and have it signed.",
             )
 
     def append(

@@ -238,19 +238,7 @@ class Keys:
                 f"The controller's key is not in {self.folder}: this machine cannot sign budgets or permissions.",
                 remedy="Run this command where the controller keeps the key, or bring controller.json here.",
             )
-        box = _read_json(path)
-        try:
-            key = _unseal(box, passphrase)
-        except InvalidTag:
-            raise LedgerRefused(
-                "The passphrase does not open the controller's key.",
-                remedy="Check DPTRAIN_PASSPHRASE, or recover the key with the recovery code (docs/ledger.md, Keys).",
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise LedgerRefused(
-                f"{path} is damaged ({type(error).__name__}).", remedy="Restore its backup."
-            ) from None
-        return Controller(key)
+        return unlock(path, passphrase)
 
     def patient_key(self, issuer: str, patient_id: str) -> bytes:
         """32 bytes that stand for a patient; the id cannot be read back without the secret.
@@ -391,6 +379,39 @@ class Keys:
         _check_passphrase(passphrase)
         key = Ed25519PrivateKey.generate()
         return Controller(key), _seal(key, passphrase)
+
+
+def unlock(path: Path, passphrase: str) -> Controller:
+    """The key in a sealed file: the controller's, or another approver's.
+
+    Raises LedgerRefused for a wrong passphrase, or a file that is missing, open to others or damaged.
+    """
+    box = _read_json(path)
+    try:
+        return Controller(_unseal(box, passphrase))
+    except InvalidTag:
+        raise LedgerRefused(
+            "The passphrase does not open the controller's key.",
+            remedy="Check DPTRAIN_PASSPHRASE, or recover the key with the recovery code (docs/ledger.md, Keys).",
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerRefused(f"{path} is damaged ({type(error).__name__}).", remedy="Restore its backup.") from None
+
+
+def new_signer(path: Path, passphrase: str) -> Controller:
+    """Make an approver's own key, sealed by a passphrase, in a file that does not exist yet.
+
+    Raises ConfigError for a weak passphrase or a file that is there, LedgerRefused where it cannot be written.
+    """
+    _check_passphrase(passphrase)
+    if path.exists():
+        raise ConfigError(f"{path} exists; keys are never overwritten.", remedy="Name another file.")
+    key = Ed25519PrivateKey.generate()
+    try:
+        _write(path, _seal(key, passphrase))
+    except OSError as error:
+        raise LedgerRefused(f"The key could not be written to {path}: {error.strerror}.") from None
+    return Controller(key)
 
 
 def recovery(code: str) -> Controller:

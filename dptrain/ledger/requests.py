@@ -88,7 +88,7 @@ class Request:
         except (AttributeError, KeyError, LedgerRefused, RecursionError, TypeError, ValueError):
             raise ConfigError(
                 f"{path} is no request that this program knows.",
-                remedy="Draw one up with `dptrain ledger request … to=FILE`.",
+                remedy="Write one with to=FILE, for instance `dptrain ledger budget … to=FILE`.",
             ) from None
         if body_hash(write_json(shown)) != decision.body or body_hash(write_json(body.shown())) != decision.body:
             raise LedgerRefused(

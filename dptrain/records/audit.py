@@ -166,6 +166,14 @@ class GroupShare(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SuspectedLinks(Record):
+    """Pairs of patients who may be one person under two ids; patients.csv names them."""
+
+    pairs: int | None = None
+    patients: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class NewScan(Record):
     """Is a patient recognised by a record that no model was trained on?"""
 
@@ -187,7 +195,10 @@ class Promised(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Canary(Record):
-    """The lower bound on epsilon that planted patients proved."""
+    """The lower bound on epsilon that planted patients proved.
+
+    provable: what they would have proved with every guess right; a promise above it they could not have refuted.
+    """
 
     kind: str | None = None
     count: int | None = None
@@ -197,6 +208,18 @@ class Canary(Record):
     method: str | None = None
     beyond_curve: bool | None = None
     broken: bool | None = None
+    provable: Annotated[float | None, LATE] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditCheck(Record):
+    """One statistic of the residual test. failed: p_value at most level; confirmed: on fresh steps, too."""
+
+    name: str = ""
+    p_value: Share | None = None
+    level: Share | None = None
+    failed: bool | None = None
+    confirmed: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +261,10 @@ class Audit(Record):
     groups: dict[str, dict[str, GroupShare]]
     suppressed: tuple[Suppressed, ...] = ()
     new_scan: NewScan | None = None
+    suspected_links: Annotated[SuspectedLinks | None, LATE] = None
     promised: Promised | None = None
     canary: Canary | None = None
+    checks: Annotated[tuple[AuditCheck, ...], LATE] = ()
     masks_sha256: str | None = None
     plan_sha256: str | None = None
     unit: str | None = None

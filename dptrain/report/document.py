@@ -14,6 +14,7 @@ from dptrain.report.sections.decision import decision
 from dptrain.report.sections.frameworks import frameworks
 from dptrain.report.sections.mechanism import mechanism, not_covered
 from dptrain.report.sections.promise import promise
+from dptrain.report.sections.reconstruction import reconstruction
 from dptrain.report.sections.risk import risk
 from dptrain.report.sections.utility import utility
 from dptrain.report.shapes import Facts
@@ -23,6 +24,7 @@ SECTIONS = (
     promise,
     budget,
     risk,
+    reconstruction,
     utility,
     not_covered,
     mechanism,

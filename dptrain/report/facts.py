@@ -21,13 +21,14 @@ from dptrain.cells import SMALL_CELL
 from dptrain.errors import ConfigError
 from dptrain.files import file_sha256, utc_now
 from dptrain.plain import Json
-from dptrain.records import Audit, Fault, Metrics, Run, RunFolder, read_file
+from dptrain.records import Attack, Audit, Fault, Metrics, Run, RunFolder, read_file
 from dptrain.records.metrics import METRIC_NAMES, Group
 from dptrain.records.run import Released
 from dptrain.records.shape import Record, clean, disclosed, number
 from dptrain.report.binding import binding, disclosed_binding, head_now
 from dptrain.report.judgement import judged, odds
 from dptrain.report.shapes import (
+    AttackFacts,
     AuditFacts,
     BudgetFacts,
     CohortFacts,
@@ -76,6 +77,7 @@ def read(
         read_file(place.metrics, Metrics, "metrics"),
         read_file(place.audit_json, Audit, "audit"),
     )
+    attack = read_file(place.attack_json, Attack, "attack")
     record = run.record if released is None else replace(run.record, released=released)
     integrity, lost = _integrity(place, record)
     facts = Facts(
@@ -95,6 +97,7 @@ def read(
         checks=record.checks,
         utility=_utility(metrics.record) if metrics.readable else None,
         audit=_audit(audit.record) if audit.readable else None,
+        attack=AttackFacts.of({"rows": [row.to_json() for row in attack.record.rows]}) if attack.readable else None,
         released=record.released,
         missing=tuple(
             sorted((*run.faults, *lost, *metrics.faults, *audit.faults), key=lambda fault: fault.why == "field")

@@ -80,8 +80,14 @@ def judged(facts: Facts) -> Facts:
     )
 
 
+FEW_TESTED = 30  # test patients below which figures are a matter of chance, whatever their intervals say
+
+
 def _broken(audit: AuditFacts | None) -> bool:
-    return audit is not None and audit.canary is not None and audit.canary.broken is True
+    if audit is None:
+        return False
+    by_canary = audit.canary is not None and audit.canary.broken is True
+    return by_canary or any(row.confirmed is True for row in audit.checks)
 
 
 def _warnings(facts: Facts) -> tuple[str, ...]:
@@ -96,7 +102,8 @@ def _warnings(facts: Facts) -> tuple[str, ...]:
         ("fast_generator", facts.privacy.generator == Generator.FAST),
         ("check_failed", bool(failed - {"noise"})),
         ("audit_missing", audit is None and (facts.is_controllers or "audit" in facts.items)),
-        ("audit_thin", audit is not None and len(audit.withheld) > len(audit.extrapolated)),
+        ("audit_thin", audit is not None and bool(audit.missing)),
+        ("few_tested", facts.utility is not None and (facts.utility.patients or FEW_TESTED) < FEW_TESTED),
         ("unreached", facts.binding.ledger != "reached"),
         ("unbound", facts.binding.closed is False),
         ("rollback", facts.ledger.rollback_detectable is not True),

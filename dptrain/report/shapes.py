@@ -461,6 +461,17 @@ class CanaryFacts(Record):
     epsilon_lower: Public[float | None]
     confidence: Public[float | None]
     broken: Public[bool | None]
+    provable: Annotated[float | None, PUBLIC, LATE] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditCheckFacts(Record):
+    """One statistic of the test of the mechanism on made-up patients. confirmed: failed on fresh steps, too."""
+
+    name: Public[str]
+    p_value: Public[float | None]
+    failed: Public[bool | None]
+    confirmed: Public[bool | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -475,6 +486,11 @@ class WithheldFacts(Record):
     def is_rate(self) -> bool:
         """A rate whose extrapolation stands in its place, marked."""
         return self.what.startswith("tpr_at_")
+
+    @property
+    def is_of_design(self) -> bool:
+        """What no number of models would tell; said where the tests of the promise are."""
+        return self.what in ("canaries", "residual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -501,13 +517,51 @@ class AuditFacts(Record):
     suppressed: Annotated[tuple[Hidden, ...], GROUPS]
     new_scan: Annotated[NewScanFacts | None, AUDIT]
     canary: Annotated[CanaryFacts | None, AUDIT]
+    checks: Annotated[tuple[AuditCheckFacts, ...], AUDIT, LATE] = ()
     withheld: Annotated[tuple[WithheldFacts, ...], AUDIT]
     masks_sha256: Annotated[str | None, AUDIT]
+
+    @property
+    def missing(self) -> tuple[WithheldFacts, ...]:
+        """What more models would tell, and nothing stands in its place."""
+        return tuple(row for row in self.withheld if not (row.is_rate or row.is_of_design))
 
     @property
     def extrapolated(self) -> tuple[WithheldFacts, ...]:
         """Rates whose count is withheld and whose extrapolation stands in its place, marked."""
         return tuple(row for row in self.withheld if row.is_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRowFacts(Record):
+    """One reconstruction game under one protection (:class:`dptrain.records.attack.AttackRow`)."""
+
+    game: Public[str | None]
+    arm: Public[str | None]
+    epsilon: Public[float | None]
+    coordinator: Public[str | None]
+    returns: Public[str | None]
+    prior: Public[str | None]
+    draws: Public[str | None]
+    patients_in_message: Public[int | None]
+    candidates: Public[int | None]
+    trials: Public[int | None]
+    success: Public[Share | None]
+    low: Public[Share | None]
+    high: Public[Share | None]
+    chance: Public[Share | None]
+    bound: Public[Share | None]
+    ssim: Public[float | None]
+    nearest_other: Public[float | None]
+    guess: Public[float | None]
+    above: Public[bool | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackFacts(Record):
+    """What reconstruction attacks reached, as shares. Not covered by epsilon; no pictures."""
+
+    rows: Annotated[tuple[AttackRowFacts, ...], AUDIT]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -534,6 +588,7 @@ class Facts(Record):
     checks: Public[tuple[Check, ...]]
     utility: Annotated[UtilityFacts | None, MEASURED]
     audit: Annotated[AuditFacts | None, AUDIT]
+    attack: Annotated[AttackFacts | None, AUDIT, LATE] = None
     released: Public[Released | None]
     missing: Public[tuple[Fault, ...]]
     complete: Public[bool]

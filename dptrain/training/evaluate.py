@@ -197,6 +197,14 @@ def _document(task: str, split: str, patient: NDArray[np.int64], **results: Any)
     )
 
 
+def _too_few(task: str, split: str, patient: NDArray[np.int64]) -> Metrics | None:
+    """The document that says nothing, where so few patients are scored that any figure tells of single ones."""
+    if len(np.unique(patient)) >= SMALL_CELL:
+        return None
+    hidden = Suppressed(group="patients", value="all", why=f"fewer than {SMALL_CELL} patients")
+    return _document(task, split, patient, overall={}, by_class={}, groups={}, suppressed=(hidden,))
+
+
 def evaluate_classification(
     probability: Array,
     label: Array,
@@ -207,7 +215,12 @@ def evaluate_classification(
     classes: Sequence[str],
     split: str = Split.TEST,
 ) -> Metrics:
-    """`restricted/metrics.json` of a classification: overall, by class, by group, with small cells suppressed."""
+    """`restricted/metrics.json` of a classification: overall, by class, by group, with small cells suppressed.
+
+    The rule of small cells holds for the whole as for a group: of fewer than 10 patients nothing is said.
+    """
+    if (few := _too_few(task, split, patient)) is not None:
+        return few
     overall, by_class = classification(probability, label, patient, classes, task)
     tables, suppressed = _by_group(
         groups,
@@ -287,7 +300,12 @@ def evaluate_segmentation(
     classes: Sequence[str],
     split: str = Split.TEST,
 ) -> Metrics:
-    """`restricted/metrics.json` of a segmentation. dice: [R, C], one value a record and structure."""
+    """`restricted/metrics.json` of a segmentation. dice: [R, C], one value a record and structure.
+
+    Of fewer than 10 patients nothing is said.
+    """
+    if (few := _too_few(Task.SEGMENTATION, split, patient)) is not None:
+        return few
 
     def table(values: Array, of: NDArray[np.int64]) -> tuple[Estimates, dict[str, Estimates]]:
         weight = bootstrap_weights(of)

@@ -105,11 +105,14 @@ def test_planted_patients_are_lost_in_the_crowd_at_epsilon_one() -> None:
 
 # --- broken trainers ----------------------------------------------------------------------------------------
 
-CONFIG = AuditConfig(canaries=40, canary_trainings=64)
+CONFIG = AuditConfig(canaries=40, canary_trainings=96)
+DELTA = 1e-7  # where it is larger, so many coins prove little at the level of exit code 6
 
 
 def head(noise: float) -> Material:
-    plan = make_plan(public_size=400, expected_batch_size=200, steps=40, noise_multiplier=noise, max_grad_norm=1.0)
+    plan = make_plan(
+        public_size=400, expected_batch_size=200, steps=40, noise_multiplier=noise, max_grad_norm=1.0, delta=DELTA
+    )
     return make_material(
         module=nn.Linear(512, 1),
         shape=(512,),
@@ -122,7 +125,7 @@ def head(noise: float) -> Material:
 @pytest.fixture(scope="module")
 def noise() -> float:
     """Noise multiplier of epsilon 1 for the head's plan."""
-    return accounting.calibrate_noise(1.0, 1e-5, 0.5, 40)
+    return accounting.calibrate_noise(1.0, DELTA, 0.5, 40)
 
 
 def test_the_correct_trainer_is_not_accused(noise: float) -> None:
@@ -176,7 +179,7 @@ def test_broken_trainers_are_accused(noise: float, monkeypatch: pytest.MonkeyPat
 def test_one_training_of_the_engine_finds_that_nothing_was_private() -> None:
     """A promise of epsilon 1 sold with a training without noise: one run of the real loop suffices.
 
-    The draws are real: of 200 canaries one run in ten stays just below, of 400 twelve gave 1.65 to 2.05.
+    The draws are real: the more canaries, the further the bound lies beyond what was promised.
     """
     plan = make_plan(public_size=400, expected_batch_size=100, steps=20, noise_multiplier=0.0, max_grad_norm=1.0)
     material = make_material(
@@ -186,8 +189,8 @@ def test_one_training_of_the_engine_finds_that_nothing_was_private() -> None:
         plan=plan,
         optimizer=OptimizerConfig(name="sgd", lr=0.5),
     )
-    promise = dataclasses.replace(promise_of(plan), epsilon=1.0)
-    found = canary_bound(material, promise, AuditConfig(canaries=400, canary_trainings=1, processes=1))
+    promise = dataclasses.replace(promise_of(plan), epsilon=1.0, delta=DELTA)
+    found = canary_bound(material, promise, AuditConfig(canaries=800, canary_trainings=1, processes=1))
     assert found is not None
     assert found[0].broken
     assert found[0].method.startswith("one run")

@@ -374,3 +374,42 @@ def test_show_imports_nothing_heavy_and_starts_fast(desk: Desk, tmp_path: Path) 
     assert "HEAVY []" in done.stderr
     assert "Radiology" in done.stdout
     assert os.times().children_user - begun[1] < 1.5  # seconds of work, whatever else the machine does
+
+
+def test_a_budget_that_two_sign_on_machines_of_their_own(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """keygen, approver, rule; then the budget is refused here, and signed there."""
+    desk("register public_size=20 owner=Radiology recipe=chest")
+    key, request = tmp_path / "dpo.json", tmp_path / "budget.json"
+    monkeypatch.setenv("DPTRAIN_PASSPHRASE", "a passphrase of the dpo")
+    public = desk(f"keygen approver={key}").split()[-1]
+    monkeypatch.setenv("DPTRAIN_PASSPHRASE", PASSPHRASE)
+    desk(f"approver role=dpo public={public}", "name=D. Muster", "reason=appointed")
+    desk("rule kind=budget signatures=2 roles=dpo:1", "reason=four eyes")
+    budget = ("budget cohort=chest epsilon=2 delta=0.001 recipe=chest", "reason=first study")
+    assert "needs 2 signatures" in desk(*budget, expect=EXIT_REFUSED_BY_LEDGER)
+    assert "Nothing was recorded" in desk(*budget, f"to={request}")
+    assert "first study" in desk(f"sign file={request}")
+    assert "needs 2 signatures" in desk(f"apply file={request}", expect=EXIT_REFUSED_BY_LEDGER)
+    assert "already" in desk(f"sign file={request}", expect=EXIT_REFUSED_BY_LEDGER)
+    monkeypatch.setenv("DPTRAIN_PASSPHRASE", "a passphrase of the dpo")
+    assert "holds 2 signatures" in desk(f"sign file={request} key={key}")
+    assert "D. Muster (dpo)" in desk(f"apply file={request}")
+    assert "applied before" in desk(f"apply file={request}", expect=EXIT_REFUSED_BY_LEDGER)
+    assert "Muster" in desk("history")
+    inventory = desk("keys")
+    for word in ("D. Muster", "recovery code", "2 to sign", public[-16:]):
+        assert word in inventory
+    desk("verify")
+
+
+def test_the_controller_is_named_and_a_permission_withdrawn(desk: Desk) -> None:
+    desk("register public_size=20 owner=Radiology recipe=chest")
+    assert "Nobody has named" in desk("controller")
+    desk("controller", "name=Klinikum Nord", "represented_by=Dr. A. Beispiel")
+    assert "Klinikum Nord, represented by Dr. A. Beispiel" in desk("controller")
+    said = desk("permit cohort=chest purpose=audit reason=yearly last_day=2999-01-01")
+    number = said.partition("entry ")[2].partition(")")[0]
+    assert "is withdrawn" in desk(f"revoke permit={number} reason=off")
+    assert "no permission" in desk(f"revoke permit={number} reason=off", expect=EXIT_REFUSED_BY_LEDGER)

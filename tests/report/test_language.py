@@ -83,7 +83,8 @@ def test_every_sentence_is_used_somewhere():
             "edition",
             "claim",
         ),
-        *("audit_verdict", "tick", "strength", "promise.not", "signature.choice", "not_covered.always"),
+        *("audit_verdict", "tick", "strength", "promise.not", "detector", "signature.choice", "not_covered.always"),
+        *("reconstruction.arm", "reconstruction.coordinator", "reconstruction.returns"),
     )
     dead = [
         key

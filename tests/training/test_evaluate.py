@@ -136,3 +136,18 @@ def test_segmentation_scores_structures_by_patient() -> None:
     table = ev.evaluate_segmentation(dice, np.arange(30), {}, classes=["anterior", "posterior"])
     assert table.by_class["anterior"]["dice"].value == pytest.approx(0.8)
     assert table.by_class["posterior"]["dice"].value == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize("patients", [2, 9, 10])
+def test_of_fewer_than_ten_patients_nothing_is_said(patients: int) -> None:
+    random = np.random.default_rng(0)
+    patient = np.repeat(np.arange(patients), 8)
+    label = np.arange(len(patient)) % 2
+    score = random.uniform(size=len(patient))
+    of_class = ev.evaluate_classification(score, label, patient, {}, task="binary", classes=["no", "yes"])
+    of_mask = ev.evaluate_segmentation(random.uniform(size=(len(patient), 1)), patient, {}, classes=["liver"])
+    for metrics in (of_class, of_mask):
+        assert bool(metrics.overall) == (patients >= 10)
+        assert bool(metrics.suppressed) == (patients < 10)
+        if patients < 10:
+            assert (metrics.by_class, metrics.groups, metrics.reliability) == ({}, {}, ())

@@ -13,6 +13,7 @@ import torch
 from dptrain.audit import bounds, masks
 from dptrain.audit.bounds import FEW_TRAININGS
 from dptrain.audit.games.population import train_references
+from dptrain.audit.level import level
 from dptrain.audit.promise import Promise
 from dptrain.audit.reference import Material
 from dptrain.audit.work import Work
@@ -158,16 +159,19 @@ def canary_bound(
         "training with canaries",
         "canary",
     )
+    confidence, kinds = 1 - level("canaries", config.confidence), kinds_of(count, trainings)
+    coins = member[:, -count:]
     bound = bounds.lower_bound(
         canary_scores(scores, planted, count),
-        member[:, -count:],
+        coins,
         promised=promise.epsilon,
         delta=promise.delta,
-        confidence=config.confidence,
+        confidence=confidence,
         tpr=promise.tpr(),
-        kinds=kinds_of(count, trainings),
+        kinds=kinds,
     )
-    return bound, kind
+    most = bounds.provable(coins, delta=promise.delta, confidence=confidence, kinds=kinds)
+    return dataclasses.replace(bound, provable=most), kind
 
 
 def canary_json(bound: bounds.LowerBound, kind: str) -> Canary:
@@ -181,4 +185,5 @@ def canary_json(bound: bounds.LowerBound, kind: str) -> Canary:
         method=bound.method,
         beyond_curve=bound.curve,
         broken=bound.broken,
+        provable=None if math.isnan(bound.provable) else bound.provable,
     )

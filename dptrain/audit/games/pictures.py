@@ -119,7 +119,8 @@ def _success(axes: Axes, rows: Sequence[AttackRow]) -> None:
     last = 10 ** (math.log10(max(finite)) + 1) if finite else 1.0
     for game, colour in (("lineup", "#1f4e9c"), ("message", "#b03a2e"), ("weights", "#2e7d4f")):
         chosen = [row for row in rows if row.game == game and row.success is not None and _shown(row)]
-        x = [last if row.epsilon is None else row.epsilon for row in chosen]
+        beside = {"lineup": 1.0, "message": 0.93, "weights": 1.07}[game]  # not one on top of the other
+        x = [beside * (last if row.epsilon is None else row.epsilon) for row in chosen]
         y = np.array([row.success for row in chosen], dtype=float)
         if not chosen:
             continue
@@ -148,4 +149,6 @@ def _shown(row: AttackRow) -> bool:
     """The plainest row of each game: one patient a message of an honest coordinator, a head on pixels, no prior."""
     if row.game == "message":
         return row.patients_in_message == 1 and row.coordinator == "honest" and row.prior != "public"
-    return row.game != "weights" or row.returns == "picture"
+    if row.game == "lineup":
+        return row.targets != "canaries" and row.draws != "known"
+    return row.returns == "picture" and row.arm != "clip only"

@@ -27,13 +27,13 @@ from dptrain.vocabulary import Purpose
 Step = TypeVar("Step", bound=PrivateStep)
 
 
-class _Roster:
-    """The patients of a material, as the loader asks for them."""
+class Roster:
+    """So many patients, as the loader asks for them."""
 
     fingerprint = "reference material"  # copies in memory, of no cohort that a grant of the ledger names
 
-    def __init__(self, material: Material) -> None:
-        self.patients = [_Place(str(i).encode()) for i in range(material.patients)]
+    def __init__(self, count: int) -> None:
+        self.patients = [_Place(str(i).encode()) for i in range(count)]
 
     def split(self, name: str) -> list[int]:
         del name
@@ -60,7 +60,7 @@ class ReferenceLeave:
     run: str = "reference"
     purpose: str = Purpose.AUDIT
     cohort: str = "reference"
-    fingerprint: str = _Roster.fingerprint
+    fingerprint: str = Roster.fingerprint
     lease: int = 1 << 30
 
     @property
@@ -89,7 +89,7 @@ def engine_loader(material: Material, member: np.ndarray) -> tuple[PatientLoader
         material.inputs[rows],
         material.labels[rows],
         material.patient[rows],
-        _Roster(material),  # type: ignore[arg-type]
+        Roster(material.patients),  # type: ignore[arg-type]
     )
     leave = ReferenceLeave(material.plan, frozenset(str(i).encode() for i in np.flatnonzero(~member)))
     chunk = max(256, material.plan.max_records_per_patient * material.plan.views)

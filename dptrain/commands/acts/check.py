@@ -30,7 +30,10 @@ def check(call: Call) -> int:
         findings.append(try_noise(network.trainable, models.loss_for_task(settings.data.task), image, label))
         fit = findings[-1].status != "refused"
     errors, standing = refused_later(settings, network)
-    findings += [Finding(_what(error), "refused", _first(error), error.remedy or "") for error in errors]
+    findings += [
+        Finding(_what(error), "refused", _first(error), (error.remedy or "").removeprefix("What to do: "))
+        for error in errors
+    ]
     models.print_findings(findings)
     print("The data were not looked at: the check uses made-up images of data.image_shape.")
     print(standing)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dptrain.commands.command import Command, Takes
-from dptrain.commands.ledger.family import COHORT, JSON, REASON
+from dptrain.commands.ledger.family import COHORT, JSON, LAST_DAY, REASON, TO
 from dptrain.commands.places import PLACES
 from dptrain.terminal.words import OneOf, Word, yes_or_no
-from dptrain.vocabulary import BudgetKind, Purpose
+from dptrain.vocabulary import PICTURES, BudgetKind, Purpose
 
 BUDGET = Command(
     name="ledger budget",
@@ -24,6 +24,8 @@ BUDGET = Command(
         "steps": Word(int, "forecast: steps of a typical run", None),
         "noise_multiplier": Word(float, "forecast: its noise (default: the least that epsilon allows)", None),
         "runs": Word(int, "forecast: so many such runs (planned: the declaration)", 1),
+        "last_day": LAST_DAY,
+        "to": TO,
         **PLACES,
     },
     takes=Takes.SETTINGS,
@@ -45,6 +47,7 @@ WEIGHTS = Command(
         "licence": Word(str, "their licence (known only for weights that an installed package brings)", None),
         "file": Word(str, "the file", None),
         "sha256": Word(str, "or its SHA-256; or recipe=… for the weights that its network brings", None),
+        "to": TO,
         **PLACES,
     },
     takes=Takes.SETTINGS,
@@ -58,18 +61,25 @@ WEIGHTS = Command(
 
 PERMIT = Command(
     name="ledger permit",
-    line="Permit one evaluation or audit of a locked cohort; signed by the controller.",
+    line="Permit one evaluation or audit of a locked cohort, or pictures; signed by the controller.",
     run="dptrain.commands.acts.ledger.controller:permit",
     words={
         "cohort": COHORT,
-        "purpose": Word(OneOf((Purpose.EVALUATE, Purpose.AUDIT)), "evaluate or audit"),
+        "purpose": Word(
+            OneOf((Purpose.EVALUATE, Purpose.AUDIT, PICTURES)), "evaluate, audit, or pictures of an attack"
+        ),
         "reason": REASON,
         "run": Word(str, "only for this run (default: whichever comes first)", None),
         "other_ledger": Word(yes_or_no, "yes: this run was trained under another ledger", False),
+        "last_day": LAST_DAY,
+        "to": TO,
         **PLACES,
     },
     flags=JSON,
-    examples=("dptrain ledger permit cohort=chest purpose=audit run=demo reason='yearly review'",),
+    examples=(
+        "dptrain ledger permit cohort=chest purpose=audit run=demo reason='yearly review'",
+        "dptrain ledger permit cohort=chest purpose=pictures last_day=2027-12-31 reason='training of staff'",
+    ),
     codes=(3,),
 )
 
@@ -77,8 +87,37 @@ UNLOCK = Command(
     name="ledger unlock",
     line="Take back a lock by hand; signed by the controller.",
     run="dptrain.commands.acts.ledger.controller:unlock",
-    words={"cohort": COHORT, "reason": REASON, **PLACES},
+    words={"cohort": COHORT, "reason": REASON, "to": TO, **PLACES},
     flags=JSON,
     examples=("dptrain ledger unlock cohort=chest reason='complaint settled'",),
+    codes=(3,),
+)
+
+REVOKE = Command(
+    name="ledger revoke",
+    line="Withdraw a permission that was not used yet; signed by the controller.",
+    run="dptrain.commands.acts.ledger.controller:revoke",
+    words={"permit": Word(int, "number of its entry"), "reason": REASON, "to": TO, **PLACES},
+    flags=JSON,
+    examples=("dptrain ledger revoke permit=17 reason='the review is off'",),
+    codes=(3,),
+)
+
+CONTROLLER = Command(
+    name="ledger controller",
+    line="Who the controller of the processing is: shown, or named and signed.",
+    run="dptrain.commands.acts.ledger.controller:controller",
+    words={
+        "name": Word(str, "the legal person", None),
+        "represented_by": Word(str, "who represents it", None),
+        "contact": Word(str, "where to reach it", None),
+        "to": TO,
+        **PLACES,
+    },
+    flags=JSON,
+    examples=(
+        "dptrain ledger controller",
+        "dptrain ledger controller name='Klinikum Nord gGmbH' represented_by='Dr. A. Beispiel'",
+    ),
     codes=(3,),
 )

@@ -8,6 +8,8 @@ from dptrain.terminal.words import Word
 
 COHORT = Word(str, "name of a registered cohort")
 REASON = Word(str, "why, in a sentence; it is signed and shown")
+TO = Word(str, "write a request to this file, to be signed on other machines (dptrain ledger sign)", None)
+LAST_DAY = Word(str, "YYYY-MM-DD; afterwards it counts no more (default: no end)", None)
 JSON = {"--json": "the same for a program"}
 
 LEDGER = Command(

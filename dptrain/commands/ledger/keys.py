@@ -24,11 +24,11 @@ INIT = Command(
 
 KEYGEN = Command(
     name="ledger keygen",
-    line="Make the site's keys only.",
+    line="Make the site's keys only, or an approver's own key.",
     run="dptrain.commands.acts.ledger.keys:keygen",
-    words=PLACES,
+    words={"approver": Word(str, "a file that does not exist yet: make one approver's key in it", None), **PLACES},
     flags=JSON,
-    examples=("dptrain ledger keygen ledger.keys=/etc/dptrain/keys",),
+    examples=("dptrain ledger keygen ledger.keys=/etc/dptrain/keys", "dptrain ledger keygen approver=dpo.json"),
     codes=(3,),
 )
 

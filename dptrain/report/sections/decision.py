@@ -161,7 +161,8 @@ def _warning(name: str, facts: Facts, t: Language) -> Block:
         checks=" · ".join(failed),
         differs=claims(facts.binding.differs, t),
         open=claims(facts.binding.open, t),
-        withheld=t.integer(len(audit.withheld) - len(audit.extrapolated) if audit else 0),
+        tested=t.integer(facts.utility.patients if facts.utility else None),
+        withheld=t.integer(len(audit.missing) if audit else 0),
     )
     return {"tone": "bad" if name in BAD else "warn", "title": t(f"warning.{name}"), "text": text}
 

@@ -23,7 +23,8 @@ def risk(facts: Facts, t: Language) -> Section:
         blocks.append(drawing(f"risk_group:{column}", caption, alt))
     blocks += withheld_groups(audit.suppressed, t)
     blocks += _canary(facts, audit, t)
-    blocks += _withheld("risk.withheld", [row for row in audit.withheld if not row.is_rate], t)
+    blocks += _mechanism(audit, t)
+    blocks += _withheld("risk.withheld", list(audit.missing), t)
     blocks += _withheld("risk.extrapolated", list(audit.extrapolated), t)
     blocks += [heading(t("risk.limits")), p(t("risk.limits.text"))]
     return section("risk", t, blocks, marked=True)
@@ -132,8 +133,12 @@ def _canary(facts: Facts, audit: AuditFacts, t: Language) -> list[Block]:
     canary = audit.canary
     if canary is None:
         return []
+    promised, key = facts.privacy.epsilon, "risk.canary.broken" if canary.broken else "risk.canary.text"
+    if not canary.broken and canary.provable is not None and promised is not None and canary.provable <= promised:
+        key = "risk.canary.weak"
     text = t(
-        "risk.canary.broken" if canary.broken else "risk.canary.text",
+        key,
+        provable=t.number(canary.provable, 2),
         count=t.integer(canary.count),
         trainings=t.integer(canary.trainings),
         bound=t.number(canary.epsilon_lower, 2),
@@ -141,6 +146,18 @@ def _canary(facts: Facts, audit: AuditFacts, t: Language) -> list[Block]:
         epsilon=t.epsilon(facts.privacy.epsilon, facts.privacy.infinite),
     )
     return [heading(t("risk.canary")), p(text)]
+
+
+def _mechanism(audit: AuditFacts, t: Language) -> list[Block]:
+    """The test of the mechanism itself, which can fail at any epsilon (newer audits)."""
+    if any(row.what == "residual" for row in audit.withheld):
+        return [heading(t("risk.mechanism")), p(t("risk.mechanism.withheld"))]
+    if not audit.checks:
+        return []
+    confirmed = [t.known("detector", row.name) for row in audit.checks if row.confirmed]
+    names = [t.known("detector", row.name) for row in audit.checks]
+    key = "risk.mechanism.broken" if confirmed else "risk.mechanism.text"
+    return [heading(t("risk.mechanism")), p(t(key, names="; ".join(confirmed or names)))]
 
 
 def _withheld(key: str, withheld: list[WithheldFacts], t: Language) -> list[Block]:

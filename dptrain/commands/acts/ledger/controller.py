@@ -7,17 +7,27 @@ only then, so that `dptrain ledger unlock` starts at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
-from dptrain.commands.acts.ledger.desk import controller_of, no_run, opened, show_one, state_of
+from dptrain.commands.acts.ledger.desk import decided, no_run, opened, show_one, state_of
 from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE, ConfigError, LedgerRefused
 from dptrain.files import file_sha256
 from dptrain.ledger import gate
+from dptrain.ledger.decisions import (
+    budget_body,
+    controller_body,
+    permission_body,
+    revocation_body,
+    unlock_body,
+    weights_body,
+)
+from dptrain.ledger.facts import BudgetTerms
 from dptrain.ledger.status import CohortStatus
 from dptrain.plan import Mechanism, default_delta
 from dptrain.terminal.output import Output
 from dptrain.terminal.words import Words
-from dptrain.vocabulary import BudgetKind
+from dptrain.vocabulary import PICTURES, BudgetKind
 
 MOST_RUNS = 1000  # of a declaration
 
@@ -28,19 +38,10 @@ def budget(call: Call) -> int:
     ledger, keys = opened(words)
     before = ledger.status(words["cohort"])
     gate.check_epsilon(words["epsilon"])
-    controller = controller_of(keys)
-    mechanisms = _use(words, call.settings, before)
-    ledger.budget(
-        words["cohort"],
-        kind=words["kind"],
-        epsilon=words["epsilon"],
-        delta=words["delta"],
-        forecast=mechanisms,
-        minimum_charge=words["minimum_charge"],
-        reason=words["reason"],
-        advice=words["advice"],
-        controller=controller,
-    )
+    said = ("kind", "epsilon", "delta", "minimum_charge", "reason", "advice", "last_day")
+    terms = BudgetTerms(forecast=_use(words, call.settings, before), **{name: words[name] for name in said})
+    if not decided(words, ledger, keys, budget_body(ledger, words["cohort"], terms), out):
+        return EXIT_DONE
     status = ledger.status(words["cohort"])
     out.say("Signed.")
     show_one(status, out)
@@ -112,8 +113,8 @@ PACKAGE_LICENCE = "Apache-2.0"  # of the weights that dptrain.models.pretrained 
 def weights(call: Call) -> int:
     """Declare weights public: those of a file, of a hash, or those that a recipe's network brings."""
     out, words = Output(as_json=call.as_json), call.words
-    sha, source, licence = words["sha256"], words["source"], words["licence"]
-    if [sha, words["file"], call.settings or None].count(None) != 2:
+    sha, source, licence, file = itemgetter("sha256", "source", "licence", "file")(words)
+    if [sha, file, call.settings or None].count(None) != 2:
         raise ConfigError("give either file=… or sha256=…, or recipe=… for the weights that its network brings.")
     if call.settings:
         sha, its_source, its_licence = weights_of(call.settings)
@@ -124,13 +125,14 @@ def weights(call: Call) -> int:
                 f"'{name}' is missing: it is signed into the ledger, so it is never guessed.",
                 remedy=f"Give {name}=… of the weights.",
             )
-    if words["file"] is not None:
+    if file is not None:
         try:
-            sha = file_sha256(words["file"])
+            sha = file_sha256(file)
         except OSError as error:
-            raise ConfigError(f"{words['file']} cannot be read: {error.strerror}.") from None
+            raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
     ledger, keys = opened(words)
-    ledger.declare_weights(sha, source=source, licence=licence, controller=controller_of(keys))
+    if not decided(words, ledger, keys, weights_body(sha, source=source, licence=licence), out):
+        return EXIT_DONE
     out.say(f"Declared public: weights {sha[:16]}… ({source}; {licence}).")
     out.give({"sha256": sha})
     return EXIT_DONE
@@ -156,7 +158,7 @@ def permit(call: Call) -> int:
     """Permit."""
     out = Output(as_json=call.as_json)
     ledger, keys = opened(call.words)
-    run = call.words["run"]
+    run, purpose, cohort, reason, last_day = itemgetter("run", "purpose", "cohort", "reason", "last_day")(call.words)
     with ledger.view() as (_, state):
         runs = list(state.runs)
     if run is not None and run not in runs and not call.words["other_ledger"]:
@@ -165,10 +167,13 @@ def permit(call: Call) -> int:
             refusal.message,
             remedy=f"{refusal.remedy} Was it trained under another ledger? Then add other_ledger=yes.",
         )
-    purpose, cohort = call.words["purpose"], call.words["cohort"]
-    number = ledger.permit(purpose, cohort, controller_of(keys), reason=call.words["reason"], run=run)
+    body = permission_body(ledger, purpose, cohort, reason=reason, run=run, last_day=last_day)
+    if not decided(call.words, ledger, keys, body, out):
+        return EXIT_DONE
+    number = ledger.head().entries
     whose = "any run" if run is None else f"run '{run}'"
-    out.say(f"Permitted (entry {number}): one {purpose} of '{cohort}', for {whose}.")
+    what = PICTURES if purpose == PICTURES else f"one {purpose}"
+    out.say(f"Permitted (entry {number}): {what} of '{cohort}', for {whose}.")
     out.give({"permit": number, "run": run})
     return EXIT_DONE
 
@@ -177,8 +182,42 @@ def unlock(call: Call) -> int:
     """Unlock."""
     out = Output(as_json=call.as_json)
     ledger, keys = opened(call.words)
-    ledger.unlock(call.words["cohort"], reason=call.words["reason"], controller=controller_of(keys))
-    status = ledger.status(call.words["cohort"])
+    cohort, reason = itemgetter("cohort", "reason")(call.words)
+    if not decided(call.words, ledger, keys, unlock_body(ledger, cohort, reason=reason), out):
+        return EXIT_DONE
+    status = ledger.status(cohort)
     out.say(f"The lock by hand is gone; '{status.name}' is {state_of(status)}.")
     out.give({"cohort": status.name, "locked": status.locked})
+    return EXIT_DONE
+
+
+def revoke(call: Call) -> int:
+    """Withdraw a permission."""
+    out = Output(as_json=call.as_json)
+    ledger, keys = opened(call.words)
+    number, reason = itemgetter("permit", "reason")(call.words)
+    if decided(call.words, ledger, keys, revocation_body(ledger, number, reason=reason), out):
+        out.say(f"Permission {number} is withdrawn.")
+        out.give({"permit": number, "withdrawn": True})
+    return EXIT_DONE
+
+
+def controller(call: Call) -> int:
+    """Show the controller of the processing, or name it."""
+    out, words = Output(as_json=call.as_json), call.words
+    ledger, keys = opened(words)
+    name, represented_by, contact = itemgetter("name", "represented_by", "contact")(words)
+    if name is not None or represented_by is not None:
+        if name is None or represented_by is None:
+            raise ConfigError("the controller is named with name=… and represented_by=….")
+        body = controller_body(name, represented_by=represented_by, contact=contact)
+        if not decided(words, ledger, keys, body, out):
+            return EXIT_DONE
+    person = ledger.controller()
+    if person is None:
+        out.say("Nobody has named the controller yet (dptrain ledger controller name=… represented_by=…).")
+    else:
+        name, represented_by, contact = itemgetter("name", "represented_by", "contact")(person)
+        out.say(f"{name}, represented by {represented_by}" + (f", {contact}" if contact else ""))
+    out.give(person or {})
     return EXIT_DONE

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from dptrain.errors import LedgerRefused
+from dptrain.ledger import requests
+from dptrain.ledger.bodies import Body
+from dptrain.ledger.decisions import decide
 from dptrain.ledger.face import Ledger
 from dptrain.ledger.keys import Controller, Keys
 from dptrain.ledger.places import open_ledger
@@ -25,6 +29,22 @@ def opened(words: Words) -> tuple[Ledger, Keys]:
 def controller_of(keys: Keys) -> Controller:
     """The controller, who signs."""
     return keys.controller(secrets.passphrase())
+
+
+def decided(words: Words, ledger: Ledger, keys: Keys, body: Body, out: Output) -> bool:
+    """Sign and record what was decided, or (`to`) write a request for it; whether it was recorded."""
+    if words["to"] is None:
+        decide(ledger, body, controller_of(keys))
+        return True
+    path = Path(words["to"])
+    request = requests.draw_up(ledger, body)
+    request.write(path)
+    out.say(
+        f"Nothing was recorded. The request is in {path}; it can be applied until {request.decision.last_day}.\n"
+        f"Next, where a key is: dptrain ledger sign file={path}; then here: dptrain ledger apply file={path}"
+    )
+    out.give({"request": str(path), "last_day": request.decision.last_day})
+    return False
 
 
 def no_run(name: str, known: Iterable[str | None]) -> LedgerRefused:
@@ -82,7 +102,8 @@ def _show_budget(status: CohortStatus, budget: BudgetStatus, out: Output) -> Non
     out.say(
         f"  used       {_bar(budget.share)} {budget.share:.1%} of {what}, which adds up run by run{_room(budget)}"
     )
-    out.say(f"  spent      epsilon = {number(budget.spent_epsilon)} of {number(budget.epsilon)} (does not add up)")
+    spent = f"epsilon = {number(budget.spent_epsilon)} of {number(budget.epsilon)}"
+    out.say(f"  spent      {spent} (of all runs together, less than their sum)")
     out.say(
         f"  left       epsilon = {number(budget.remaining_epsilon)}"
         + (

@@ -9,7 +9,7 @@ from dptrain.commands.command import Call
 from dptrain.errors import EXIT_DONE
 from dptrain.ledger import store
 from dptrain.ledger.face import Ledger
-from dptrain.ledger.keys import Keys, recovery
+from dptrain.ledger.keys import Keys, new_signer, recovery
 from dptrain.ledger.places import keys_place, ledger_place
 from dptrain.ledger.store import WAIT_SECONDS
 from dptrain.terminal import secrets
@@ -54,6 +54,13 @@ def _say_keys(keys: Keys, out: Output) -> None:
 def keygen(call: Call) -> int:
     """Keys only."""
     out = Output(as_json=call.as_json)
+    approver = call.words["approver"]
+    if approver is not None:
+        signer = new_signer(Path(approver), secrets.passphrase(new=True))
+        out.say(f"Your key is in {approver}; keep it to yourself. Its public half, for the controller:")
+        out.say(signer.public)
+        out.give({"public": signer.public, "algorithm": signer.algorithm})
+        return EXIT_DONE
     keys = Keys.create(keys_place(call.words["ledger.keys"], call.words["ledger.url"]), secrets.passphrase(new=True))
     _say_keys(keys, out)
     facts = {"keys": str(keys.folder), "site": keys.site, "controller": keys.controller_public}

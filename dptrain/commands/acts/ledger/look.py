@@ -109,7 +109,7 @@ def history(call: Call) -> int:
             cohort or "",
             run or "",
             kinds.read(entry).tell(plans.get(run)),
-            "controller" if entry.countersignature is not None else "site",
+            ", ".join(ledger.signed_by(entry)) or "site",
             entry.hash.hex()[:12],
         )
         for entry, body, cohort, run in shown
