@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help env demo test test-all test-again test-ledger test-hostile lint settings clean \
-        bench-utility bench-step bench-coverage bench-ledger bench-audit bench-attack bench-accounting
+        bench-utility bench-step bench-coverage bench-ledger bench-audit bench-attack bench-accounting \
+        bench-forgery
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -52,6 +53,8 @@ bench-accounting: $(STAMP) ## overhead of the gate against joint PLD
 	$(BIN)/python -m benchmarks.accounting
 bench-ledger: $(STAMP) ## time and memory of the ledger
 	$(BIN)/python -m benchmarks.ledger
+bench-forgery: $(STAMP) ## forgeries of a finished run, and which were noticed (15 minutes)
+	$(BIN)/python -m benchmarks.forgery
 bench-coverage: $(STAMP) ## exactness on every MONAI network
 	$(BIN)/python -m benchmarks.coverage
 bench-step: $(STAMP) ## step time and memory against plain SGD and Opacus
