@@ -114,7 +114,8 @@ def load_inputs(
 def _features(frozen: nn.Module, images: Tensor, device: torch.device) -> Tensor:
     """What the frozen part makes of a batch; where it fails, each record among zeros, NaN where that fails too."""
     try:
-        return frozen(images.to(device)).float().cpu()
+        together: Tensor = frozen(images.to(device)).float().cpu()
+        return together
     except Exception:
         nothing = frozen(torch.zeros_like(images).to(device)).float().cpu()[0]  # fails where no record can work
     each = []
