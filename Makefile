@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help env demo test test-all test-again test-ledger test-hostile lint settings clean \
-        bench-utility bench-step bench-coverage bench-ledger bench-audit bench-attack bench-accounting
+.PHONY: help env demo test test-all test-again test-ledger test-hostile test-mutation lint settings clean \
+        bench-utility bench-step bench-coverage bench-ledger bench-audit bench-attack bench-accounting \
+        bench-forgery
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -40,6 +41,9 @@ test-hostile: $(STAMP) ## hostile patients (20,000 a kind of layer), manifests, 
 	$(BIN)/python -m benchmarks.hostile
 	$(BIN)/python -m benchmarks.hostile_files
 
+test-mutation: $(STAMP) ## would a test notice one changed operator? (sample=N seed=S; goes on where it was)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutation $(if $(sample),--sample $(sample)) $(if $(seed),--seed $(seed)) $(ARGS)
+
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -52,6 +56,8 @@ bench-accounting: $(STAMP) ## overhead of the gate against joint PLD
 	$(BIN)/python -m benchmarks.accounting
 bench-ledger: $(STAMP) ## time and memory of the ledger
 	$(BIN)/python -m benchmarks.ledger
+bench-forgery: $(STAMP) ## forgeries of a finished run, and which were noticed (15 minutes)
+	$(BIN)/python -m benchmarks.forgery
 bench-coverage: $(STAMP) ## exactness on every MONAI network
 	$(BIN)/python -m benchmarks.coverage
 bench-step: $(STAMP) ## step time and memory against plain SGD and Opacus

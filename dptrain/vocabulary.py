@@ -131,6 +131,9 @@ class Purpose(StrEnum):
     AUDIT = "audit"
 
 
+PICTURES = "pictures"  # what a permission may be for beside a purpose: pictures in a reconstruction attack
+
+
 class BudgetKind(StrEnum):
     """How a budget gates."""
 

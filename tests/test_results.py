@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coverage, step_time, utility
+from benchmarks import coverage, forgery, step_time, utility
 from benchmarks._results import RESULTS, command_of, joined, origin, stamp, table, write
 
 README = Path(__file__).parents[1] / "README.md"
@@ -39,6 +39,27 @@ def test_every_row_names_the_commit_that_it_was_measured_at(name):
         assert row["commit"]
         assert row["date"]
         assert bool(row.get("peak_bytes")) == bool(row.get("peak_commit"))
+
+
+def test_a_forgery_changes_one_field_and_none_is_left_out(tmp_path):
+    values = {
+        "a": [1, {"b": None}],
+        "c": {"d": True, "e": "x", "f": 0.0, "g": []},
+        "h": [0, 1, 2, 3, 4],
+        "sweep": None,
+    }
+    file = tmp_path / "x.json"
+    fields = []
+    for forged in forgery.forgeries(_written(file, values)):
+        fields.append(forged.field)
+        forged.edit(_written(file, values))
+        assert not file.exists() or json.loads(file.read_text()) != values
+    assert fields == ["a.0", "a.1.b", "c.d", "c.e", "c.f", "c.g", "h.0", "h.2", "h.4", "sweep", "removed"]
+
+
+def _written(file: Path, values: object) -> Path:
+    file.write_text(json.dumps(values))
+    return file
 
 
 def test_a_head_says_that_rows_have_commits_of_their_own(tmp_path):

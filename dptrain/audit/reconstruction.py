@@ -23,7 +23,7 @@ from dptrain.audit.rounds import NONE, Bench, play
 from dptrain.audit.work import Kept, configuration, digest
 from dptrain.errors import ConfigError, LedgerRefused
 from dptrain.files import make_folder, utc_now, whole_or_nothing, write_json
-from dptrain.ledger import CohortStatus
+from dptrain.ledger import CohortStatus, Ledger
 from dptrain.models.network import device_of
 from dptrain.plan import Plan
 from dptrain.records import RunFolder
@@ -115,22 +115,29 @@ def broken_sentence(attack: Attack) -> str | None:
     )
 
 
-def may_draw(status: CohortStatus, config: AttackConfig) -> bool:
-    """Whether pictures are drawn. Raises LedgerRefused where they were asked for and may not be."""
+def may_draw(ledger: Ledger, status: CohortStatus, config: AttackConfig) -> tuple[bool, str | None]:
+    """Whether pictures are drawn, and the last day of the permission that it takes for a cohort that is not public.
+
+    Raises LedgerRefused where they were asked for and may not be drawn.
+    """
     if config.pictures == NONE:
-        return False
-    if config.pictures == "public" and status.public:
-        return True
+        return False, None
+    if status.public:
+        return True, None
+    until = ledger.pictures_until(status.name) if config.pictures == "permitted" else None
+    if until is not None:
+        return True, until
     raise LedgerRefused(
         f"Pictures of '{status.name}' are refused: it belongs to {status.owner} and is not declared public.",
-        remedy="Numbers need no such leave: attack.pictures=none.",
+        remedy="Numbers need no such leave (attack.pictures=none). For pictures ask the controller: `dptrain ledger "
+        f"permit cohort={status.name} purpose=pictures last_day=… reason=…`, then attack.pictures=permitted.",
     )
 
 
 def _attack(settings: Settings, plan: Plan, folder: RunFolder, say: Say) -> Result:
     begun = time.monotonic()
     ledger, keys, status = open_status(settings)
-    drawn = may_draw(status, settings.attack)
+    drawn, until = may_draw(ledger, status, settings.attack)
     say(f"reading and hashing {settings.data.name}")
     cohort = data.scan(settings.data, keys)
     number = asked(settings, plan)
@@ -160,6 +167,7 @@ def _attack(settings: Settings, plan: Plan, folder: RunFolder, say: Say) -> Resu
             rows=tuple(rows),
             left_out=tuple(left_out),
             pictures=settings.attack.pictures,
+            until=until,
             broken=any(row.above for row in rows),
             plan_sha256=plan.digest,
             asked_sha256=number,
@@ -167,7 +175,8 @@ def _attack(settings: Settings, plan: Plan, folder: RunFolder, say: Say) -> Resu
             seconds=round(time.monotonic() - begun, 1),
         )
         folder.attack_json.unlink(missing_ok=True)
-        note = f"{settings.data.name}: {status.source}, {status.licence}. Restricted; not for diagnosis."
+        whose = f"{status.source}, {status.licence}" if status.public else f"to be destroyed after {until}"
+        note = f"{settings.data.name}: {whose}. Restricted; not for diagnosis."
         pictures.draw(folder.attack / "figure.png", rows, columns if drawn else (), note)
         write_json(folder.attack_json, attack.to_json())
         work.remove()

@@ -24,7 +24,8 @@ restricted/attack/attack.json (aggregates) and figure.png.""",
     ),
     notes="""\
 Of a run attack.…, ledger.…, data.root and training.device can be set. Pictures of patients are drawn on demand only,
-and of cohorts that are declared public; elsewhere attack.pictures=public ends with exit code 3.
+and of cohorts that are declared public; elsewhere it takes a permission of the controller with a last day
+(dptrain ledger permit purpose=pictures, then attack.pictures=permitted), or the command ends with exit code 3.
 Exit code 6: a line-up names the right patient more often than the promise allows, twice in a row.
 An attack that was interrupted goes on where it stopped when the same command is given again.""",
     codes=(3, 5, 6),

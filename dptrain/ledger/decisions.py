@@ -32,7 +32,7 @@ from dptrain.ledger.kinds import (
 from dptrain.ledger.signing import Signer, check_public
 from dptrain.ledger.state import ADJACENCY, Budget
 from dptrain.plan import Mechanism, default_delta
-from dptrain.vocabulary import BudgetKind, Purpose
+from dptrain.vocabulary import PICTURES, BudgetKind, Purpose
 
 if TYPE_CHECKING:
     from dptrain.accounting import Terms
@@ -193,7 +193,7 @@ def permit(
     run: str | None = None,
     last_day: str | None = None,
 ) -> int:
-    """The controller's leave for one evaluation or audit of a locked cohort; returns its number.
+    """The controller's leave for one evaluation or audit of a locked cohort, or for pictures; returns its number.
 
     Args:
         last_day: YYYY-MM-DD; afterwards it admits nothing.
@@ -206,8 +206,10 @@ def permission_body(
     book: Book, purpose: str, cohort: str, *, reason: str, run: str | None = None, last_day: str | None = None
 ) -> Permission:
     """What is signed of a permission."""
-    if purpose not in (Purpose.EVALUATE, Purpose.AUDIT):
-        raise ConfigError(f"'{purpose}' cannot be permitted: evaluate or audit can.")
+    if purpose not in (Purpose.EVALUATE, Purpose.AUDIT, PICTURES):
+        raise ConfigError(f"'{purpose}' cannot be permitted: evaluate, audit or pictures can.")
+    if purpose == PICTURES and last_day is None:
+        raise ConfigError("a permission for pictures has a last day.", remedy="Write last_day=2027-12-31.")
     check_texts("a permission", reason=reason)
     check_day(last_day)
     if run is not None:

@@ -84,6 +84,7 @@ class Ledger(Book):
 
     status = looking.status
     require_open = looking.require_open
+    pictures_until = looking.pictures_until
     objections = looking.objections
     cohorts = looking.cohorts
     head = looking.head

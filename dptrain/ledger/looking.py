@@ -8,8 +8,9 @@ from operator import itemgetter
 import sqlalchemy as sa
 
 from dptrain.errors import LedgerRefused
+from dptrain.files import utc_now
 from dptrain.ledger import rules, store
-from dptrain.ledger.approvals import Approval
+from dptrain.ledger.approvals import Approval, day_of, over
 from dptrain.ledger.book import Book, read_entry
 from dptrain.ledger.chain import Entry, SignedHead, sign_head
 from dptrain.ledger.charges import charge_of
@@ -18,6 +19,7 @@ from dptrain.ledger.state import Approver, RunState, State
 from dptrain.ledger.status import CohortStatus, status_of
 from dptrain.plain import Json
 from dptrain.plan import Plan
+from dptrain.vocabulary import PICTURES
 
 
 def status(book: Book, cohort: str) -> CohortStatus:
@@ -26,6 +28,19 @@ def status(book: Book, cohort: str) -> CohortStatus:
         rules.cohort(state, cohort)
         newest = sign_head(book.keys, state.seq, bytes.fromhex(state.hash))
         return status_of(state, cohort, newest, witness=book.witness is not None)
+
+
+def pictures_until(book: Book, cohort: str) -> str | None:
+    """The last day (YYYY-MM-DD) until which the controller permits pictures of a cohort; None: no permission."""
+    with book.view() as (_, state):
+        rules.cohort(state, cohort)
+        day = day_of(state, utc_now())
+        days = [
+            permit.last_day
+            for permit in state.permits.values()
+            if permit.cohort == cohort and permit.purpose == PICTURES and not permit.withdrawn and permit.last_day
+        ]
+        return max((last for last in days if not over(last, day)), default=None)
 
 
 def require_open(book: Book, cohort: str) -> None:

@@ -50,8 +50,8 @@ def facts_sha256(values: Json) -> str:
     """The hash that a close carries, of `run.json` as it is read (or :meth:`dptrain.records.Run.to_json`)."""
     bound = {name: values[name] for name in BOUND if values.get(name) is not None}
     sweep = values.get("sweep")
-    if isinstance(sweep, dict) and sweep.get("id") is not None:
-        bound["sweep"] = sweep["id"]
+    if sweep is not None:
+        bound["sweep"] = sweep.get("id") if isinstance(sweep, dict) else sweep
     return canonical_sha256(bound)
 
 

@@ -102,7 +102,9 @@ def _charge(page: Page, ledger: Evidence) -> Verdict:
     run, privacy = ledger.run, page.run.privacy
     if ledger.bound.closing is None:
         return None if page.run.status in (RunStatus.RUNNING, RunStatus.CRASHED) else False
+    day = () if ledger.bound.facts is None else ((page.run.finished, (run.closed or "")[:10]),)
     return _same(
+        *day,
         (page.run.plan, run.plan),
         (page.run.status, run.status),
         (None if page.run.ledger is None else page.run.ledger.grant, str(run.seq)),
@@ -191,21 +193,32 @@ def _result(claim: str) -> Claim:
 
 
 def _decision(page: Page, ledger: Evidence) -> Verdict:
-    """The newest release of the run, and the files that it names."""
+    """The newest release of the run: what, to whom, what for, on whose advice, with which risks accepted."""
     stated, releases = page.run.released, ledger.bound.releases
     if stated is None or not releases:
         return stated is None and not releases
     newest = releases[-1]
     terms = newest.terms
-    return (
-        _same(
-            (stated.entry, entry_text(newest.entry, newest.hash)),
-            (stated.date, newest.time),
-            *((getattr(stated, name), getattr(terms, name)) for name in DECIDED),
-        )
-        and all(page.sha256(name) == sha256 for name, sha256 in terms.hashes.items())
-        and (terms.assessment is None or page.sha256(page.place.name_of(page.place.assessment)) == terms.assessment)
+    return _same(
+        (stated.entry, entry_text(newest.entry, newest.hash)),
+        (stated.date, newest.time),
+        (stated.controller, ledger.version.owner),
+        *((getattr(stated, name), getattr(terms, name)) for name in DECIDED),
     )
+
+
+def _released(page: Page, ledger: Evidence) -> Verdict:
+    """The files that the newest release names, and the assessment; but for what was measured anew since."""
+    if not ledger.bound.releases:
+        return True
+    newest = ledger.bound.releases[-1]
+    since = {name for result in ledger.bound.results if result.entry > newest.entry for name in result.sha256}
+    stated = {name: sha256 for name, sha256 in newest.terms.hashes.items() if name not in since}
+    if newest.terms.assessment is not None:
+        stated[page.place.name_of(page.place.assessment)] = newest.terms.assessment
+    if not stated:
+        return None  # a release of before the hashes
+    return all(page.sha256(name) == sha256 for name, sha256 in stated.items())
 
 
 DECIDED = (
@@ -225,6 +238,11 @@ def entry_text(number: int, sha256: str) -> str:
     return f"{number} ({sha256})"
 
 
+def _sweep(page: Page, _: Evidence) -> Verdict:
+    """What all trials of a sweep cost together: written when the last has ended, bound by no entry."""
+    return None
+
+
 def _head(page: Page, ledger: Evidence) -> Verdict:
     """The head at the end of the training, signed with the key of that time."""
     from dptrain.ledger import SignedHead
@@ -236,7 +254,16 @@ def _head(page: Page, ledger: Evidence) -> Verdict:
         head = SignedHead.from_dict({} if page.run.ledger is None else page.run.ledger.head.to_json())
     except ValueError:
         return False
-    return ledger.holds(head) and head.entries >= closing[0]
+    return ledger.holds(head) and head.entries >= closing[0] and _place(page.run, head.site)
+
+
+def _place(run: Run, site: str) -> bool:
+    """The site, and whether a witness was named: the check of that name, which the close binds, says the same."""
+    place = run.ledger
+    if place is None:
+        return False
+    witness = next((row.status == "passed" for row in run.checks if row.id == "rollback"), None)
+    return place.site == site and place.witness is place.rollback_detectable and witness in (None, place.witness)
 
 
 CLAIMS: dict[str, Claim] = {
@@ -251,8 +278,10 @@ CLAIMS: dict[str, Claim] = {
     "unit": _unit,
     "cohort": _cohort,
     "cautions": _cautions,
+    "sweep": _sweep,
     "head": _head,
     "decision": _decision,
+    "released": _released,
     "metrics": _result("metrics"),
     "audit": _result("audit"),
 }
@@ -262,9 +291,11 @@ def made_claims(place: RunFolder, run: Run) -> list[str]:
     """The claims that a report of this folder makes."""
     absent = {
         "decision": run.released is None,
+        "released": run.released is None,
         "metrics": not place.metrics.exists(),
         "audit": not place.audit.exists(),
         "cautions": not run.cohort.cautions,
+        "sweep": run.sweep is None or run.sweep.trials is None,
     }
     return [name for name in CLAIMS if not absent.get(name)]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from dptrain.plan import Mechanism, Plan, default_delta
 from dptrain.records import Run
 from dptrain.records.run import Sweep
 from dptrain.settings import PrivacyConfig, Settings
+from dptrain.terminal.progress import progress
 from dptrain.vocabulary import BudgetKind, Generator, Purpose
 
 if TYPE_CHECKING:
@@ -48,6 +51,21 @@ def check_chunk(settings: Settings) -> None:
             f"{privacy.views} views makes {largest}.",
             remedy=f"Write training.chunk={largest}, or lower privacy.max_records_per_patient or privacy.views.",
         )
+
+
+LONG = 20_000  # steps from which composing losses takes more than seconds
+
+
+@contextmanager
+def patience(privacy: PrivacyConfig, public_size: int) -> Iterator[None]:
+    """Says that work goes on while the losses of very many steps are composed; nothing for plans of usual length."""
+    steps = privacy.steps or math.ceil((privacy.epochs or 0) * public_size / privacy.expected_batch_size)
+    if steps < LONG:
+        yield
+        return
+    print(f"composing the losses of {steps:,} steps: this may take minutes", file=sys.stderr, flush=True)
+    with progress(None, "composing"):
+        yield
 
 
 def make_plan(

@@ -342,7 +342,7 @@ class Training:
         """One noisy histogram over the calibration patients."""
         config = self.settings.data
         record, patient = scoring.of_split(self.cohort, Split.CALIBRATION, self.grant.excluded)
-        logits, label = scoring.outputs_of(self.cohort, record, self.grant, self.network, self.device, fixed=True)
+        logits, label = scoring.outputs_of(self.cohort, record, self.grant, self.network, self.device, alone=True)
         if len(record) == 0:
             shape = (0,) if task_spec(config.task).one_logit else (0, len(config.classes))
             logits, label = torch.zeros(shape), torch.zeros(shape)
@@ -429,7 +429,7 @@ class Training:
         self.folder.checkpoint.unlink(missing_ok=True)
         self.facts = replace(
             facts,
-            finished=utc_today(),  # to the day: how long a run took follows the number of records
+            finished=(closed.closed or utc_now())[:10],  # to the day: how long it took follows the number of records
             status=closed.status,
             gate=make.gate(gate, status, spent_before=None if facts.gate is None else facts.gate.spent_before),
             ledger=make.ledger(closed.seq, head, status.witness),

@@ -22,7 +22,7 @@ from dptrain.records import Attack, RunFolder
 from dptrain.training import inputs
 from dptrain.training.run import train
 from tests.audit.test_lineup import less_noise
-from tests.training.conftest import Site, make_site
+from tests.training.conftest import PASSPHRASE, Site, make_site
 
 __all__ = ["make_site"]
 
@@ -85,6 +85,25 @@ def test_pictures_of_a_private_cohort_are_refused(make_site: Callable[..., Site]
     words = [*site.words, f"training.run={site.folder / 'attack'}", *SMALL, f"attack.pictures={how}"]
     assert cli.main(["attack", *words]) == EXIT_REFUSED_BY_LEDGER
     assert not (site.folder / "attack" / "restricted").exists()
+
+
+def test_a_signed_permission_with_a_last_day_lets_pictures_be_drawn(make_site: Callable[..., Site]) -> None:
+    site = make_site(8.0)
+    controller = site.keys.controller(PASSPHRASE)
+    words = ("attack.game=[message]", "attack.pictures=permitted")
+    with pytest.raises(ConfigError, match="last day"):
+        site.ledger.permit("pictures", "tiny", controller, reason="a talk")
+    site.ledger.permit("pictures", "tiny", controller, reason="a talk", last_day="2020-01-01")
+    with pytest.raises(LedgerRefused, match="not declared public"):
+        attacked(site, *words)
+    number = site.ledger.permit("pictures", "tiny", controller, reason="a talk", last_day="2999-01-01")
+    result = attacked(site, *words)
+    assert result.attack.until == "2999-01-01"
+    with Image.open(result.folder.attack / "figure.png") as image:
+        assert image.height > 800  # pictures above the panel
+    site.ledger.revoke(number, reason="held", controller=controller)
+    with pytest.raises(LedgerRefused, match="purpose=pictures"):
+        attacked(site, *words, "attack.trials=6")
 
 
 def test_pictures_of_a_public_cohort_are_in_one_file_and_nowhere_else(

@@ -88,6 +88,23 @@ def test_audit_of_a_run(make_site: Callable[..., Site], capsys: pytest.CaptureFi
     assert "masks_sha256" not in public
 
 
+def test_an_audit_by_unit_draws_its_coins_for_units(make_site: Callable[..., Site]) -> None:
+    site = make_site(8.0)
+    folder = trained(site)
+    words = ["audit.models=24", "audit.canaries=0", "audit.processes=1", "audit.new_scan=0"]
+    with pytest.raises(ConfigError, match="town is none of the columns") as caught:
+        audit_run(folder.path, [*words, "audit.unit_column=town"], say=quiet)
+    assert "sex" in str(caught.value.remedy)
+    audit = audit_run(folder.path, [*words, "audit.unit_column=sex"], say=quiet).audit
+    assert (audit.unit, audit.patients) == ("sex", 2)
+    assert audit.auc is not None
+    assert audit.auc.ceiling == 1.0  # the promise is to one patient, not to half of the cohort
+    with np.load(folder.audit / "scores.npz") as kept:
+        assert len(np.unique(kept["member"], axis=1).T) <= 2  # all of a unit share their coins
+    with pytest.raises(ConfigError, match="population"):
+        AuditConfig(unit_column="sex", game="release")
+
+
 def test_an_interrupted_audit_goes_on(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
     site = make_site(8.0)
     folder = trained(site, "audit.stack=8")

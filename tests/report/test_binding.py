@@ -240,13 +240,14 @@ def test_nothing_is_released_without_an_audit_unless_every_edition_says_why(site
 def test_more_exposed_than_is_signed_for_is_refused(site: Callable[[str], Site]) -> None:
     finished = site("before")
     facts = facts_module.read(finished.run.path, ledger=standing(finished.ledger, finished.run.path))
-    assert facts.audit is not None
-    exposed = replace(facts.audit.exposed, count=6, share=0.12)
-    facts = replace(facts, audit=replace(facts.audit, exposed=exposed))
+    audit = facts.audit
+    assert audit is not None
+    exposed = replace(audit.exposed, count=6, share=0.12)
+    facts = replace(facts, audit=replace(audit, exposed=exposed))
     with pytest.raises(ConfigError, match=r"accept_exposed=0\.12"):
         release_module.refuse(facts, replace(DECISION, accept_exposed=0.1))
     release_module.refuse(facts, replace(DECISION, accept_exposed=0.12))
-    withheld = replace(facts, audit=replace(facts.audit, exposed=replace(exposed, count=None)))
+    withheld = replace(facts, audit=replace(audit, exposed=replace(exposed, count=None)))
     with pytest.raises(ConfigError, match="too few reference models"):
         release_module.refuse(withheld, DECISION)
     release_module.refuse(withheld, replace(DECISION, without_audit="no time"))
@@ -266,6 +267,19 @@ def test_a_release_says_whats_true_and_opens_the_model(site: Callable[[str], Sit
         newest.terms.hashes
     )
     assert not differs(released)
+
+
+def test_what_changed_after_a_release_is_said_and_a_new_one_can_be_signed(site: Callable[[str], Site]) -> None:
+    released = site("before")
+    released.run.assessment.write_text("necessity: shown\n")
+    sign(released)
+    assert not differs(released)
+    released.run.assessment.write_text("necessity: doubted\n")
+    assert "the released files" in differs(released)
+    assert "the release decision" not in differs(released)
+    sign(released, replace(DECISION, recipient="Clinic B"))
+    assert not differs(released)
+    assert len(released.ledger.bound(str(released.run.read().id)).releases) == 2
 
 
 def test_a_process_that_dies_between_signing_and_moving_leaves_what_the_same_command_completes(

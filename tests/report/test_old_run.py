@@ -47,7 +47,7 @@ def test_an_old_run_agrees_with_its_ledger_where_that_binds_it_and_says_where_no
     ledger, _ = open_ledger(str(site / "ledger.sqlite"), str(site / "keys"), None)
     facts = facts_module.read(site / "run", ledger=ledger.evidence(str(RunFolder(site / "run").read().id)))
     assert facts.binding.differs == ()
-    assert set(facts.binding.open) == {"bundle", "facts", "metrics", "audit"}
+    assert set(facts.binding.open) == {"bundle", "facts", "metrics", "audit", "released"}
     assert {"model", "charge", "budget", "spent", "lock", "decision", "head"} <= set(facts.binding.agrees)
     assert "unbound" in facts.warnings
 

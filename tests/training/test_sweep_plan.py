@@ -7,9 +7,11 @@ import json
 import pytest
 
 from dptrain import accounting, cli
+from dptrain.commands.acts.train import Trial, _print_trials
 from dptrain.errors import ConfigError
 from dptrain.plan import Mechanism
 from dptrain.settings.overrides import trials
+from dptrain.training import planning
 
 SMALL = ["public_size=500", "privacy.expected_batch_size=50", "privacy.steps=20"]
 
@@ -53,3 +55,28 @@ def test_trials_are_those_of_a_sweep() -> None:
 def test_several_cohorts_have_no_one_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "-m", "public_size=47500", "recipe=ecg_beats,readmission"]) == 2
     assert "each cohort by itself" in capsys.readouterr().err
+
+
+def test_a_very_long_plan_says_that_it_is_at_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DPTRAIN_QUIET", raising=False)
+    words = ["plan", *SMALL, "privacy.noise_multiplier=2"]
+    assert cli.main(words) == 0
+    assert "composing" not in capsys.readouterr().err
+    monkeypatch.setattr(planning, "LONG", 20)
+    assert cli.main(words) == 0
+    assert "composing the losses of 20 steps" in capsys.readouterr().err
+
+
+def test_the_trials_of_a_sweep_are_told_apart_at_eighty_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = [f"privacy.target_epsilon={epsilon} optimizer.lr=0.5 recipe=chest_xray_pneumonia" for epsilon in (1, 2)]
+    _print_trials([Trial(words=text, code=3, message="refused: " + "a long reason " * 9) for text in words], {})
+    shown = capsys.readouterr().out
+    for text in ("privacy.target_epsilon=1 ", "privacy.target_epsilon=2 "):
+        assert text in shown
+    assert "recipe=" not in shown
+    assert shown.count("reason") == 18

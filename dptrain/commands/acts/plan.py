@@ -14,7 +14,7 @@ from dptrain.errors import EXIT_DONE, ConfigError
 from dptrain.settings import load
 from dptrain.settings.overrides import trials
 from dptrain.terminal.output import Output, decimals
-from dptrain.training.planning import Outlook, outlook, sweep_outlook
+from dptrain.training.planning import Outlook, outlook, patience, sweep_outlook
 
 
 def plan(call: Call) -> int:
@@ -22,12 +22,11 @@ def plan(call: Call) -> int:
     if "-m" in call.flags:
         return _plan_sweep(call)
     settings = load(call.settings)
-    result = outlook(
-        settings.privacy,
-        public_size=call.words["public_size"],
-        unit=settings.data.unit,
-        units=settings.data.units_per_person,
-    )
+    size = call.words["public_size"]
+    with patience(settings.privacy, size):
+        result = outlook(
+            settings.privacy, public_size=size, unit=settings.data.unit, units=settings.data.units_per_person
+        )
     if call.as_json:
         print(json.dumps(result.to_json(), indent=1, allow_nan=False))
     else:

@@ -6,7 +6,7 @@ from dptrain.commands.command import Command, Takes
 from dptrain.commands.ledger.family import COHORT, JSON, LAST_DAY, REASON, TO
 from dptrain.commands.places import PLACES
 from dptrain.terminal.words import OneOf, Word, yes_or_no
-from dptrain.vocabulary import BudgetKind, Purpose
+from dptrain.vocabulary import PICTURES, BudgetKind, Purpose
 
 BUDGET = Command(
     name="ledger budget",
@@ -61,11 +61,13 @@ WEIGHTS = Command(
 
 PERMIT = Command(
     name="ledger permit",
-    line="Permit one evaluation or audit of a locked cohort; signed by the controller.",
+    line="Permit one evaluation or audit of a locked cohort, or pictures; signed by the controller.",
     run="dptrain.commands.acts.ledger.controller:permit",
     words={
         "cohort": COHORT,
-        "purpose": Word(OneOf((Purpose.EVALUATE, Purpose.AUDIT)), "evaluate or audit"),
+        "purpose": Word(
+            OneOf((Purpose.EVALUATE, Purpose.AUDIT, PICTURES)), "evaluate, audit, or pictures of an attack"
+        ),
         "reason": REASON,
         "run": Word(str, "only for this run (default: whichever comes first)", None),
         "other_ledger": Word(yes_or_no, "yes: this run was trained under another ledger", False),
@@ -74,7 +76,10 @@ PERMIT = Command(
         **PLACES,
     },
     flags=JSON,
-    examples=("dptrain ledger permit cohort=chest purpose=audit run=demo reason='yearly review'",),
+    examples=(
+        "dptrain ledger permit cohort=chest purpose=audit run=demo reason='yearly review'",
+        "dptrain ledger permit cohort=chest purpose=pictures last_day=2027-12-31 reason='training of staff'",
+    ),
     codes=(3,),
 )
 

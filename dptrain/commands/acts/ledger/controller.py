@@ -27,7 +27,7 @@ from dptrain.ledger.status import CohortStatus
 from dptrain.plan import Mechanism, default_delta
 from dptrain.terminal.output import Output
 from dptrain.terminal.words import Words
-from dptrain.vocabulary import BudgetKind
+from dptrain.vocabulary import PICTURES, BudgetKind
 
 MOST_RUNS = 1000  # of a declaration
 
@@ -172,7 +172,8 @@ def permit(call: Call) -> int:
         return EXIT_DONE
     number = ledger.head().entries
     whose = "any run" if run is None else f"run '{run}'"
-    out.say(f"Permitted (entry {number}): one {purpose} of '{cohort}', for {whose}.")
+    what = PICTURES if purpose == PICTURES else f"one {purpose}"
+    out.say(f"Permitted (entry {number}): {what} of '{cohort}', for {whose}.")
     out.give({"permit": number, "run": run})
     return EXIT_DONE
 
