@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,6 +102,8 @@ MIXING: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "folded where no gradients are taken": unfolded_without_gradients,
     "shared random numbers": lambda net, x: x * torch.rand(1),
     "shared random places": lambda net, x: x[:, torch.randperm(8)],
+    "random numbers of Python": lambda net, x: x * random.random(),
+    "random numbers of NumPy": lambda net, x: x * float(np.random.normal()),  # noqa: NPY002
     "dropout of a weight": lambda net, x: x + F.dropout(net.scale, 0.5, training=True),
     "a difference of neighbours": lambda net, x: x - F.pad(x, (0, 0, 1, 0))[:-1],
 }
