@@ -473,8 +473,9 @@ def test_rmia_knows_that_a_segmentation_score_is_a_log_probability(monkeypatch: 
     member = rng.random((16, 30)) < 0.5
     owner = np.repeat(np.arange(30), 2)
     scores = -np.exp(rng.normal(size=(16, 60)) - member[:, owner])  # negative losses
-    right = attacks.rmia(scores, member[:, owner], scores, log_probability=True).reshape(16, 30, 2).mean(axis=2)  # type: ignore[arg-type]
-    wrong = attacks.rmia(scores, member[:, owner], scores).reshape(16, 30, 2).mean(axis=2)  # type: ignore[arg-type]
+    right = attacks.rmia(scores, member[:, owner], scores, log_probability=True, owner=owner)  # type: ignore[arg-type]
+    wrong = attacks.rmia(scores, member[:, owner], scores, owner=owner)  # type: ignore[arg-type]
+    right, wrong = (evidence.reshape(16, 30, 2).mean(axis=2) for evidence in (right, wrong))
     assert np.abs(right - wrong).max() > 0.01
     options = {"attack": "rmia", "task": "segmentation"}
     np.testing.assert_allclose(patients.pooled_evidence(scores, member, scores, owner, **options), right)  # type: ignore[arg-type]
@@ -482,7 +483,7 @@ def test_rmia_knows_that_a_segmentation_score_is_a_log_probability(monkeypatch: 
 
     asked: list[bool] = []
 
-    def spy(*args: Any, log_probability: bool = False) -> Any:
+    def spy(*args: Any, log_probability: bool = False, **rest: Any) -> Any:
         assert args[0].shape[1] == 30  # records that were trained on, or those that were not; never both
         asked.append(log_probability)
         return attacks.rmia(*args, log_probability=log_probability)
