@@ -403,7 +403,8 @@ def tables(command: str) -> None:
     judged = verdicts()
     for file in TESTS:
         every = mutants(file)
-        stand = {m.name: judged[m.name]["verdict"] for m in every if stands(m, judged.get(m.name))}
+        same = [m for m in every if judged.get(m.name, {}).get("around") == m.around]  # survivors until judged again
+        stand = {m.name: judged[m.name]["verdict"] for m in same}
         counts = Counter(stand.values())
         alive = [m for m in every if stand.get(m.name) == "survived"]
         nothing = sum(m.name in reasons for m in alive)
