@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help env demo test test-all test-again test-ledger test-hostile lint settings clean \
+.PHONY: help env demo test test-all test-again test-ledger test-hostile test-mutation lint settings clean \
         bench-utility bench-step bench-coverage bench-ledger bench-audit bench-attack bench-accounting \
         bench-forgery
 
@@ -40,6 +40,9 @@ test-ledger: $(STAMP) ## crash, race and fault counts of the ledger (under 60 mi
 test-hostile: $(STAMP) ## hostile patients (20,000 a kind of layer), manifests, headers and files (a million rows)
 	$(BIN)/python -m benchmarks.hostile
 	$(BIN)/python -m benchmarks.hostile_files
+
+test-mutation: $(STAMP) ## would a test notice one changed operator? (sample=N seed=S; goes on where it was)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutation $(if $(sample),--sample $(sample)) $(if $(seed),--seed $(seed)) $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

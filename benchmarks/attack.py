@@ -154,8 +154,8 @@ def write(rows: list[dict[str, object]], command: str, folder: Path, head: dict[
 
 
 NOTES = """
-One chest X-ray each of 1,500 patient groups (Kermany 2018, CC BY 4.0), 64 × 64 pixels. The training that the line-
-up and the private heads are about: a head on the pixels, 20 steps, rate 0.1, clip 0.1. An empty epsilon is no
+One chest X-ray each of 1,500 patient groups (Kermany 2018, CC BY 4.0), 64 × 64 pixels. The training that the line-up
+and the private heads are about: a head on the pixels, 20 steps, rate 0.1, clip 0.1. An empty epsilon is no
 protection (arm *none*), the clip alone (*clip only*), or the plan without its noise. `success`: the share named or
 reconstructed, with its 95 % Clopper–Pearson interval; a picture counts where its structural similarity is 0.9 or
 more, above that of the nearest other patient, and the right patient is the first of 100. `bound`: the most that the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dptrain.cells import nested, to_hide
+from dptrain.cells import SMALL_CELL, nested, to_hide
 
 
 def test_patients_of_several_groups_count_once() -> None:
@@ -22,3 +22,14 @@ def test_of_nested_groups_the_larger_is_hidden_where_the_rest_is_small() -> None
     shown = {("A", "a"): one, ("B", "b"): more, ("C", "c"): most, ("D", "d"): all_of_them, ("E", "e"): range(20)}
     assert set(nested(shown, range(45))) == {("B", "b")}  # without it, twelve are the least that one can tell
     assert set(nested(shown, [record // 2 for record in range(45)])) == {("B", "b"), ("C", "c")}  # two each
+
+
+def test_ten_are_shown_and_nine_are_not() -> None:
+    """The border itself, of a group and of what is left by subtraction."""
+    assert SMALL_CELL == 10
+    assert to_hide({"ten": range(10), "many": range(20, 60)}, []) == {}
+    assert set(to_hide({"nine": range(9), "more": range(20, 50), "many": range(50, 90)}, [])) == {"nine", "more"}
+    assert to_hide({"more": range(20, 50), "many": range(50, 90)}, range(10)) == {}
+    assert set(to_hide({"more": range(20, 50), "many": range(50, 90)}, range(9))) == {"more"}
+    assert nested({("A", "a"): range(20), ("B", "b"): range(30)}, range(30)) == {}
+    assert set(nested({("A", "a"): range(20), ("B", "b"): range(29)}, range(29))) == {("B", "b")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 
 import pytest
@@ -48,6 +50,11 @@ def test_default_delta_is_the_design_s() -> None:
         {"declares": ("publish",)},
         {"views": 0},
         {"calibration_noise_multiplier": -2.0},
+        {"calibration_noise_multiplier": math.nan},
+        {"calibration_noise_multiplier": math.inf},
+        {"noise_multiplier": 0.5, "max_grad_norm": math.inf},
+        {"delta": 1 / 2200 + 1e-9},
+        {"max_records_per_patient": 0},
         {"version": 2},
         {"steps": True},
     ],
@@ -55,6 +62,30 @@ def test_default_delta_is_the_design_s() -> None:
 def test_a_plan_that_promises_nothing_is_refused(changes: dict) -> None:
     with pytest.raises(ConfigError):
         plan(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise_multiplier": 0.0, "max_grad_norm": math.inf},
+        {"noise_multiplier": 0.5},
+        {"calibration_noise_multiplier": 0.0},
+        {"expected_batch_size": 2200},
+        {"expected_batch_size": 1},
+        {"steps": 1, "views": 1, "max_records_per_patient": 1},
+        {"delta": math.nextafter(1 / 2200, 0)},
+        {"max_grad_norm": 5e-324},
+    ],
+)
+def test_what_lies_on_the_border_is_a_plan(changes: dict) -> None:
+    made = plan(**changes)
+    assert {name: getattr(made, name) for name in changes} == changes
+
+
+def test_little_noise_is_private_and_none_is_not() -> None:
+    assert plan(noise_multiplier=0.5).private
+    assert plan(calibration_noise_multiplier=0.5).private
+    assert not plan(noise_multiplier=0.0).private
 
 
 def test_delta_at_one_over_n_says_the_remedy() -> None:
@@ -83,3 +114,43 @@ def test_a_plan_survives_json_and_unknown_fields_do_not() -> None:
     del values["delta"]
     with pytest.raises(ConfigError):
         Plan.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *((rate, 1.0, 1) for rate in (0.0, -0.5, 1.5, math.nan, math.inf)),
+        *((0.5, noise, 1) for noise in (-1.0, math.nan, math.inf, -math.inf)),
+        *((0.5, 1.0, steps) for steps in (0, -1, 1.5)),
+    ],
+)
+def test_a_mechanism_out_of_range_is_refused(values: tuple) -> None:
+    with pytest.raises(ConfigError):
+        Mechanism(*values)
+
+
+def test_mechanisms_on_the_border_are_allowed() -> None:
+    for values in ((1.0, 1.0, 1), (5e-324, 1.0, 1), (0.5, 0.0, 1), (0.5, 0.5, 1)):
+        assert Mechanism(*values).sample_rate == values[0]
+
+
+def test_the_default_delta_of_few_and_many() -> None:
+    assert default_delta(1) == default_delta(10_000) == 1e-5
+    assert default_delta(20_000) == 5e-6
+    with pytest.raises(ConfigError):
+        default_delta(0)
+
+
+def test_all_that_is_released_is_charged_once() -> None:
+    made = plan(calibration_noise_multiplier=10.0)
+    training, calibration = made.mechanisms
+    assert training == Mechanism(600 / 2200, 3.0, 200)
+    assert (calibration.sample_rate, calibration.noise_multiplier, calibration.steps) == (1.0, 10.0, 1)
+    assert plan().mechanisms == (training,)
+
+
+def test_the_digest_is_that_of_the_sorted_json() -> None:
+    text = json.dumps(plan().to_dict(), sort_keys=True)
+    assert plan().digest == hashlib.sha256(text.encode()).hexdigest()
+    assert plan().max_records_per_patient == 8
+    assert plan().views == 1

@@ -258,4 +258,3 @@ class _Reference:
             flat = torch.cat([part.flatten() for part in parts])
             self.seen[key] = flat * min(1.0, self.goal / max(float(flat.norm()), 1e-300))
         return self.seen[key]
-

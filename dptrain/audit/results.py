@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from dptrain.audit import effects, groups, patients, statistics
+from dptrain.audit.links import suspected_links
 from dptrain.audit.scores import Array
 from dptrain.cells import to_hide
 from dptrain.plain import Json
@@ -25,6 +26,7 @@ from dptrain.records.audit import (
     Rate,
     SmallestSeen,
     Survival,
+    SuspectedLinks,
     TrueShare,
     Verdicts,
     Withheld,
@@ -43,11 +45,29 @@ class People:
     """What is known of the audited patients beside their scores, each [P].
 
     pseudonym: hexadecimal, keyed by the site. label: class, `mixed` where records differ. columns: groups.
+    unit: the person, family or other unit that a patient belongs to, "" for one alone; None: each is alone.
     """
 
     pseudonym: Sequence[str]
     label: np.ndarray
     columns: Mapping[str, np.ndarray]
+    unit: np.ndarray | None = None
+
+
+def by_unit(people: People) -> tuple[np.ndarray, People]:
+    """(number of each patient's unit [P], what is known of the units); each has its first patient's pseudonym."""
+    count = len(people.pseudonym)
+    alone = np.char.add("\0", np.arange(count).astype(str))  # no column holds such a value
+    names = alone if people.unit is None else np.where(people.unit.astype(str) == "", alone, people.unit.astype(str))
+    _, first, unit = np.unique(names, return_index=True, return_inverse=True)
+
+    def common(values: np.ndarray, otherwise: str) -> np.ndarray:
+        shared = values[first].astype(object)
+        shared[unit[values != values[first][unit]]] = otherwise
+        return shared
+
+    columns = {name: common(np.asarray(values), "").astype(str) for name, values in people.columns.items()}
+    return unit, People([people.pseudonym[i] for i in first], common(people.label, "mixed"), columns)
 
 
 @dataclass
@@ -162,7 +182,17 @@ def summarise(
         suppressed=tuple(table.suppressed),
         new_scan=new_scan,
     )
-    return Summary(audit, _rows(attacked, people, records, scan_auc), attacked.traced, attacked.area)
+    rows = _rows(attacked, people, records, scan_auc)
+    audit = dataclasses.replace(audit, suspected_links=_link(rows, attacked, people))
+    return Summary(audit, rows, attacked.traced, attacked.area)
+
+
+def _link(rows: list[Json], attacked: Attacked, people: People) -> SuspectedLinks:
+    """Name in the rows of those who may be one person under two ids the clearest partner; how many there are."""
+    pairs = suspected_links(attacked.evidence, attacked.member)
+    for one, other in reversed(pairs):  # the clearest stays
+        rows[one]["linked_to"], rows[other]["linked_to"] = people.pseudonym[other], people.pseudonym[one]
+    return SuspectedLinks(pairs=len(pairs), patients=len({one for pair in pairs for one in pair}))
 
 
 def _attack(
@@ -312,6 +342,7 @@ def _rows(attacked: Attacked, people: People, records: np.ndarray, scan_auc: Arr
                 f"{name}_extrapolated": bool(measured.extrapolated[i]),
             }
         row |= {"new_scan_auc": number_of(scan_auc[i]), "best_record_auc": number_of(attacked.baseline[i])}
+        row |= {"linked_to": None}
         row |= {"confirmed": None, "fresh_auc": None}  # filled where the release game tried the patient
         rows.append(row)
     return rows

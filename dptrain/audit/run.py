@@ -25,7 +25,7 @@ from dptrain.audit.games.checks import canary_check, residual_checks, untested
 from dptrain.audit.games.population import choose_trainer, gather, train_references
 from dptrain.audit.games.release import confirm
 from dptrain.audit.promise import promise_of, promised_json
-from dptrain.audit.results import Summary, summarise
+from dptrain.audit.results import Summary, by_unit, summarise
 from dptrain.audit.work import Work, asked, digest
 from dptrain.errors import ConfigError
 from dptrain.files import make_folder, utc_now, whole_or_nothing, write_json
@@ -164,12 +164,17 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
         make_folder(folder.restricted, private=True)
         make_folder(folder.audit, private=True)
         material, people = gather(settings, cohort, grant, plan, config)
-        need = statistics.models_needed(material.patients, config.false_discovery_rate, patients.FOLDS)
+        unit, units = by_unit(people)
+        by_patient = config.unit_column is None
+        if by_patient:
+            unit, units = np.arange(material.patients), people
+        need = statistics.models_needed(len(units.pseudonym), config.false_discovery_rate, patients.FOLDS)
         if config.models < need:
             say(f"{config.models} reference models are too few for verdicts by {plan.unit}: {need} are needed")
         promise = promise_of(plan)
         work = Work(folder.audit / "work", settings, material, plan, cohort.fingerprint)
-        member = work.member(config.models, material.patients)
+        coins = work.member(config.models, len(units.pseudonym))
+        member = coins[:, unit]
         population = dataclasses.replace(material, plan=reference.half_plan(plan))
         device = device_of(settings.training.device)
         trainer, why = choose_trainer(material, config, device)
@@ -180,13 +185,13 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
         say("attacking")
         summary = summarise(
             scores,
-            member,
-            material.patient.numpy(),
-            people,
+            coins,
+            unit[material.patient.numpy()],
+            units,
             config,
             trained=material.trained,
-            tpr=promise.tpr(),
-            auc_ceiling=1.0 if promise.curve is None else float(promise.curve.auc),
+            tpr=promise.tpr() if by_patient else None,  # the promise is to one patient id
+            auc_ceiling=1.0 if promise.curve is None or not by_patient else float(promise.curve.auc),
             task=material.task,
         )
         if config.game == "release":
@@ -206,9 +211,9 @@ def _audit(settings: Settings, plan: Plan, identity: str, folder: RunFolder, say
             canary=canary,
             checks=checks,
             withheld=(*summary.audit.withheld, *weak, *untested(plan, checks)),
-            masks_sha256=masks.digest(member),
+            masks_sha256=masks.digest(coins),
             plan_sha256=plan.digest,
-            unit=plan.unit,
+            unit=config.unit_column or plan.unit,
             trainer=trainer,
             asked_sha256=number,
             cohort_sha256=digest(cohort.fingerprint),

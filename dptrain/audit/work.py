@@ -27,7 +27,7 @@ NOT_MEASURED = {
     "audit": ("declare", "processes"),
 }
 # settings of the audit that decide which reference models are trained; the others are about their scores only
-TRAINED_BY = ("models", "new_scan", "trainer", "stack", "game", "confirm_models")
+TRAINED_BY = ("models", "new_scan", "trainer", "stack", "game", "confirm_models", "unit_column")
 
 
 def configuration(settings: Settings) -> Json:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 NOBODY = -1
 """Patient of the rows that only fill a chunk."""
@@ -49,10 +48,13 @@ def enough_rows(most: int, expected_patients: int, of_patient: int, of_record: i
 
 
 def filled(values: Tensor, rows: int, with_: float = 0) -> Tensor:
-    """`values` [N, …] with rows of `with_` after it: [rows, …]."""
+    """`values` [N, …] with rows of `with_` after it: [rows, …]; a copy of one layout, also where none is missing.
+
+    A network may change its input in place; a chunk that fails is run again from the values as they came.
+    """
     missing = rows - len(values)
     if missing <= 0:
-        return values
+        return values.clone(memory_format=torch.contiguous_format)
     padded = values.new_full((rows, *values.shape[1:]), with_)
     padded[: len(values)] = values
     return padded

@@ -73,6 +73,11 @@ class PatientGradients:
             again when a parameter is met that had no part in that (one more backward pass and the memory of a kept
             graph, once).
 
+    Attributes:
+        remembers: which ways parameters take is learned from the first chunk, and another way is refused later. Off:
+            every chunk is looked at anew, for networks whose ways may follow their inputs; one patient's way would
+            else decide on the others'.
+
     Raises:
         CheckRefused: a parameter without a rule, a layer that mixes records; where it verifies, a first chunk whose
             gradients do not come from the patients' own rows.
@@ -104,6 +109,7 @@ class PatientGradients:
         self._stand_ins: dict[int, Seen] = {}
         self._slow: dict[str, Source] = {}
         self._explored: set[bool] = set()
+        self.remembers = True
         self._verifies = verify
         self.usual = usual
         self._verified: set[tuple[str, int]] = set()
@@ -250,6 +256,7 @@ class PatientGradients:
         tape.layout = layout
         self._recorder.tape = tape
         self._install()  # checkpointed blocks run forward again
+        learned = self._slow.copy(), self._explored.copy()
         try:
             with torch.autocast(losses.device.type, enabled=False):
                 return self._sum(tape, layout, losses)
@@ -257,6 +264,8 @@ class PatientGradients:
             self._remove()
             self._recorder.tape = None
             tape.close()
+            if not self.remembers:
+                self._slow, self._explored = learned
 
     def _sum(self, tape: Tape, layout: Layout, losses: Tensor) -> ClippedSum:
         weights = layout.record_weight.to(losses.dtype)
@@ -283,11 +292,12 @@ class PatientGradients:
                 remedy=slow_way(self._modules_of(unexpected)),
             )
         if unexpected:
-            self._warn(unexpected)
+            if self.remembers:  # else the warning would tell of a patient
+                self._warn(unexpected)
             self._slow.update({source.name: source for source in unexpected})
         else:  # parameters that were used together with these go another way from now on: look again
             self._explored.add(training)
-        self._first_chunk_over = verify or explore
+        self._first_chunk_over = self.remembers and (verify or explore)
         tape.mode = "off"
         with torch.no_grad(), tape.exact:
             for source in {*self._slow.values(), *(source for source, _ in strays)}:

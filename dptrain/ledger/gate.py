@@ -21,9 +21,10 @@ Section 5), and it changes nothing that the run's owner can see.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from dptrain.accounting.units import from_units
 from dptrain.errors import ConfigError, LedgerRefused
@@ -56,14 +57,22 @@ def lineage(state: State, cohort: str) -> set[str]:
 
 def spent(state: State, budget: Budget) -> int:
     """Units at the budget's order that the cohort and its lineage have spent or hold reserved. Public."""
-    if budget.id not in state.sums:
-        members = lineage(state, budget.cohort)
-        state.sums[budget.id] = sum(
-            run.units(budget.order_index)
-            for run in state.runs.values()
-            if run.cohort in members and counts(state, run.budget, budget)
-        )
-    return state.sums[budget.id]
+    members = frozenset(lineage(state, budget.cohort))
+    return _sum(state, budget, members, lambda run: run.cohort in members)
+
+
+def _sum(state: State, budget: Budget, whose: Hashable, includes: Callable[[RunState], bool]) -> int:
+    """Units at a budget's order of the runs that count and are included; only what changed since last is looked at.
+
+    Args:
+        whose: what `includes` depends on, so that it says the same of a run for as long as the ledger lives.
+    """
+    seen, total = state.sums.get((budget.id, whose), (0, 0))
+    for run, before, now in state.changes[seen:]:
+        if counts(state, run.budget, budget) and includes(run):
+            total += run.charge.at(budget.order_index, now) - run.charge.at(budget.order_index, before)
+    state.sums[budget.id, whose] = (len(state.changes), total)
+    return total
 
 
 def remaining(state: State, budget: Budget) -> int:
@@ -73,20 +82,22 @@ def remaining(state: State, budget: Budget) -> int:
 
 def unused(state: State, budget: Budget) -> Counter[tuple[float, float, int]]:
     """Declared mechanisms of a planned budget that no run has taken yet."""
-    left = Counter(_key(mechanism) for mechanism in budget.mechanisms)
-    for run in state.runs.values():
-        if run.budget == budget.id:
-            left -= Counter(_key(mechanism) for mechanism in Plan.from_dict(run.plan).mechanisms)
-    return left
+    return Counter(map(_key, budget.mechanisms)) - _taken(state, budget)
 
 
 def overdrawn(state: State, budget: Budget) -> bool:
     """Whether runs took mechanisms that a planned budget does not declare (or not so often)."""
-    taken: Counter[tuple[float, float, int]] = Counter()
-    for run in state.runs.values():
-        if run.budget == budget.id:
-            taken += Counter(_key(mechanism) for mechanism in Plan.from_dict(run.plan).mechanisms)
-    return bool(taken - Counter(_key(mechanism) for mechanism in budget.mechanisms))
+    return bool(_taken(state, budget) - Counter(map(_key, budget.mechanisms)))
+
+
+def _taken(state: State, budget: Budget) -> Counter[tuple[float, float, int]]:
+    """The mechanisms of a planned budget's runs. A run changes once, when it is granted: nothing is given back."""
+    seen, taken = state.taken.get(budget.id, (0, Counter()))
+    for change in state.changes[seen:]:
+        if change.run.budget == budget.id:
+            taken.update(map(_key, Plan.from_dict(change.run.plan).mechanisms))
+    state.taken[budget.id] = (len(state.changes), taken)
+    return taken
 
 
 def epsilon_at(budget: Budget, used: int) -> float:
@@ -199,23 +210,35 @@ def took_part(history: Sequence[PatientClass], run: RunState) -> bool:
     return then.id not in run.excluded
 
 
-def class_spent(state: State, classes: Iterable[int], budget: Budget) -> int:
-    """Units at a budget's order that patients of these classes (one person under several keys) have spent."""
+def class_spent(state: State, classes: Iterable[int], budget: Budget, besides: RunState | None = None) -> int:
+    """Units at a budget's order that patients of these classes (one person under several keys) have spent.
+
+    Args:
+        besides: a run that is not to count.
+    """
     total = 0
     for klass in classes:
-        history = state.history(klass)
-        total += sum(
-            run.units(budget.order_index)
-            for run in state.runs.values()
-            if counts(state, run.budget, budget) and took_part(history, run)
-        )
+        part = functools.partial(took_part, state.history(klass))
+        total += _sum(state, budget, klass, part)
+        if besides is not None and counts(state, besides.budget, budget) and part(besides):
+            total -= besides.units(budget.order_index)
     return total
 
 
 def bars(
-    state: State, classes: Sequence[int], version: Version, budget: Budget | None, charge: Charge, T: int
+    state: State,
+    classes: Sequence[int],
+    version: Version,
+    budget: Budget | None,
+    charge: Charge,
+    T: int,
+    besides: RunState | None = None,
 ) -> bool:
-    """Whether a run on `version` must leave out the patients of these classes (one person)."""
+    """Whether a run on `version` must leave out the patients of these classes (one person).
+
+    Args:
+        besides: that very run, where the state holds it already.
+    """
     members = [state.classes[klass] for klass in classes if klass]
     if any(member.withdrawn for member in members):
         return True
@@ -232,18 +255,24 @@ def bars(
         if carrying is None:
             continue
         own = charge.at(carrying.order_index, T) if counts(state, budget.id, carrying) else 0
-        already = class_spent(state, classes, carrying)
+        already = class_spent(state, classes, carrying, besides)
         if (own or budget.cohort == cohort) and already + own > carrying.units:
             return True
     return False
 
 
-def excluded_classes(state: State, version: Version, budget: Budget | None, charge: Charge, steps: int) -> list[int]:
-    """Classes whose patients a new run on `version` must leave out, in order."""
+def excluded_classes(
+    state: State, version: Version, budget: Budget | None, charge: Charge, steps: int, besides: RunState | None = None
+) -> list[int]:
+    """Classes whose patients a new run on `version` must leave out, in order.
+
+    Args:
+        besides: that very run, where the state holds it already.
+    """
     return [
         klass.id
         for klass in state.classes.values()
-        if version.id in klass.versions and bars(state, [klass.id], version, budget, charge, steps)
+        if version.id in klass.versions and bars(state, [klass.id], version, budget, charge, steps, besides)
     ]
 
 

@@ -81,9 +81,7 @@ def check_grant(state: State, run: RunState, *, thorough: bool) -> None:
                 fits = fits and gate.spent(state, shared) <= shared.units
     if not fits:
         raise LedgerRefused(f"entry {run.seq} grants more than the budget of '{version.cohort}' held")
-    del state.runs[run.id]
-    barred = gate.excluded_classes(state, version, budget, run.charge, plan.steps)
-    state.runs[run.id] = run
+    barred = gate.excluded_classes(state, version, budget, run.charge, plan.steps, besides=run)
     if sorted(barred) != sorted(run.excluded):  # a program that began from a snapshot wrote them in another order
         raise LedgerRefused(f"entry {run.seq} does not leave out the patients that it must")
 

@@ -24,6 +24,7 @@ from dptrain.ledger.state import (
     Admission,
     Approver,
     Budget,
+    Change,
     CohortState,
     Declared,
     PatientClass,
@@ -92,7 +93,6 @@ def apply(state: State, entry: Entry) -> None:
         state.nonces[Approval.from_bytes(entry.countersignature).decision.nonce] = entry.seq
     state.seq, state.hash, state.version = entry.seq, entry.hash.hex(), entry.version
     state.time = max(state.time, entry.time)
-    state.sums.clear()
 
 
 def needs_controller(entry_kind: str) -> bool:
@@ -634,7 +634,7 @@ class Reserve(Body):
         budget = None if self.budget is None else state.budgets[self.budget]
         _need(budget is None or budget.cohort == version.cohort, entry, "its budget belongs to another cohort")
         _need(budget is not None or version.public is not None, entry, "it has no budget")
-        state.runs[self.run] = RunState(
+        run = RunState(
             id=self.run,
             seq=entry.seq,
             time=entry.time,
@@ -651,6 +651,8 @@ class Reserve(Body):
             inherited=list(self.inherited),
             lease=self.lease,
         )
+        state.runs[run.id] = run
+        state.changes.append(Change(run, 0, run.steps_charged))
 
     def tell(self, plan: Plan | None) -> str:
         """Steps, noise, batch."""
@@ -733,7 +735,10 @@ class Close(Body):
         run = _open_run(state, entry, self.run, self.attempt)
         _need(self.status in CLOSED, entry, "its status is unknown")
         _need(0 <= self.steps_run <= run.committed == self.committed, entry, "it ran unpaid steps")
+        before = run.steps_charged
         run.status, run.closed = self.status, entry.time
+        if run.steps_charged != before:
+            state.changes.append(Change(run, before, run.steps_charged))
         run.steps_run = self.steps_run
         run.epsilon_pld = self.epsilon_pld
         run.facts, run.closing = self.facts, [entry.seq, entry.hash.hex()]

@@ -5,10 +5,11 @@ Entries change it in one place: :func:`dptrain.ledger.kinds.apply`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from dptrain.ledger.chain import read_json, write_json
 from dptrain.ledger.charges import Charge
@@ -20,6 +21,7 @@ T = TypeVar("T")
 STATE_VERSION = 6
 Declared: TypeAlias = list[Any]  # a declared mechanism as canonical JSON has it: rate, noise, steps, what
 ADJACENCY = "add_remove"
+DERIVED = ("changes", "sums", "taken")  # what follows from the rest of a state
 
 
 @dataclass
@@ -140,6 +142,14 @@ class RunState:
         return self.charge.at(order_index, self.steps_charged)
 
 
+class Change(NamedTuple):
+    """A run begins to count, or counts for other steps than before."""
+
+    run: RunState
+    before: int
+    now: int
+
+
 @dataclass
 class Admission:
     """A grant without charge: evaluation or audit."""
@@ -240,7 +250,10 @@ class State:
     rules: dict[str, Rule] = field(default_factory=dict)
     retired: dict[str, str] = field(default_factory=dict)  # public key -> whose it was
     nonces: dict[str, int] = field(default_factory=dict)  # of decisions, and the entries that applied them
-    sums: dict[int, int] = field(default_factory=dict)  # what budgets have spent; forgotten at each entry
+    # every change of what counts, in order, and sums over it: how many changes each holds already, and what they make
+    changes: list[Change] = field(default_factory=list)
+    sums: dict[tuple[int, Hashable], tuple[int, int]] = field(default_factory=dict)
+    taken: dict[int, tuple[int, Counter[tuple[float, float, int]]]] = field(default_factory=dict)
 
     def version_of(self, run: RunState | Admission) -> Version:
         """The cohort version that a grant is about."""
@@ -266,7 +279,7 @@ class State:
         """JSON text of everything."""
         plain: Json = {"state_version": STATE_VERSION}
         for name in self.__dataclass_fields__:
-            if name != "sums":
+            if name not in DERIVED:
                 plain[name] = _plain(getattr(self, name))
         plain["patients_digest"] = f"{self.patients_digest:064x}"
         plain["records_digest"] = f"{self.records_digest:064x}"
@@ -292,6 +305,7 @@ class State:
         values["rules"] = {name: Rule(**value) for name, value in values["rules"].items()}
         values["patients_digest"] = int(values["patients_digest"], 16)
         values["records_digest"] = int(values["records_digest"], 16)
+        values["changes"] = [Change(run, 0, run.steps_charged) for run in values["runs"].values()]
         return cls(**values)
 
 

@@ -201,13 +201,13 @@ def _share(state: State, budget: Budget, left: int) -> tuple[float, int | None]:
     if budget.kind != BudgetKind.OPEN:
         return 1 - left / max(1, len(budget.mechanisms)), None
     remaining, members = gate.remaining(state, budget), gate.lineage(state, budget.cohort)
-    costs = [
+    costs = (
         run.units(budget.order_index)
-        for run in state.runs.values()
+        for run in reversed(state.runs.values())
         if run.cohort in members and gate.counts(state, run.budget, budget)
-    ]
+    )
     share = 1 - remaining / budget.units if budget.units else 1.0
-    newest = next((cost for cost in reversed(costs) if 0 < cost < INFINITE_UNITS), None)
+    newest = next((cost for cost in costs if 0 < cost < INFINITE_UNITS), None)
     return share, None if newest is None else remaining // newest
 
 

@@ -73,9 +73,10 @@ def trace(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> Trace:
             program = torch.export.export(_Whole(model, loss), (image, label), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         return Trace(False, f"it cannot be written down as a graph of operations ({_reason(error)})")
-    if program.graph_signature.buffers_to_mutate:
-        named = ", ".join(list(program.graph_signature.buffers_to_mutate.values())[:3])
-        return Trace(False, f"it changes its buffers in each pass: {named}")
+    signature = program.graph_signature
+    changed = [*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()]
+    if changed:
+        return Trace(False, f"it changes its buffers or parameters in each pass: {', '.join(changed[:3])}")
     graph = program.graph_module.graph
     inputs = dict.fromkeys(program.graph_signature.user_inputs, 0)
     try:
@@ -242,7 +243,11 @@ class _Walk:
             if any(self.ahead.get(n, 1) > 1 for n in node.all_input_nodes):
                 raise _NotProved("records of a part without gradients are folded into other dimensions")
             given = iter([states[n] if isinstance(n, fx.Node) else None for n in node.args[2:]])
-            return self.run(inner.graph, lambda _: next(given))
+            results = self.run(inner.graph, lambda _: next(given))
+            last = next(n for n in inner.graph.nodes if n.op == "output").args[0]
+            if any(self.ahead.get(n, 1) > 1 for n in last if isinstance(n, fx.Node)):
+                raise _NotProved("records of a part without gradients are folded into other dimensions")
+            return results
         if name == "sym_size" or (node.target in _ARITHMETIC and _only_symbols(node, states)):
             return SYMBOL
         if not isinstance(node.target, OPERATION):
@@ -267,6 +272,8 @@ class _Walk:
 
     def _constant(self, call: Call) -> State:
         value = _value(call.node)
+        if _draws(call):
+            raise call.refuse("the records of a batch share its random numbers")
         for tensor in value if isinstance(value, list | tuple) else [value]:
             if isinstance(tensor, Tensor) and _batch_dim(tensor) is not None:
                 raise call.refuse("a value of the batch's size that is made of no record")
@@ -282,6 +289,12 @@ class _Walk:
                     raise call.refuse("its result does not hold the records where it should")
                 if dim is not None:
                     _per_record(tensor, dim)
+
+
+def _draws(call: Call) -> bool:
+    """Whether it draws random numbers. Shared ones tell who ran together: one patient more moves others apart."""
+    idle = call.given("train") is False or call.given("p") == 0
+    return torch.Tag.nondeterministic_seeded in getattr(call.node.target, "tags", ()) and not idle
 
 
 _ARITHMETIC = {operator.mul, operator.add, operator.sub, operator.floordiv}

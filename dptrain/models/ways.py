@@ -9,6 +9,7 @@ or the others in it: tried, on made-up patients. Else they run one at a time: ex
 from __future__ import annotations
 
 import copy
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,11 +52,20 @@ def proof(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> Way:
     """
     twin = copy.deepcopy(model).cpu().train()
     image, label = image.cpu().float() if image.is_floating_point() else image.cpu(), label.cpu()
+    before = _drawn_elsewhere()
     own = gradient_code(twin, loss, image, label)
     if own is not None:
         return Way(False, own)
+    if _drawn_elsewhere() != before:  # no graph shows them, and all records of a pass would share them
+        return Way(False, "it draws random numbers from Python or NumPy")
     traced = trace(twin, loss, image, label)
     return Way(traced.proved, traced.why)
+
+
+def _drawn_elsewhere() -> tuple[object, ...]:
+    """Where the global generators of Python and NumPy stand."""
+    _, key, place, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - what a network would draw from
+    return random.getstate(), np.asarray(key).tobytes(), place, *rest
 
 
 def gradient_code(model: nn.Module, loss: Loss, image: Tensor, label: Tensor) -> str | None:

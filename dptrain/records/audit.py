@@ -166,6 +166,14 @@ class GroupShare(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SuspectedLinks(Record):
+    """Pairs of patients who may be one person under two ids; patients.csv names them."""
+
+    pairs: int | None = None
+    patients: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class NewScan(Record):
     """Is a patient recognised by a record that no model was trained on?"""
 
@@ -253,6 +261,7 @@ class Audit(Record):
     groups: dict[str, dict[str, GroupShare]]
     suppressed: tuple[Suppressed, ...] = ()
     new_scan: NewScan | None = None
+    suspected_links: Annotated[SuspectedLinks | None, LATE] = None
     promised: Promised | None = None
     canary: Canary | None = None
     checks: Annotated[tuple[AuditCheck, ...], LATE] = ()

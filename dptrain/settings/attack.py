@@ -26,7 +26,7 @@ class AttackConfig:
     side: int = setting(64, "pixels of a side of the pictures that are attacked")
     known: int = setting(2000, "pictures of others that the attacker has, at most")
     shadows: int = setting(32, "shadow trainings of a network that has no closed form")
-    penalty: float = setting(1.0, "of the converged head that the closed form is shown on")
+    penalty: float = setting(10.0, "of the converged head that the closed form is shown on")
     confidence: float = setting(0.95, "of intervals")
 
     def __post_init__(self) -> None:

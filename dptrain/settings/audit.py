@@ -24,6 +24,7 @@ class AuditConfig:
     false_discovery_rate: float = setting(0.05, "share of wrong verdicts that is accepted")
     exposed_above: float = setting(0.6, "an AUC above which a patient counts as exposed")
     tolerance: float = setting(0.75, "an AUC below which a patient counts as not shown to be exposed")
+    unit_column: str | None = setting(None, "a column of data.columns.groups: audit persons or families by it")
     small_cell: int = setting(SMALL_CELL, "groups below this size are suppressed")
     confirm: int = setting(3, "patients that `game=release` confirms at most")
     confirm_models: int = setting(32, "fresh models with and as many without each of them")
@@ -39,6 +40,11 @@ class AuditConfig:
         one_of("audit.attack", self.attack, ATTACK_NAMES)
         one_of("audit.game", self.game, GAMES)
         one_of("audit.trainer", self.trainer, TRAINERS)
+        if self.unit_column is not None and self.game != "population":
+            raise ConfigError(
+                f"audit.unit_column={self.unit_column} goes with audit.game=population only.",
+                remedy="Leave audit.game out.",
+            )
         at_least("audit.models", self.models, 2)
         at_least("audit.small_cell", self.small_cell, 1)
         at_least("audit.confirm", self.confirm, 0)

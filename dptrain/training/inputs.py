@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +89,8 @@ def load_inputs(
 
     The frozen part sees `batch` rows every time, the last ones made up with zeros: kernels may choose another
     order of sums for another number of rows, and a patient's features must not tell, in their last bits, how many
-    other records there are. A record that cannot be read any more is NaN: its patient counts as zero.
+    other records there are. A record that cannot be read any more, or on which the frozen part fails, is NaN:
+    its patient counts as zero.
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
@@ -100,13 +102,31 @@ def load_inputs(
             if frozen is not None:
                 rows = len(part)
                 filled = torch.cat([part, part.new_zeros(batch - rows, *part.shape[1:])]) if rows < batch else part
-                part = frozen(filled.to(device)).float().cpu()[:rows]
+                part = _features(frozen, filled, device)[:rows]
             images.append(part)
             labels.append(truth)
             bar.advance(len(part))
     if not images:
         return torch.zeros(0), torch.zeros(0)
     return torch.cat(images).clone(), torch.cat(labels).clone()
+
+
+def _features(frozen: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """What the frozen part makes of a batch; where it fails, each record among zeros, NaN where that fails too."""
+    try:
+        together: Tensor = frozen(images.to(device)).float().cpu()
+        return together
+    except Exception:
+        nothing = frozen(torch.zeros_like(images).to(device)).float().cpu()[0]  # fails where no record can work
+    each = []
+    for image in images:
+        alone = torch.zeros_like(images)
+        alone[0] = image
+        features = torch.full_like(nothing, torch.nan)
+        with suppress(Exception):
+            features = frozen(alone.to(device)).float().cpu()[0]
+        each.append(features)
+    return torch.stack(each)
 
 
 def prepare(

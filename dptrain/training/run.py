@@ -342,7 +342,7 @@ class Training:
         """One noisy histogram over the calibration patients."""
         config = self.settings.data
         record, patient = scoring.of_split(self.cohort, Split.CALIBRATION, self.grant.excluded)
-        logits, label = scoring.outputs_of(self.cohort, record, self.grant, self.network, self.device, fixed=True)
+        logits, label = scoring.outputs_of(self.cohort, record, self.grant, self.network, self.device, alone=True)
         if len(record) == 0:
             shape = (0,) if task_spec(config.task).one_logit else (0, len(config.classes))
             logits, label = torch.zeros(shape), torch.zeros(shape)

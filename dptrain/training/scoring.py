@@ -32,24 +32,30 @@ def outputs_of(
     network: Network,
     device: torch.device,
     *,
-    fixed: bool = False,
+    alone: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Outputs of the whole network for these records and their labels, on the CPU, in float32.
 
-    fixed: the network sees as many rows every time, the last ones made up with zeros, so that no bit of a record's
-    output tells how many others there are.
+    alone: each record has a pass of its own, so that no output follows from other records (what runs in evaluation is
+    not what was proved of training), and the output is NaN where that pass fails.
     """
-    inputs, label = load_inputs(cohort, record, leave, network.frozen, device)
+    rows = 1 if alone else 64
+    inputs, label = load_inputs(cohort, record, leave, network.frozen, device, batch=rows)
     model = network.trainable.to(device).eval()
-    parts = []
+    parts: list[Tensor | None] = []
     with torch.inference_mode():
-        for start in range(0, len(inputs), 64):
-            part = inputs[start : start + 64]
-            rows = len(part)
-            if fixed:
-                part = torch.cat([part, part.new_zeros(64 - rows, *part.shape[1:])])
-            parts.append(model(part.to(device)).float().cpu()[:rows])
-    return (torch.cat(parts) if parts else torch.zeros(0)), label
+        for start in range(0, len(inputs), rows):
+            try:
+                parts.append(model(inputs[start : start + rows].to(device)).float().cpu())
+            except Exception:
+                if not alone:
+                    raise
+                parts.append(None)
+    if not parts:
+        return torch.zeros(0), label
+    usual = (1, task_spec(cohort.config.task).outputs(len(cohort.config.classes)))
+    shape = next((part.shape for part in parts if part is not None), usual)
+    return torch.cat([torch.full(shape, torch.nan) if part is None else part for part in parts]), label
 
 
 def of_split(cohort: Cohort, split: str, excluded: frozenset[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

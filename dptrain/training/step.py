@@ -275,6 +275,7 @@ class PrivateStep:
             names=self.parameter_names,
             usual=self.shape.of_record if self.shape is not None else None,
         )
+        self._gradients.remembers = self.together
         self._private = PatientOptimizer(
             self._update.optimizer,
             noise_multiplier=plan.noise_multiplier,
@@ -366,13 +367,16 @@ class PrivateStep:
         return [self._alone(one, shape) for one in one_by_one(batch)]
 
     def _alone(self, one: PatientBatch, shape: ChunkShape | None) -> tuple[ClippedSum, Tensor]:
-        """One patient's clipped gradient; zero where it fails."""
+        """One patient's clipped gradient; zero where it fails. The network's tensors stay what they were."""
+        before = [] if self.together else _tensors(self.model)
         try:
             return self._clipped(one, shape)
         except Exception:
             if not self.isolates:
                 raise
             self._gradients.forget()
+        finally:
+            _put_back(before)
         nothing = self._gradients.nothing(1)
         nothing.failed = 1
         return nothing, torch.zeros(0)
@@ -422,6 +426,26 @@ class PrivateStep:
             average = dict(zip(self.names, self._update.average, strict=True))
             self.model.load_state_dict({**self.model.state_dict(), **average})
         return self.model.eval()
+
+
+Held = list[tuple[nn.Module, str, Tensor, Tensor]]
+
+
+def _tensors(model: nn.Module) -> Held:
+    """The modules' parameters and buffers by name, with a copy of each value."""
+    return [
+        (module, name, tensor, tensor.detach().clone())
+        for module in model.modules()
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    ]
+
+
+def _put_back(before: Held) -> None:
+    """Undo what a pass wrote into parameters and buffers: no noise hides it, and the next patient would see it."""
+    with torch.no_grad():
+        for module, name, tensor, value in before:
+            setattr(module, name, tensor)
+            tensor.copy_(value)
 
 
 def one_by_one(batch: PatientBatch) -> list[PatientBatch]:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dptrain import accounting
+from dptrain.accounting.noise import _round_up
 from dptrain.errors import ConfigError
 from tests.accounting.exact import gaussian_epsilon, run
 
@@ -84,3 +85,12 @@ def test_impossible_values_are_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             accounting.calibrate_noise(**{**good, **bad})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("noise", "rounded"),
+    [(0.912341, 0.91235), (1, 1), (1.00001, 1.0001), (12.345001, 12.346), (99999.5, 1e5), (0.012345001, 0.012346)],
+)
+def test_noise_is_rounded_upwards_to_five_digits(noise: float, rounded: float) -> None:
+    assert _round_up(noise) == pytest.approx(rounded, rel=1e-12)
+    assert _round_up(noise) >= noise

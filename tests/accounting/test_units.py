@@ -74,3 +74,22 @@ def test_impossible_charges_are_refused() -> None:
     with pytest.raises(ConfigError):
         accounting.budget_units(math.nan, 1e-5, 2.0)
     assert accounting.to_units(math.inf) == accounting.to_units(1e300) == INFINITE_UNITS
+
+
+def test_units_at_their_borders() -> None:
+    """A whole unit is itself, the least bit more is one more; shown again, never less and by at most one float."""
+    unit = 2.0**-UNIT_BITS
+    assert accounting.to_units(0.0) == accounting.from_units(0) == 0
+    assert accounting.to_units(unit) == 1
+    assert accounting.to_units(math.nextafter(unit, 1)) == accounting.to_units(math.nextafter(2 * unit, 0)) == 2
+    assert accounting.to_units(5e-324) == 1
+    assert accounting.from_units(1) == unit
+    odd = (1 << 53) + 1  # no float is that many units
+    assert accounting.from_units(odd) == math.nextafter((1 << 53) * unit, math.inf)
+    assert math.isfinite(accounting.from_units(INFINITE_UNITS - 1))
+
+
+@pytest.mark.parametrize("order", [1.5, 3.5, 64.0])
+def test_a_budget_is_rounded_down_by_less_than_a_unit(order: float) -> None:
+    exact = Fraction(accounting.rdp_budget(3.0, 1e-5, order)) * 2**UNIT_BITS
+    assert exact - 1 < accounting.budget_units(3.0, 1e-5, order) <= exact

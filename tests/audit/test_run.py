@@ -88,6 +88,23 @@ def test_audit_of_a_run(make_site: Callable[..., Site], capsys: pytest.CaptureFi
     assert "masks_sha256" not in public
 
 
+def test_an_audit_by_unit_draws_its_coins_for_units(make_site: Callable[..., Site]) -> None:
+    site = make_site(8.0)
+    folder = trained(site)
+    words = ["audit.models=24", "audit.canaries=0", "audit.processes=1", "audit.new_scan=0"]
+    with pytest.raises(ConfigError, match="town is none of the columns") as caught:
+        audit_run(folder.path, [*words, "audit.unit_column=town"], say=quiet)
+    assert "sex" in str(caught.value.remedy)
+    audit = audit_run(folder.path, [*words, "audit.unit_column=sex"], say=quiet).audit
+    assert (audit.unit, audit.patients) == ("sex", 2)
+    assert audit.auc is not None
+    assert audit.auc.ceiling == 1.0  # the promise is to one patient, not to half of the cohort
+    with np.load(folder.audit / "scores.npz") as kept:
+        assert len(np.unique(kept["member"], axis=1).T) <= 2  # all of a unit share their coins
+    with pytest.raises(ConfigError, match="population"):
+        AuditConfig(unit_column="sex", game="release")
+
+
 def test_an_interrupted_audit_goes_on(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
     site = make_site(8.0)
     folder = trained(site, "audit.stack=8")
@@ -456,8 +473,9 @@ def test_rmia_knows_that_a_segmentation_score_is_a_log_probability(monkeypatch: 
     member = rng.random((16, 30)) < 0.5
     owner = np.repeat(np.arange(30), 2)
     scores = -np.exp(rng.normal(size=(16, 60)) - member[:, owner])  # negative losses
-    right = attacks.rmia(scores, member[:, owner], scores, log_probability=True).reshape(16, 30, 2).mean(axis=2)  # type: ignore[arg-type]
-    wrong = attacks.rmia(scores, member[:, owner], scores).reshape(16, 30, 2).mean(axis=2)  # type: ignore[arg-type]
+    right = attacks.rmia(scores, member[:, owner], scores, log_probability=True, owner=owner)  # type: ignore[arg-type]
+    wrong = attacks.rmia(scores, member[:, owner], scores, owner=owner)  # type: ignore[arg-type]
+    right, wrong = (evidence.reshape(16, 30, 2).mean(axis=2) for evidence in (right, wrong))
     assert np.abs(right - wrong).max() > 0.01
     options = {"attack": "rmia", "task": "segmentation"}
     np.testing.assert_allclose(patients.pooled_evidence(scores, member, scores, owner, **options), right)  # type: ignore[arg-type]
@@ -465,7 +483,7 @@ def test_rmia_knows_that_a_segmentation_score_is_a_log_probability(monkeypatch: 
 
     asked: list[bool] = []
 
-    def spy(*args: Any, log_probability: bool = False) -> Any:
+    def spy(*args: Any, log_probability: bool = False, **rest: Any) -> Any:
         assert args[0].shape[1] == 30  # records that were trained on, or those that were not; never both
         asked.append(log_probability)
         return attacks.rmia(*args, log_probability=log_probability)

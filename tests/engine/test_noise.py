@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +19,7 @@ from scipy import special, stats
 from torch import nn
 
 from dptrain.engine import NoiseSource, PatientGradients, PatientOptimizer
-from dptrain.engine.noise import quantiles
+from dptrain.engine.noise import _rekey_in_child, quantiles
 from dptrain.errors import ConfigError
 from dptrain.randomness import new_bits
 
@@ -196,3 +198,47 @@ def test_closed_or_misused_sources_refuse() -> None:
         source.normal(3)
     with pytest.raises(ConfigError, match="cryptographic or fast"):
         NoiseSource("pcg")
+
+
+def test_numbers_are_drawn_ahead_only_where_that_is_asked_for() -> None:
+    for ahead in (True, False):
+        with NoiseSource(ahead=ahead) as source:
+            source.normal(40_000)
+            assert (source._drawn is not None) == ahead
+            source.normal(3)
+            assert source._drawn is None  # another size: what was drawn is forgotten, and so few are not drawn ahead
+
+
+def test_what_is_being_drawn_is_not_drawn_again() -> None:
+    with NoiseSource() as source:
+        source.prepare(40_000)
+        first = source._drawn
+        source.prepare(40_000)
+        assert source._drawn is first
+        source.prepare(50_000)
+        assert source._drawn is not None
+        assert source._drawn[0] == 50_000
+
+
+def test_a_closed_source_draws_nothing_and_stays_closed_in_a_child() -> None:
+    closed = NoiseSource()
+    closed.close()
+    closed.prepare(40_000)
+    assert closed._drawn is None
+    assert closed._thread is None
+    _rekey_in_child()
+    with pytest.raises(ConfigError, match="closed"):
+        closed.normal(3)
+
+
+def test_all_numbers_are_drawn_in_one_thread() -> None:
+    """Two would share one generator, and could use the same bits."""
+
+    def name() -> int:
+        time.sleep(0.01)
+        return threading.get_ident()
+
+    with NoiseSource() as source:
+        source.prepare(3)
+        assert source._thread is not None
+        assert len({work.result() for work in [source._thread.submit(name) for _ in range(4)]}) == 1

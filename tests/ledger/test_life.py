@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
 from benchmarks._ledger_site import COHORT, Site, approve, epsilon_for, make_site, people, small_plan
 from dptrain import accounting
 from dptrain.errors import EXIT_REFUSED_BY_LEDGER, ConfigError, DataUnreadable, LedgerRefused
-from dptrain.ledger import Ledger, PublicDeclaration, WeightsSource, charged, default_lease, fingerprint
+from dptrain.ledger import Ledger, PublicDeclaration, WeightsSource, charged, default_lease, fingerprint, gate
 from dptrain.ledger.facts import ReleaseTerms
 from dptrain.plan import Mechanism
 from tests.ledger.conftest import Home
@@ -629,3 +630,19 @@ def test_the_whole_budget_can_be_spent_by_one_calibrated_run(place: str, home: H
 
 def test_epsilon_for_is_what_it_says(home: Home, tmp_path: object) -> None:
     assert epsilon_for(small_plan(), 3.5) > epsilon_for(small_plan(), 1.5)
+
+
+def test_each_run_is_judged_once(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the ledger takes twice as long for twice the runs, not four times."""
+    site = make_site(str(tmp_path / "ledger.sqlite"), home.keys, home.controller, runs=60.0)
+    looked: list[int] = []
+    counts = gate.counts
+    monkeypatch.setattr(gate, "counts", lambda *arguments: looked.append(1) or counts(*arguments))
+    work = []
+    for number in range(40):
+        train(site, f"run {number}")
+        if number in (19, 39):
+            looked.clear()
+            assert site.ledger.verify() == []
+            work.append(len(looked))
+    assert 0 < work[1] <= 2.2 * work[0]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks._ledger_site import COHORT, Site, epsilon_for, make_site, people, record, small_plan
-from dptrain.errors import ConfigError, LedgerRefused
-from dptrain.ledger import Grant, Keys, Ledger, fingerprint
+from dptrain.errors import ConfigError, DataUnreadable, LedgerRefused
+from dptrain.ledger import Grant, Keys, Ledger, fingerprint, members
 from tests.ledger.conftest import Home
 
 FACTS: dict[str, Any] = {"unit": "patient", "issuer": "clinic", "public_size": 20, "owner": "Cardiology"}
@@ -238,6 +238,27 @@ def test_the_same_pixels_under_another_id_are_one_person(site: Site) -> None:
     with site.ledger.admit("other", purpose="evaluate", run="x", fingerprint=other) as grant:
         assert grant.excluded == {alias}  # who withdraws, withdraws under every id
     assert site.ledger.verify() == []
+
+
+def test_records_under_two_patients_are_counted_each_once() -> None:
+    one, two, three = (bytes([number]) * 32 for number in (1, 2, 3))
+    a, b, c = (bytes([number]) * 32 for number in (7, 8, 9))
+    members.check({one: [a, a, b], two: [c]})  # copies of a patient's own are none of another
+    for patients, said in (
+        ({one: [a, b], two: [a]}, "^1 record has the same pixels"),
+        ({one: [a, b], two: [a, b]}, "^2 records have the same pixels"),
+        ({one: [a], two: [a], three: [a]}, "^2 records have the same pixels"),
+    ):
+        with pytest.raises(DataUnreadable, match=said):
+            members.check(patients)
+
+
+@pytest.mark.parametrize(
+    "patients", [{b"k" * 31: []}, {"k" * 32: []}, {b"k" * 32: [b"r" * 33]}, {b"k" * 32: ["r" * 32]}]
+)
+def test_keys_and_hashes_of_another_kind_are_refused(patients: Any) -> None:
+    with pytest.raises(ConfigError, match="has 32 bytes"):
+        members.check(patients)
 
 
 def test_a_person_twice_in_one_cohort_is_left_out_and_units_merge(site: Site) -> None:

@@ -27,8 +27,10 @@ from benchmarks._ledger_site import PASSPHRASE, epsilon_for, record, small_plan
 from dptrain import accounting
 from dptrain.accounting.units import budget_units, from_units, to_units
 from dptrain.errors import DataUnreadable, LedgerRefused
-from dptrain.ledger import Grant, Keys, Ledger, fingerprint
+from dptrain.ledger import Grant, Keys, Ledger, fingerprint, gate
 from dptrain.ledger.charges import charge_of
+from dptrain.ledger.state import Budget, State
+from dptrain.plan import Plan
 
 PLANS = [small_plan(), small_plan(noise_multiplier=12.0), small_plan(steps=3), small_plan(noise_multiplier=5.0)]
 # a, b and d share patients; b is declared to overlap with c; d begins without a budget
@@ -521,6 +523,14 @@ class LedgerMachine(RuleBasedStateMachine):
                 run.cohort == name for run in self.runs.values()
             )
 
+    @invariant()
+    def running_sums_are_sums(self) -> None:
+        """What is kept from entry to entry is what all runs make, and so is what a snapshot gives."""
+        with self.ledger.view() as (_, state):
+            for each in (state, State.parse(state.dump())):
+                for budget in each.budgets.values():
+                    check_sums(each, budget)
+
     def teardown(self) -> None:
         """The chain verifies, each grant anew."""
         try:
@@ -528,6 +538,26 @@ class LedgerMachine(RuleBasedStateMachine):
         finally:
             self.ledger.close()
             shutil.rmtree(self.folder)
+
+
+def check_sums(state: State, budget: Budget) -> None:
+    """A budget's sums against those over all runs, and a class's without its newest run."""
+    runs = [run for run in state.runs.values() if gate.counts(state, run.budget, budget)]
+    order, lineage = budget.order_index, gate.lineage(state, budget.cohort)
+    assert gate.spent(state, budget) == sum(run.units(order) for run in runs if run.cohort in lineage)
+    paid = [Plan.from_dict(run.plan).mechanisms for run in state.runs.values() if run.budget == budget.id]
+    declared, taken = (
+        Counter((m.sample_rate, m.noise_multiplier, m.steps) for m in some)
+        for some in (budget.mechanisms, sum(paid, ()))
+    )
+    assert gate.unused(state, budget) == declared - taken
+    assert gate.overdrawn(state, budget) == bool(taken - declared)
+    for klass in state.classes:
+        drawn = [run for run in runs if gate.took_part(state.history(klass), run)]
+        spent = [run.units(order) for run in drawn]
+        assert gate.class_spent(state, [klass], budget) == sum(spent)
+        if drawn:
+            assert gate.class_spent(state, [klass], budget, besides=drawn[-1]) == sum(spent[:-1])
 
 
 HOME: dict[str, Any] = {}

@@ -422,6 +422,23 @@ def test_networks_that_look_at_extreme_neighbours_are_refused(network):
     assert "beside patients whose pixels are" in refused(tried(network(), shape=(1, 8, 8)))[0].why
 
 
+class KeepsTheLarge(Flattened):
+    """One patient at a time it would run, and hand one patient's pixels on to the next."""
+
+    kept = 0.0
+
+    def forward(self, x):
+        y = self.inner(x) + self.kept
+        if x.max() > 300:
+            self.kept = float(x[torch.isfinite(x)].mean())
+        return y
+
+
+def test_what_a_network_keeps_of_an_extreme_batch_is_found_in_the_next():
+    torch.manual_seed(0)
+    assert refused(tried(KeepsTheLarge(), shape=(1, 8, 8)))
+
+
 @pytest.mark.parametrize("network", [EightBit, Limited, Guarded, WithNothingOfTheMean])
 def test_what_no_trial_finds_is_not_proved_either(network):
     torch.manual_seed(0)

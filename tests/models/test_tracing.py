@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +56,12 @@ def written(net: Net, x: Tensor) -> Tensor:
     return out
 
 
+def unfolded_without_gradients(net: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        folded = x.T.reshape(-1) * 2
+    return x + folded.view(x.shape[0], 8)
+
+
 MIXING: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "a branch on values": by_value,
     "a branch on all values": guarded,
@@ -91,6 +99,12 @@ MIXING: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "einsum": lambda net, x: torch.einsum("ni,mi->ni", x, x),
     "as weights": lambda net, x: F.linear(x, x[:8].T @ x[:8]),
     "counted": lambda net, x: x + torch.arange(len(x))[:, None],
+    "folded where no gradients are taken": unfolded_without_gradients,
+    "shared random numbers": lambda net, x: x * torch.rand(1),
+    "shared random places": lambda net, x: x[:, torch.randperm(8)],
+    "random numbers of Python": lambda net, x: x * random.random(),
+    "random numbers of NumPy": lambda net, x: x * float(np.random.normal()),  # noqa: NPY002
+    "dropout of a weight": lambda net, x: x + F.dropout(net.scale, 0.5, training=True),
     "a difference of neighbours": lambda net, x: x - F.pad(x, (0, 0, 1, 0))[:-1],
 }
 
@@ -111,6 +125,8 @@ KEPT_APART: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "products": lambda net, x: torch.einsum("ni,ij->nj", x, net.table.T @ net.table) + x @ torch.eye(8),
     "made for each": lambda net, x: x + torch.zeros(x.shape[0], 8) + torch.rand(x.shape[0], 1),
     "places": lambda net, x: x[:, [3, 2, 1, 0, 7, 6, 5, 4]].roll(1, 1).flip(1),
+    "a weight that is dropped out with chance 0": lambda net, x: x + F.dropout(net.scale, 0.0, training=True),
+    "a weight that would be dropped out in training": lambda net, x: x + F.dropout(net.scale, 0.5, training=False),
     "dropped out": lambda net, x: F.dropout(x, 0.3, training=True),
     "convolved": lambda net, x: F.conv1d(x.unsqueeze(1), net.scale[:3].view(1, 1, 3), padding=1).squeeze(1),
 }
@@ -219,3 +235,13 @@ def test_the_shape_of_a_chunk_is_public() -> None:
     assert enough_rows(64, 1, 40, 4) == 40
     assert filled(torch.ones(2, 3), 4).tolist() == [[1] * 3, [1] * 3, [0] * 3, [0] * 3]
     assert filled(torch.ones(2), 2, -1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_chunks_are_copies_of_one_layout(rows: int) -> None:
+    """Full ones too: a network that writes into its input must not change what is run again where a chunk fails."""
+    image = torch.rand(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    chunk = filled(image, rows)
+    assert chunk.is_contiguous()
+    assert torch.equal(chunk[:4], image)
+    assert chunk.untyped_storage().data_ptr() != image.untyped_storage().data_ptr()

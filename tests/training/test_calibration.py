@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from dptrain.training import calibration as cal
+from dptrain.training import scoring
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
@@ -117,3 +123,34 @@ def test_coverage_counts_each_patient_once() -> None:
     found = conformal_report(logits, np.ones(18, dtype=np.int64), patient, "binary", sets)
     assert found.coverage == pytest.approx(0.9)
     assert found.set_size == pytest.approx(1.0)
+
+
+class Guarded(nn.Module):
+    """Looks at all records of a pass, in evaluation alone, and fails on one value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x == 7).any()):
+            raise ValueError("a pixel is 7.0")
+        fine = self.training or bool(torch.isfinite(x).all())
+        return x[:, :1] if fine else torch.zeros_like(x[:, :1])
+
+
+@pytest.mark.parametrize("value", [np.nan, 7.0])
+def test_one_patient_changes_no_other_patients_output(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    inputs, label = torch.rand(5, 3), torch.ones(5)
+    config = SimpleNamespace(task="binary", classes=["no", "yes"])
+    cohort: Any = SimpleNamespace(config=config)
+    network: Any = SimpleNamespace(frozen=None, trainable=Guarded())
+
+    def outputs() -> Tensor:
+        given = (inputs.clone(), label)
+        monkeypatch.setattr(scoring, "load_inputs", lambda *_, **__: given)
+        none: Any = None
+        return scoring.outputs_of(cohort, np.arange(5), none, network, torch.device("cpu"), alone=True)[0]
+
+    expected = outputs()
+    inputs[2, 0] = value
+    found = outputs()
+    others = [0, 1, 3, 4]
+    assert torch.equal(found[others], expected[others])
+    assert cal.true_bins(found.double().numpy(), label.numpy(), "binary").shape == (5, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from dptrain import data
 from dptrain.models.check import check
 from dptrain.plan import Plan
+from dptrain.training import inputs
 from dptrain.training.inputs import load_inputs
 
 from .conftest import PUBLIC_SIZE, Site
@@ -68,3 +70,26 @@ def test_the_check_says_that_linked_ids_are_one_unit(make_site: Callable[..., Si
     found = [f for f in check(site.settings("data.same_pixels=merge")) if f.what == "unit of privacy"]
     assert [f.status for f in found] == ["changed"]
     assert "directly or through others" in found[0].why
+
+
+class Touchy(nn.Module):
+    """Fails on one pixel's value."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x == 7).any()):
+            raise ValueError("a pixel is 7.0")
+        return x.flatten(1) * 2
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_record_that_the_frozen_part_fails_on_is_nan_and_the_others_are_as_ever(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    images, label = torch.rand(6, 1, 3, 3), torch.ones(6)
+    images[2, 0, 0, 0] = 7.0
+    monkeypatch.setattr(inputs.data, "load_available", lambda _, some, __: (images[some], label[some]))
+    none: Any = None
+    found, _ = load_inputs(none, np.arange(6), none, Touchy(), torch.device("cpu"), batch=batch)
+    others = [0, 1, 3, 4, 5]
+    assert bool(found[2].isnan().all())
+    assert torch.equal(found[others], images[others].flatten(1) * 2)

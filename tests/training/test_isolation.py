@@ -119,3 +119,47 @@ def test_a_forward_pass_that_failed_leaves_nothing_to_the_next() -> None:
     for one, other in zip(first.tensors, again.tensors, strict=True):
         assert torch.equal(one, other)
     assert not any("weight" in module.__dict__ for module in model.modules())
+
+
+class Branching(nn.Module):
+    """Not proved to keep records apart: takes another way, or keeps something, where a pixel is large."""
+
+    def __init__(self, large: str) -> None:
+        super().__init__()
+        self.line, self.last, self.large = nn.Linear(6, 6), nn.Linear(6, 1), large
+        self.scale = nn.Parameter(torch.ones(6))
+        self.without_rule = [self.scale]
+        self.register_buffer("seen", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.line(x) + self.seen
+        if bool((x > 5).any()):
+            if self.large == "another way":
+                return self.last(hidden * self.without_rule[0])
+            with torch.no_grad():
+                if self.large == "in place":
+                    self.seen.add_(x.mean(0))
+                elif self.large == "another tensor":
+                    self.seen = x.mean(0)
+                else:
+                    self.line.weight.mul_(2)
+        return self.last(hidden)
+
+
+@pytest.mark.parametrize("large", ["another way", "in place", "another tensor", "weights"])
+def test_what_one_patient_does_to_network_or_engine_reaches_no_other(
+    large: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    torch.manual_seed(0)
+    model = Branching(large)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    image, label = torch.randn(4, 6), torch.tensor([0, 1, 1, 0])
+    image[1:, 2] = 7.0
+    each = [total(model, by_label, Draw(image[[i]], label[[i]]), together=False) for i in range(4)]
+    all_four = total(model, by_label, Draw(image, label), together=False)
+    assert all_four.failed == sum(one.failed for one in each)
+    for n, found in enumerate(all_four.tensors):
+        assert torch.allclose(found, sum(one.tensors[n] for one in each), atol=1e-6)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not recwarn.list  # a warning would tell of a patient

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from dptrain import accounting, cli
+from dptrain.commands.acts.train import Trial, _print_trials
 from dptrain.errors import ConfigError
 from dptrain.plan import Mechanism
 from dptrain.settings.overrides import trials
@@ -66,3 +67,16 @@ def test_a_very_long_plan_says_that_it_is_at_work(
     monkeypatch.setattr(planning, "LONG", 20)
     assert cli.main(words) == 0
     assert "composing the losses of 20 steps" in capsys.readouterr().err
+
+
+def test_the_trials_of_a_sweep_are_told_apart_at_eighty_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = [f"privacy.target_epsilon={epsilon} optimizer.lr=0.5 recipe=chest_xray_pneumonia" for epsilon in (1, 2)]
+    _print_trials([Trial(words=text, code=3, message="refused: " + "a long reason " * 9) for text in words], {})
+    shown = capsys.readouterr().out
+    for text in ("privacy.target_epsilon=1 ", "privacy.target_epsilon=2 "):
+        assert text in shown
+    assert "recipe=" not in shown
+    assert shown.count("reason") == 18

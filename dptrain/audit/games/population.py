@@ -16,6 +16,7 @@ from dptrain.audit.reference import Material
 from dptrain.audit.results import People
 from dptrain.audit.scores import Array
 from dptrain.audit.work import Work
+from dptrain.errors import ConfigError
 from dptrain.leave import Leave
 from dptrain.models.losses import loss_for_task
 from dptrain.models.network import Network, build_network, device_of
@@ -70,7 +71,7 @@ def gather(
         rules=network.rules,
         names=network.names(module),
     )
-    return material, _people(cohort, places, prepared.record[rows], owner[rows])
+    return material, _people(cohort, places, prepared.record[rows], owner[rows], config.unit_column)
 
 
 def keep_back(owner: np.ndarray, count: int, share: float) -> np.ndarray:
@@ -105,7 +106,9 @@ def _starts(settings: Settings, network: Network, module: nn.Module) -> Callable
     return reference.fresh_start(module, sorted(moved))
 
 
-def _people(cohort: Cohort, places: list[int], record: np.ndarray, owner: np.ndarray) -> People:
+def _people(
+    cohort: Cohort, places: list[int], record: np.ndarray, owner: np.ndarray, unit_column: str | None
+) -> People:
     """Pseudonyms, classes and groups by patient."""
     count = len(places)
     names = cohort.config.classes
@@ -129,7 +132,15 @@ def _people(cohort: Cohort, places: list[int], record: np.ndarray, owner: np.nda
         for name, values in cohort.groups.items()
         if not _many(np.asarray(values)[record[first]])
     }
-    return People([cohort.patients[p].key.hex()[:16] for p in places], label, columns)
+    unit = None
+    if unit_column is not None:
+        if unit_column not in cohort.groups:
+            raise ConfigError(
+                f"audit.unit_column={unit_column} is none of the columns that this cohort reports by.",
+                remedy=f"Allowed are those of data.columns.groups: {', '.join(cohort.groups) or 'none is set'}.",
+            )
+        unit = np.asarray(cohort.groups[unit_column])[record[first]].astype(str)
+    return People([cohort.patients[p].key.hex()[:16] for p in places], label, columns, unit)
 
 
 def _many(values: np.ndarray) -> bool:

@@ -121,6 +121,26 @@ def exposure(audit: Audit, unit: str) -> Iterator[str]:
         yield f"smallest AUC of one {unit} that 8 of 10 such audits see: trace {trace}, exposed {effect}"
 
 
+def mechanism(audit: Audit) -> Iterator[str]:
+    """What canaries and checks say of the promise."""
+    if (canary := audit.canary) is not None:
+        epsilon = None if audit.promised is None else audit.promised.epsilon
+        promise = "nothing was promised" if epsilon is None else f"{epsilon:.3g} is promised"
+        yield (
+            f"canaries: epsilon is at least {number(canary.epsilon_lower, '.2f')} ({canary.count} {canary.kind}, "
+            f"{canary.trainings} trainings, {canary.method}); {promise}"
+        )
+        if canary.provable is not None:
+            yield f"canaries: with every guess right they would have proved {canary.provable:.2f}"
+    if audit.checks:
+        failed = [row.name for row in audit.checks if row.failed]
+        smallest = min(row.p_value if row.p_value is not None else 1.0 for row in audit.checks)
+        yield (
+            f"mechanism on made-up patients (any epsilon): {len(audit.checks)} statistics, "
+            f"{'failed: ' + ', '.join(failed) if failed else 'all as promised'}; smallest p-value {smallest:.2g}"
+        )
+
+
 def lines(audit: Audit) -> Iterator[str]:
     """The findings, a line each."""
     unit = audit.unit or "patient"
@@ -150,24 +170,14 @@ def lines(audit: Audit) -> Iterator[str]:
         )
     if audit.new_scan is not None:
         yield f"recognised by a new record: AUC {estimate(audit.new_scan)}"
+    if (links := audit.suspected_links) is not None and links.pairs:
+        yield (
+            f"suspected links: {links.patients} {unit}s in {links.pairs} pairs may be one person under two ids, and "
+            "then look safer than the person is (linked_to in patients.csv; audit.unit_column audits persons)"
+        )
     if audit.confirmed is not None:
         yield f"confirmed on fresh models: {audit.confirmed.confirmed} of {audit.confirmed.tested} tested"
-    if (canary := audit.canary) is not None:
-        epsilon = None if audit.promised is None else audit.promised.epsilon
-        promise = "nothing was promised" if epsilon is None else f"{epsilon:.3g} is promised"
-        yield (
-            f"canaries: epsilon is at least {number(canary.epsilon_lower, '.2f')} ({canary.count} {canary.kind}, "
-            f"{canary.trainings} trainings, {canary.method}); {promise}"
-        )
-        if canary.provable is not None:
-            yield f"canaries: with every guess right they would have proved {canary.provable:.2f}"
-    if audit.checks:
-        failed = [row.name for row in audit.checks if row.failed]
-        smallest = min(row.p_value if row.p_value is not None else 1.0 for row in audit.checks)
-        yield (
-            f"mechanism on made-up patients (any epsilon): {len(audit.checks)} statistics, "
-            f"{'failed: ' + ', '.join(failed) if failed else 'all as promised'}; smallest p-value {smallest:.2g}"
-        )
+    yield from mechanism(audit)
     for row in audit.withheld:
         if row.what.startswith("tpr_at_"):
             continue  # its extrapolation stands above

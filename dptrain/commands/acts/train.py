@@ -134,12 +134,13 @@ def _print_trials(trials: Sequence[Trial], charged: Mapping[str, Run]) -> None:
     """One line a trial: by which of its words it differs, what it promises, and how it ended."""
     table = Table(title="The trials of this sweep", title_justify="left")
     table.add_column("differs in", overflow="fold", ratio=3)  # what sets trials apart is never cut
-    for name in ("epsilon (PLD)", "spent after (gate)"):
+    for name in ("epsilon\n(PLD)", "spent after\n(gate)"):
         table.add_column(name, justify="right")
     table.add_column("ended", overflow="fold", ratio=2)
     common = set.intersection(*(set(trial.words.split()) for trial in trials))
     for trial in trials:
-        words = " ".join(word for word in trial.words.split() if word not in common) or trial.words
+        differing = [word for word in trial.words.split() if word not in common]
+        words = "\n".join(differing) or trial.words
         run = None if trial.run is None else charged.get(trial.run)
         numbers = ("", "")
         if run is not None and run.privacy is not None and run.gate is not None:

@@ -63,7 +63,7 @@ SIGN = Command(
 APPLY = Command(
     name="ledger apply",
     line="Write the entry that a signed request decides.",
-    run="dptrain.commands.acts.ledger.approvals:carry_out",
+    run="dptrain.commands.acts.ledger.approvals:apply",
     words={"file": FILE, **PLACES},
     flags=JSON,
     examples=("dptrain ledger apply file=budget.json",),
@@ -73,7 +73,7 @@ APPLY = Command(
 INVENTORY = Command(
     name="ledger keys",
     line="The keys that the ledger names: whose, since when, what they may sign.",
-    run="dptrain.commands.acts.ledger.approvals:inventory",
+    run="dptrain.commands.acts.ledger.approvals:keys",
     words=PLACES,
     flags=JSON,
     examples=("dptrain ledger keys --json",),

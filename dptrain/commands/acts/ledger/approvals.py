@@ -67,7 +67,7 @@ def sign(call: Call) -> int:
     return EXIT_DONE
 
 
-def carry_out(call: Call) -> int:
+def apply(call: Call) -> int:
     """Apply a signed request."""
     out = Output(as_json=call.as_json)
     ledger, _ = opened(call.words)
@@ -80,7 +80,7 @@ def carry_out(call: Call) -> int:
     return EXIT_DONE
 
 
-def inventory(call: Call) -> int:
+def keys(call: Call) -> int:
     """Every key that the ledger names, and the rules."""
     out = Output(as_json=call.as_json)
     ledger, _ = opened(call.words)
