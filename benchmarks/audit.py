@@ -447,7 +447,7 @@ def confirmation(
     found = train(data, make, epsilon, models)
     summary = found.summary
     if chosen != "exposed":
-        summary = dataclasses.replace(summary, exposed=np.ones(found.material.patients, dtype=bool))
+        summary = dataclasses.replace(summary, traced=np.ones(found.material.patients, dtype=bool))
     config = AuditConfig(models=models, confirm=CONFIRMED, confirm_models=32, stack=32)
     whole = dataclasses.replace(found.material, plan=found.plan)
     order = np.argsort(-np.nan_to_num(summary.area.auc), kind="stable")

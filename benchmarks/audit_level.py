@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from dptrain import accounting
 from dptrain.audit import bounds, residual
 from dptrain.audit.games.canaries import kinds_of
 from dptrain.audit.level import LARGEST, PARTS, level
+from dptrain.audit.reference import Material
 from dptrain.audit.statistics import clopper_pearson
 from tests.audit.made import make_material, make_plan
 
@@ -32,7 +32,7 @@ EPSILONS = (1.0, 8.0, 20.0)
 CANARIES, TRAININGS, DELTA = 200, 2, 1e-5
 
 
-def material(epsilon: float) -> Any:
+def material(epsilon: float) -> Material:
     """A head of 33 weights."""
     noise = accounting.calibrate_noise(epsilon, DELTA, 1 / 3, 12)
     plan = make_plan(public_size=60, expected_batch_size=20, steps=12, noise_multiplier=noise, max_grad_norm=1.0)
@@ -62,6 +62,12 @@ def canaries_speak(epsilon: float, mu: float, rng: np.random.Generator) -> bool:
     ).broken
 
 
+def measured(head: Material) -> residual.Residuals:
+    found = residual.measure(head)
+    assert found is not None  # the plan adds noise, and the network draws none
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--audits", type=int, default=2000)
@@ -77,13 +83,13 @@ def main() -> None:
     while done < asked.audits and time.monotonic() - begun < asked.seconds:
         epsilon = EPSILONS[done % len(EPSILONS)]
         head, mu = made[epsilon]
-        heard = {row.name for row in residual.detectors(residual.measure(head)) if row.p_value <= allowed}
+        heard = {row.name for row in residual.detectors(measured(head)) if row.p_value <= allowed}
         if canaries_speak(epsilon, mu, rng):
             heard.add("canaries")
         for name in heard:
             spoke[name] += 1
         if heard - {"canaries"}:
-            again = {row.name for row in residual.detectors(residual.measure(head)) if row.p_value <= allowed}
+            again = {row.name for row in residual.detectors(measured(head)) if row.p_value <= allowed}
             accused += bool(heard & again)
         if "canaries" in heard:
             accused += canaries_speak(epsilon, mu, rng)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.forgery [--folder DIR]`: every field of every file of a finished run, forged.
+"""`python -m benchmarks.forgery [--folder DIR] [--workers N]`: every field of every file of a finished run, forged.
 
 A small run is trained, evaluated, audited, reported and released on made-up images. Then each field of each of its
 files is changed, one at a time, by a forger who also mends every hash that lies beside it in the folder: in run.json
@@ -17,8 +17,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from benchmarks._finished_run import DECISION, Site, released, trained
 from benchmarks._results import RESULTS, command_of, write
 from dptrain.errors import DptrainError
 from dptrain.files import file_sha256
-from dptrain.ledger import Ledger
+from dptrain.ledger import Ledger, open_ledger
 from dptrain.records import RunFolder
 from dptrain.records.bound import metadata_sha256
 from dptrain.report import facts as facts_module
@@ -242,36 +244,31 @@ def tried(site: Site, name: str, forgery: Forgery, notices: Callable[[RunFolder,
             file.write_bytes(content)
 
 
-def row_of(name: str, before: Site, after: Site) -> dict[str, Any]:
-    """A file's row: how many fields were forged, what was noticed, what was not."""
+def tally(name: str, before: Site, after: Site, part: int = 0, parts: int = 1) -> dict[str, Any]:
+    """Every `parts`-th forgery of a file from the `part`-th on: how many were tried and noticed, and which not."""
     path = after.run.path / name
-    earlier = before.run.place_of(name).relative_to(before.run.path).as_posix()
-    rests = (before.run.path / earlier).exists() and "report" not in path.relative_to(after.run.path).parts
-    unnoticed, counts, fields = [], {"verify": 0, "release": 0}, 0
-    for forgery in forgeries(path):
+    earlier = before.run.place_of(name)
+    rests = earlier.exists() and "report" not in path.relative_to(after.run.path).parts
+    row: dict[str, Any] = {"file": name, "fields": 0, "verify": 0, "release_fields": None, "release": None}
+    unnoticed = []
+    for forgery in [*forgeries(path)][part::parts]:
         if forgery.field.startswith("made_with.") and forgery.field != "made_with.dptrain":
             continue
-        fields += 1
         with faces_made_anew(path.suffix in FACES or path.name == "registry.yaml" or forgery.field == "lang"):
             seen = tried(after, name, forgery, noticed_by_verify)
-        counts["verify"] += seen
-        if not seen:
-            unnoticed.append(f"verify: {forgery.field}")
-    rested = [*forgeries(before.run.path / earlier)] if rests else []
-    rested = [one for one in rested if (path.name, one.field) != ("metadata.json", "privacy")]  # a release writes it
-    for forgery in rested:
-        seen = tried(before, earlier, forgery, noticed_by_release)
-        counts["release"] += seen
-        if not seen:
-            unnoticed.append(f"release: {forgery.field}")
-    return {
-        "file": name,
-        "fields": fields,
-        "verify": counts["verify"],
-        "release_fields": len(rested) if rests else None,
-        "release": counts["release"] if rests else None,
-        "unnoticed": ", ".join(unnoticed),
-    }
+        row["fields"] += 1
+        row["verify"] += seen
+        unnoticed += [] if seen else [f"verify: {forgery.field}"]
+    if rests:
+        row.update(release_fields=0, release=0)
+        for forgery in [*forgeries(earlier)][part::parts]:
+            if (path.name, forgery.field) == ("metadata.json", "privacy"):  # a release writes it
+                continue
+            seen = tried(before, earlier.relative_to(before.run.path).as_posix(), forgery, noticed_by_release)
+            row["release_fields"] += 1
+            row["release"] += seen
+            unnoticed += [] if seen else [f"release: {forgery.field}"]
+    return {**row, "unnoticed": ", ".join(unnoticed)}
 
 
 @contextmanager
@@ -290,9 +287,10 @@ def main() -> None:
     """Make the run, forge it, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the table is written")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that forge side by side")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        rows = measured(Path(temporary))
+        rows = measured(Path(temporary), words.workers)
     write(
         "forgery",
         rows,
@@ -302,30 +300,67 @@ def main() -> None:
         notes=NOTES,
         folder=words.folder,
     )
-    print(f"{sum(row['verify'] for row in rows)} of {sum(row['fields'] for row in rows)} noticed by report verify")
+    total = rows[-1]
+    print(
+        f"report verify noticed {total['verify']} of {total['fields']}, release {total['release']} of "
+        f"{total['release_fields']}"
+    )
 
 
-def measured(folder: Path) -> list[dict[str, Any]]:
+def measured(folder: Path, workers: int) -> list[dict[str, Any]]:
     """The rows, of a run made in `folder`."""
-    (folder / "site").mkdir()
-    after = trained(folder / "site")
-    shutil.copytree(after.folder, folder / "before")
-    keys = type(after.keys).load(folder / "before" / "keys")
-    ledger = Ledger.open(folder / "before" / "ledger.sqlite", keys)
-    before = Site(folder / "before", keys, ledger, RunFolder(folder / "before" / "run"))
+    (folder / "original").mkdir()
+    after = trained(_made(folder / "original" / "after"))
+    shutil.copytree(after.folder, folder / "original" / "before")
     released(after)
+    before, after = _sites(folder / "original")
     assert not noticed_by_verify(after.run, after.ledger)
     assert not noticed_by_release(before.run, before.ledger)
-    rows = [row_of(path.relative_to(after.run.path).as_posix(), before, after) for path in files_of(after.run)]
-    return [*rows, _sum(rows)]
+    names = [path.relative_to(after.run.path).as_posix() for path in files_of(after.run)]
+    tasks = [(name, part) for name in names for part in range(PARTS)]
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (folder / "original", folder)) as pool:
+        counts = [*pool.map(_task, tasks)]
+    rows = [_joined(name, [count for count in counts if count["file"] == name]) for name in names]
+    return [*rows, {**_joined("all", rows), "unnoticed": ""}]
 
 
-def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "file": "all",
-        **{name: sum(row[name] or 0 for row in rows) for name in ("fields", "verify", "release_fields", "release")},
-        "unnoticed": "",
-    }
+PARTS = 8  # of a file's forgeries, for several processes
+SITES: list[Site] = []  # of this process: before and after the release
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _sites(folder: Path) -> tuple[Site, Site]:
+    sites = []
+    for name in ("before", "after"):
+        place = folder / name
+        ledger, keys = open_ledger(str(place / "ledger.sqlite"), str(place / "keys"), None)
+        sites.append(Site(place, keys, ledger, RunFolder(place / "run")))
+    return sites[0], sites[1]
+
+
+def _begin(original: Path, folder: Path) -> None:
+    """A worker forges a copy of its own."""
+    own = folder / f"worker-{os.getpid()}"
+    shutil.copytree(original, own)
+    SITES[:] = _sites(own)
+
+
+def _task(task: tuple[str, int]) -> dict[str, Any]:
+    name, part = task
+    return tally(name, SITES[0], SITES[1], part, PARTS)
+
+
+def _joined(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of rows; None where none has a number."""
+    row: dict[str, Any] = {"file": name}
+    for key in ("fields", "verify", "release_fields", "release"):
+        numbers = [one[key] for one in rows if one[key] is not None]
+        row[key] = sum(numbers) if numbers else None
+    return {**row, "unnoticed": ", ".join(filter(None, (one["unnoticed"] for one in rows)))}
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def _manifest(rng: random.Random, first: int) -> list[list[str]]:
 
 def _text(rng: random.Random, rows: list[list[str]]) -> bytes:
     out = io.StringIO(newline="")
-    quoting = csv.QUOTE_ALL if rng.random() < 0.5 else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if rng.random() < 0.5 else csv.QUOTE_MINIMAL
     writer = csv.writer(out, delimiter=rng.choice(",,,;\t|"), quoting=quoting)
     writer.writerow(HEADER if rng.random() > 0.02 else rows[0])
     writer.writerows(rows)

@@ -24,7 +24,7 @@ def test_a_table_names_the_origin_of_its_rows(path):
     assert path.with_suffix(".md").read_text().splitlines()[2] == origin(head)
 
 
-@pytest.mark.parametrize("name", ["coverage", "step_time", "ledger", "ledger_faults"])
+@pytest.mark.parametrize("name", ["coverage", "step_time", "ledger", "ledger_faults", "forgery"])
 def test_a_table_shows_every_row(name):
     rows = rows_of(name)
     written = (RESULTS / f"{name}.md").read_text()
@@ -39,6 +39,17 @@ def test_every_row_names_the_commit_that_it_was_measured_at(name):
         assert row["commit"]
         assert row["date"]
         assert bool(row.get("peak_bytes")) == bool(row.get("peak_commit"))
+
+
+def test_every_forgery_that_was_tried_was_noticed():
+    rows = rows_of("forgery")
+    assert {"run.json", "restricted/audit/audit.json", "restricted/metrics.json", "report/facts.json"} <= {
+        row["file"] for row in rows
+    }
+    for row in rows:
+        assert row["fields"] > 1
+        assert row["verify"] == row["fields"], row["unnoticed"]
+        assert row["release"] == row["release_fields"], row["unnoticed"]
 
 
 def test_a_forgery_changes_one_field_and_none_is_left_out(tmp_path):

@@ -81,7 +81,7 @@ def reused_seed(patch: pytest.MonkeyPatch) -> None:
 def realised_normaliser(patch: pytest.MonkeyPatch) -> None:
     """The noisy sum is divided by the patients drawn."""
 
-    class Realised(step.PatientOptimizer):  # type: ignore[name-defined,misc]
+    class Realised(step.PatientOptimizer):  # type: ignore[name-defined]
         drawn = 0
 
         def accumulate(self, chunk: ClippedSum | None = None) -> None:
@@ -100,8 +100,9 @@ def realised_normaliser(patch: pytest.MonkeyPatch) -> None:
 def noise_by_chunk(patch: pytest.MonkeyPatch) -> None:
     """Noise is added once for each physical chunk."""
 
-    class Repeated(step.PatientOptimizer):  # type: ignore[name-defined,misc]
+    class Repeated(step.PatientOptimizer):  # type: ignore[name-defined]
         chunks = 0
+        noise_multiplier: float
 
         def accumulate(self, chunk: ClippedSum | None = None) -> None:
             super().accumulate(chunk)

@@ -16,11 +16,13 @@ from PIL import Image
 from dptrain import cli
 from dptrain.audit import rounds
 from dptrain.audit.games import lineup, message
+from dptrain.audit.games import pictures as drawn_pictures
 from dptrain.audit.reconstruction import attack_run, attack_settings
 from dptrain.errors import EXIT_GUARANTEE_BROKEN, EXIT_REFUSED_BY_LEDGER, ConfigError, LedgerRefused
 from dptrain.records import Attack, RunFolder
 from dptrain.training import inputs
 from dptrain.training.run import train
+from dptrain.training.step import PrivateStep
 from tests.audit.test_lineup import less_noise
 from tests.training.conftest import PASSPHRASE, Site, make_site
 
@@ -112,13 +114,13 @@ def test_pictures_of_a_public_cohort_are_in_one_file_and_nowhere_else(
     """Sentinels: no file of the run holds a patient's pixels as numbers, and only the figure is a picture."""
     site = make_site(None, public=True)
     drawn: list[int] = []
-    keep = rounds.pictures.draw
+    keep = drawn_pictures.draw
 
     def note(path: Path, rows: Any, columns: Any, text: str) -> None:
         drawn.append(len(columns))
         keep(path, rows, columns, text)
 
-    monkeypatch.setattr(rounds.pictures, "draw", note)
+    monkeypatch.setattr(drawn_pictures, "draw", note)
     result = attacked(site, "attack.pictures=public", "privacy.target_epsilon=8", "attack.game=[message,weights]")
     assert drawn[0] >= 6
     everything = files(site.folder / "attack")
@@ -145,7 +147,7 @@ def test_numbers_alone_draw_no_picture(make_site: Callable[..., Site], monkeypat
     def none(*_: Any) -> None:
         raise AssertionError("a picture was drawn")
 
-    monkeypatch.setattr(rounds.pictures, "_picture", none)
+    monkeypatch.setattr(drawn_pictures, "_picture", none)
     attacked(site, "attack.game=[message]")
 
 
@@ -169,7 +171,8 @@ def test_who_withdrew_is_never_a_target(make_site: Callable[..., Site], monkeypa
 
 def test_an_interrupted_attack_goes_on(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
     site = make_site(8.0)
-    honest, played = lineup.play, []
+    honest = lineup.play
+    played: list[int] = []
 
     def breaks(*arguments: Any, **named: Any) -> Any:
         if len(played) == 3:
@@ -253,13 +256,13 @@ def test_what_is_wrong_is_refused(make_site: Callable[..., Site], word: str) -> 
 def test_the_message_seam_is_the_run_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise and clip come from PrivateStep, not from the game."""
     called: list[str] = []
-    honest = message.PrivateStep.noisy_mean
+    honest = PrivateStep.noisy_mean
 
     def note(self: Any, total: Any) -> Any:
         called.append("noisy_mean")
         return honest(self, total)
 
-    monkeypatch.setattr(message.PrivateStep, "noisy_mean", note)
+    monkeypatch.setattr(PrivateStep, "noisy_mean", note)
     line = torch.rand(4, 16, 16).numpy()
     from tests.audit.test_message import PLAN
 

@@ -133,7 +133,7 @@ def no_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
         def claims(*arguments: Any) -> Any:
             return dataclasses.replace(honest(*arguments), max_grad_norm=max_grad_norm)
 
-        gradients.clipped_sum = claims
+        gradients.clipped_sum = claims  # type: ignore[assignment]
         return gradients
 
     monkeypatch.setattr(step, "PatientGradients", broken)

@@ -15,6 +15,7 @@ from dptrain.audit.games import message
 from dptrain.audit.games.likeness import correlations, likeness, nearest_other, psnr, ssim
 from dptrain.audit.games.message import HONEST, IMPRINT, Prior
 from dptrain.audit.scores import Array
+from dptrain.plan import Plan
 from tests.audit.made import make_plan
 
 SIDE = 32
@@ -33,7 +34,7 @@ def made_up(count: int, seed: int = 0) -> Array:
 LINE, OTHERS = made_up(40), made_up(300, seed=1)
 
 
-def noisy(epsilon: float) -> message.Plan:
+def noisy(epsilon: float) -> Plan:
     noise = accounting.calibrate_noise(epsilon, PLAN.delta, PLAN.sample_rate, PLAN.steps)
     return dataclasses.replace(PLAN, noise_multiplier=noise)
 
@@ -86,7 +87,7 @@ def test_structural_similarity_is_that_of_another_library() -> None:
     metric = SSIMMetric(spatial_dims=2, data_range=1.0, kernel_type="gaussian", win_size=11, kernel_sigma=1.5)
     for one, two in ((0, 1), (2, 2), (3, 8)):
         want = metric(torch.from_numpy(LINE[one])[None, None], torch.from_numpy(LINE[two])[None, None])
-        assert ssim(LINE[one], LINE[two]) == pytest.approx(float(want), abs=2e-3)
+        assert ssim(LINE[one], LINE[two]) == pytest.approx(float(torch.as_tensor(want)), abs=2e-3)
     assert ssim(LINE[0], LINE[0]) == pytest.approx(1)
     assert psnr(LINE[0], LINE[0] + 0.1) == pytest.approx(20, abs=1e-3)
 

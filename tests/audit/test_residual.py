@@ -88,7 +88,7 @@ def test_one_layer_without_noise_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
     """A small tensor hardly moves the sum of all squares; it has a test of its own."""
     from dptrain.training import step
 
-    class Forgetful(step.PatientOptimizer):  # type: ignore[name-defined,misc]
+    class Forgetful(step.PatientOptimizer):  # type: ignore[name-defined]
         def add_noise(self) -> None:
             clean = self.params[-1].summed_grad.clone()
             super().add_noise()

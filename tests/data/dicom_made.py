@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
-SC = "1.2.840.10008.5.1.4.1.1.7"
+SC = UID("1.2.840.10008.5.1.4.1.1.7")
 
 
 def write_dicom(path: Path, pixels: np.ndarray | None, *, bits: int | None = None, **tags: Any) -> None:
@@ -49,6 +49,7 @@ def series(folder: Path, patient: str, positions: Any, values: Any, **tags: Any)
     uid = tags.pop("SeriesInstanceUID", generate_uid())
     study = tags.pop("StudyInstanceUID", generate_uid())
     for number, (position, value) in enumerate(zip(positions, values)):
+        place: dict[str, Any] = {} if position is None else {"ImagePositionPatient": list(position)}
         name = f"IM{(number * 7 + 3) % 11:02d}.dcm"
         write_dicom(
             folder / name,
@@ -56,7 +57,7 @@ def series(folder: Path, patient: str, positions: Any, values: Any, **tags: Any)
             PatientID=patient,
             SeriesInstanceUID=uid,
             StudyInstanceUID=study,
-            **({} if position is None else {"ImagePositionPatient": list(position)}),
+            **place,
             **tags,
         )
     return str(uid)

@@ -132,7 +132,7 @@ def _(folder: Path) -> Any:
     volume = nibabel.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
     volume.header.set_slope_inter(0.5, -10)
     nibabel.save(volume, folder / "a.nii.gz")
-    return np.asarray(nibabel.load(folder / "a.nii.gz").dataobj)[None]
+    return np.asarray(nibabel.Nifti1Image.from_filename(folder / "a.nii.gz").dataobj)[None]
 
 
 @case("NIfTI", "a fourth axis", HONOURED)

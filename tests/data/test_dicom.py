@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def config_of(folder: Path, on: str = "SeriesInstanceUID", **changes: Any) -> Da
     )
 
 
-def labels(folder: Path, names: list[str], on: str = "SeriesInstanceUID") -> None:
+def labels(folder: Path, names: Sequence[str], on: str = "SeriesInstanceUID") -> None:
     lines = [f"{on},label", *(f"{name},{i % 2}" for i, name in enumerate(names))]
     (folder / "labels.csv").write_text("\n".join(lines))
 

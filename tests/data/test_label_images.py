@@ -166,12 +166,11 @@ def test_masks_of_0_and_255_and_of_0_1_4_by_name(tmp_path: Path) -> None:
     config = made.changed(plain, {"label_values": {"255": "lesion"}})
     assert set(load_tensors(scan(config, FakeKeys()), [0], FakeGrant())[1].unique().tolist()) == {0, 1}
     brats = np.where(structures() == 2, 4, structures()).astype(np.uint8)
-    for number, changes in enumerate(
-        (
-            {"label_values": {"1": "a", "4": "b"}},
-            {"transforms": [node("MapLabelValued", ["label"], orig_labels=[0, 1, 4], target_labels=[0, 1, 2])]},
-        )
-    ):
+    both: tuple[dict[str, Any], ...] = (
+        {"label_values": {"1": "a", "4": "b"}},
+        {"transforms": [node("MapLabelValued", ["label"], orig_labels=[0, 1, 4], target_labels=[0, 1, 2])]},
+    )
+    for number, changes in enumerate(both):
         config = volumes(tmp_path / f"b{number}", brats, **changes)
         label = load_tensors(scan(config, FakeKeys()), [0], FakeGrant())[1][0, 0].numpy()
         assert np.array_equal(label, structures())
@@ -210,7 +209,7 @@ def test_labels_of_a_dataset_in_python_are_looked_at_too(label: Any) -> None:
         {"image": np.full((1, *SHAPE), float(i), np.float32), "label": structures()[None], "patient_id": f"p{i}"}
         for i in range(2)
     ]
-    options = {"keys": FakeKeys(), "issuer": "clinic", "task": "segmentation", "classes": ["a", "b"]}
+    options: dict[str, Any] = {"keys": FakeKeys(), "issuer": "clinic", "task": "segmentation", "classes": ["a", "b"]}
     if label is None:
         del items[1]["label"]
     else:

@@ -79,7 +79,9 @@ def test_hostile_text_in_json_and_headers(tmp_path: Path, text: str) -> None:
     check(said_of(config))
     (tmp_path / "dicom").mkdir()
     plain = text.encode("ascii", "ignore").decode().replace("\0", "")[:60]
-    tags = {"PatientID": plain, "ViewPosition": plain[:16], "AccessionNumber": plain[:16], "IssuerOfPatientID": plain}
+    short = plain[:16]
+    tags: dict[str, Any] = {"PatientID": plain, "ViewPosition": short, "AccessionNumber": short}
+    tags["IssuerOfPatientID"] = plain
     write_dicom(tmp_path / "dicom" / "a.dcm", np.zeros((4, 4), np.uint16), **tags)
     check(said_of(config_of(tmp_path / "dicom", format="dicom", **{"columns.groups": ["view"]})))
 

@@ -109,9 +109,10 @@ def test_arguments_that_are_left_from_another_network_are_named_with_the_words_t
 def test_checkpoints_of_wrapped_networks_start_a_run(tmp_path: Any) -> None:
     from dptrain.models import ModelStore
 
-    network = nn.Sequential(nn.Linear(3, 2))
+    line = nn.Linear(3, 2)
+    network = nn.Sequential(line)
     for prefix in ("module.", "_module.", "_orig_mod."):
         torch.save({f"{prefix}{name}": value + 1 for name, value in network.state_dict().items()}, tmp_path / "w.pt")
-        other = nn.Sequential(nn.Linear(3, 2))
-        ModelStore(tmp_path / "w.pt").start(other)
-        assert torch.equal(other[0].weight, network[0].weight + 1)
+        other = nn.Linear(3, 2)
+        ModelStore(tmp_path / "w.pt").start(nn.Sequential(other))
+        assert torch.equal(other.weight, line.weight + 1)

@@ -22,6 +22,8 @@ from dptrain.models.ways import gradient_code, last_digits, proof
 class Net(nn.Module):
     """Layers around one function of the features [N, 8]."""
 
+    table: Tensor
+
     def __init__(self, inner: Callable[[Net, Tensor], Tensor]) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(12, 8), nn.Linear(8, 1)
@@ -54,6 +56,10 @@ def written(net: Net, x: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     out[:-1] = x[1:]
     return out
+
+
+def own_attention(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
 
 
 def unfolded_without_gradients(net: Net, x: Tensor) -> Tensor:
@@ -114,7 +120,7 @@ KEPT_APART: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "own sums": lambda net, x: x - x.mean(1, keepdim=True) + x.softmax(1) * x.amax(1, keepdim=True),
     "norms": lambda net, x: F.layer_norm(F.normalize(x, dim=1), (8,)) + F.group_norm(x, 2),
     "folded and back": lambda net, x: x.view(-1, 2, 4).flatten(0, 1).tanh().view(x.shape[0], 8),
-    "own attention": lambda net, x: F.scaled_dot_product_attention(*[x.view(-1, 1, 4, 2)] * 3).flatten(1),
+    "own attention": lambda net, x: own_attention(x.view(-1, 1, 4, 2)).flatten(1),
     "turned and back": lambda net, x: x.view(-1, 2, 4).permute(2, 1, 0).tanh().permute(2, 1, 0).flatten(1),
     "folded behind places and back": lambda net, x: (
         x.view(-1, 4, 2).transpose(0, 1).reshape(-1, 2).tanh().view(4, x.shape[0], 2).transpose(0, 1).reshape(-1, 8)

@@ -18,6 +18,7 @@ from dptrain.report import facts as facts_module
 from dptrain.report.build import build
 from dptrain.report.faces import render
 from dptrain.report.release import standing
+from dptrain.report.shapes import Facts
 from tests.report.made import make_run, run_facts
 
 RELEASED = {
@@ -49,11 +50,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def faces(run: Path) -> Callable[[str, str], tuple[dict[str, Any], dict[str, bytes]]]:
+def faces(run: Path) -> Callable[[str, str], tuple[Facts, dict[str, bytes]]]:
     """(edition, lang) -> (facts, faces), each made once."""
-    made: dict[tuple[str, str], tuple[dict[str, Any], dict[str, bytes]]] = {}
+    made: dict[tuple[str, str], tuple[Facts, dict[str, bytes]]] = {}
 
-    def get(edition: str, lang: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    def get(edition: str, lang: str) -> tuple[Facts, dict[str, bytes]]:
         if (edition, lang) not in made:
             facts = facts_module.read(run, made=MADE)
             facts = facts_module.public(facts) if edition == "public" else facts

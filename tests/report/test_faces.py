@@ -244,6 +244,8 @@ def test_the_figure_holds_promise_proof_and_measurement_on_one_curve(edited):
     )
     for folder, name in ((private, "tradeoff_measured"), (nothing, "tradeoff_open")):
         facts = read_facts(folder)
+        assert facts.audit is not None
+        assert facts.audit.canary is not None
         bound = facts.audit.canary.epsilon_lower
         for lang in ("en", "de"):
             t = Language(lang)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -48,7 +50,7 @@ def test_no_bin_tells_of_fewer_than_ten_patients() -> None:
     label = (rng.random(210) < score).astype(int)
     found = ev.evaluate_classification(score, label, patient, {}, task="binary", classes=["a", "b"])
     rows = found.reliability
-    assert sum(row.count for row in rows) == 210
+    assert sum(cast("int", row.count) for row in rows) == 210
     assert rows[0].low == 0.0
     assert rows[-1].high == 1.0
     for row in rows:
@@ -142,7 +144,7 @@ def test_segmentation_scores_structures_by_patient() -> None:
 def test_of_fewer_than_ten_patients_nothing_is_said(patients: int) -> None:
     random = np.random.default_rng(0)
     patient = np.repeat(np.arange(patients), 8)
-    label = np.arange(len(patient)) % 2
+    label = np.arange(len(patient), dtype=np.float64) % 2
     score = random.uniform(size=len(patient))
     of_class = ev.evaluate_classification(score, label, patient, {}, task="binary", classes=["no", "yes"])
     of_mask = ev.evaluate_segmentation(random.uniform(size=(len(patient), 1)), patient, {}, classes=["liver"])

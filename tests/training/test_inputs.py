@@ -13,7 +13,6 @@ from torch import nn
 from dptrain import data
 from dptrain.models.check import check
 from dptrain.plan import Plan
-from dptrain.training import inputs
 from dptrain.training.inputs import load_inputs
 
 from .conftest import PUBLIC_SIZE, Site
@@ -87,7 +86,7 @@ def test_a_record_that_the_frozen_part_fails_on_is_nan_and_the_others_are_as_eve
 ) -> None:
     images, label = torch.rand(6, 1, 3, 3), torch.ones(6)
     images[2, 0, 0, 0] = 7.0
-    monkeypatch.setattr(inputs.data, "load_available", lambda _, some, __: (images[some], label[some]))
+    monkeypatch.setattr(data, "load_available", lambda _, some, __: (images[some], label[some]))
     none: Any = None
     found, _ = load_inputs(none, np.arange(6), none, Touchy(), torch.device("cpu"), batch=batch)
     others = [0, 1, 3, 4, 5]

@@ -124,6 +124,8 @@ def test_a_forward_pass_that_failed_leaves_nothing_to_the_next() -> None:
 class Branching(nn.Module):
     """Not proved to keep records apart: takes another way, or keeps something, where a pixel is large."""
 
+    seen: Tensor
+
     def __init__(self, large: str) -> None:
         super().__init__()
         self.line, self.last, self.large = nn.Linear(6, 6), nn.Linear(6, 1), large
@@ -159,7 +161,7 @@ def test_what_one_patient_does_to_network_or_engine_reaches_no_other(
     all_four = total(model, by_label, Draw(image, label), together=False)
     assert all_four.failed == sum(one.failed for one in each)
     for n, found in enumerate(all_four.tensors):
-        assert torch.allclose(found, sum(one.tensors[n] for one in each), atol=1e-6)
+        assert torch.allclose(found, sum((one.tensors[n] for one in each), torch.zeros(())), atol=1e-6)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not recwarn.list  # a warning would tell of a patient

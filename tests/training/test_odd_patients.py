@@ -42,7 +42,7 @@ def spoil(site: Site, split: str, how: Callable[[Sample], Sample], monkeypatch: 
             sample = RIGHT(source, i)  # type: ignore[arg-type]
             return how(sample) if i in victim.records else sample
 
-        source.item = item  # type: ignore[method-assign]
+        source.item = item
         return cohort
 
     monkeypatch.setattr(data, "scan", scan)

@@ -13,7 +13,7 @@ from dptrain import models
 from dptrain.accounting import calibrate_noise
 from dptrain.engine.residual import FALSE_ALARM, judge
 from dptrain.plan import Plan
-from dptrain.training.step import PrivateStep, StepSum
+from dptrain.training.step import Draw, PrivateStep, StepSum
 from dptrain.training.trial import residual_of
 
 EPSILONS = [1.0, 8.0, 20.0]
@@ -82,7 +82,7 @@ class Realised(PrivateStep):
 class OnlySumByRealised(PrivateStep):
     """The sum alone divided by the number that was drawn: the noise has its size."""
 
-    def clipped_sum(self, batch) -> StepSum:  # type: ignore[no-untyped-def]
+    def clipped_sum(self, batch: Draw) -> StepSum:
         total = super().clipped_sum(batch)
         for value in total.tensors:
             value.mul_(self.plan.expected_batch_size / max(1, total.patients))
@@ -97,7 +97,7 @@ class Unclipped(PrivateStep):
         self._gradients.max_grad_norm = 3 * self.plan.max_grad_norm
         return step
 
-    def clipped_sum(self, batch) -> StepSum:  # type: ignore[no-untyped-def]
+    def clipped_sum(self, batch: Draw) -> StepSum:
         kept, self._private.max_grad_norm = self._private.max_grad_norm, self._gradients.max_grad_norm
         try:
             return super().clipped_sum(batch)
