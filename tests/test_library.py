@@ -45,9 +45,9 @@ def test_the_readme_s_library_example_runs(
 @pytest.mark.parametrize(
     ("model", "what"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), "one output a record"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), r"outputs of the network: \[2\] a record"),
         (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36), nn.Linear(36, 1)), "BatchNorm"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(35, 1)), "made-up data"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(35, 1)), "inputs of the network: it takes 35 channels or features"),
     ],
 )
 def test_a_model_that_does_not_fit_costs_nothing(tmp_path: Path, model: nn.Module, what: str) -> None:

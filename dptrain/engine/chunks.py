@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NOBODY = -1
 """Patient of the rows that only fill a chunk."""
@@ -54,6 +55,8 @@ def filled(values: Tensor, rows: int, with_: float = 0) -> Tensor:
     """
     missing = rows - len(values)
     if missing <= 0:
+        import torch  # the shape alone is asked for by floors that start without it
+
         return values.clone(memory_format=torch.contiguous_format)
     padded = values.new_full((rows, *values.shape[1:]), with_)
     padded[: len(values)] = values

@@ -114,11 +114,11 @@ def test_success_is_above_chance_and_below_the_bound() -> None:
     assert result.refutable
 
 
-def less_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+def less_noise(monkeypatch: pytest.MonkeyPatch, factor: float = 8.0) -> None:
     correct = step.PatientOptimizer  # type: ignore[attr-defined]
 
     def broken(optimizer: Any, *, noise_multiplier: float, **rest: Any) -> Any:
-        return correct(optimizer, noise_multiplier=noise_multiplier / 8, **rest)
+        return correct(optimizer, noise_multiplier=noise_multiplier / factor, **rest)
 
     monkeypatch.setattr(step, "PatientOptimizer", broken)
 

@@ -273,7 +273,7 @@ def test_only_networks_are_built(target):
 def test_what_is_no_network_is_refused():
     with pytest.raises(ConfigError, match="no network"):
         models.build(ModelConfig())
-    with pytest.raises(ConfigError, match="is no network"):
+    with pytest.raises(ConfigError, match="neither a class of networks"):
         models.build({"_target_": "dptrain.models.ModelStore", "file": __file__})
     net = models.build(
         {
