@@ -80,9 +80,12 @@ def test_under_noise_that_hides_everything_nothing_is_learned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["public_size=60", "privacy.expected_batch_size=20", "privacy.steps=20", "data.image_shape=[1,16,16]"]
-    words += [f"out={tmp_path}", "optimizer.lr=2", "privacy.noise_multiplier=300", "--json"]
-    assert cli.main(["rehearse", *words]) == 0
-    assert json.loads(capsys.readouterr().out)["curve"][-1][1] < 0.75
+    words += ["optimizer.lr=2", "privacy.noise_multiplier=300", "--json"]
+    reached = []
+    for trial in range(8):  # weights of noise alone rank by a random direction: one time in five above 0.75
+        assert cli.main(["rehearse", *words, f"out={tmp_path / str(trial)}"]) == 0
+        reached.append(json.loads(capsys.readouterr().out)["curve"][-1][1])
+    assert min(reached) < 0.75  # where something is learned, every one is far above
 
 
 def test_without_ledger_and_size_it_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
