@@ -16,12 +16,12 @@ from dptrain.audit import reference
 from dptrain.audit.games.population import choose_trainer, train_references
 from dptrain.audit.reference import Material, stack, together, train_in_processes, train_together, way_of
 from dptrain.audit.reference.stack import Draws
-from dptrain.engine import ClippedSum, noise
+from dptrain.engine import noise
 from dptrain.errors import ConfigError
 from dptrain.models.losses import loss_for_task
 from dptrain.models.nets import cnn1d, linear_head, mlp, small_cnn
 from dptrain.settings import AuditConfig, OptimizerConfig
-from dptrain.training import step as private_step
+from tests.audit.faults import realised_normaliser
 from tests.audit.made import make_material, make_plan
 
 
@@ -321,23 +321,6 @@ def one_noise_for_the_stack(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Draws, "noise", lambda draws, like, scale: correct(draws, like[:1], scale).expand_as(like))
 
 
-def engine_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
-    class Realised(private_step.PatientOptimizer):  # type: ignore[name-defined]
-        drawn = 0
-
-        def accumulate(self, chunk: ClippedSum | None = None) -> None:
-            super().accumulate(chunk)
-            self.drawn += 0 if chunk is None else chunk.patients
-
-        def add_noise(self) -> None:
-            super().add_noise()
-            for p in self.params:
-                p.grad *= self.expected_batch_size / max(1, self.drawn)
-            self.drawn = 0
-
-    patch.setattr(private_step, "PatientOptimizer", Realised)
-
-
 def stack_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
     correct = stack.noisy_mean
 
@@ -353,7 +336,7 @@ def stack_divides_by_those_drawn(patch: pytest.MonkeyPatch) -> None:
     [
         (one_seed_for_all_trainings, check_noise, "engine"),
         (one_noise_for_the_stack, check_noise, "together"),
-        (engine_divides_by_those_drawn, check_normaliser, "engine"),
+        (realised_normaliser, check_normaliser, "engine"),
         (stack_divides_by_those_drawn, check_normaliser, "together"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
